@@ -1,0 +1,1 @@
+"""A Kubernetes operator that serves language models as a contract."""
