@@ -1,0 +1,74 @@
+"""How fields are declared: one helper writes the unit and the default into each description.
+
+`kubectl explain` is where users read the API, so the unit and the default stand in the text itself and cannot
+drift from the schema. CEL rules live beside the fields they judge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+REQUIRED: Any = ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One CEL validation: `expression` over `self` (and `oldSelf`), and what a person is told when it fails."""
+
+    expression: str
+    message: str
+    field_path: str | None = None
+
+
+class ApiModel(BaseModel):
+    """Base of everything in the API: camelCase outside, snake_case inside, immutable once parsed."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore", allow_inf_nan=False
+    )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+
+def field(
+    default: Any,
+    description: str,
+    *,
+    unit: str | None = None,
+    default_text: str | None = None,
+    rules: tuple[Rule, ...] = (),
+    schema: dict[str, Any] | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field whose description ends in its unit and default.
+
+    `default` is REQUIRED, None (absent unless given, `default_text` says what then happens) or a value.
+    `bounds` are pydantic constraints (`ge`, `max_length`, ...); `schema` is merged into the field's OpenAPI schema.
+    """
+    parts = [description.rstrip(".") + "."]
+    if unit is not None:
+        parts.append(f"Unit: {unit}.")
+    parts.append("Required." if default is REQUIRED else f"Default: {default_text or _shown(default)}.")
+    extra: dict[str, Any] = dict(schema or {})
+    if rules:
+        extra["x-kubernetes-validations"] = [rule_schema(rule) for rule in rules]
+    return Field(default, description=" ".join(parts), json_schema_extra=extra or None, **bounds)
+
+
+def rule_schema(rule: Rule) -> dict[str, str]:
+    """The rule as it stands in a CRD."""
+    shown = {"rule": rule.expression, "message": rule.message}
+    return shown | {"fieldPath": rule.field_path} if rule.field_path else shown
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, BaseModel):
+        return "the defaults of its fields"
+    return "empty" if default in ((), {}, "") else str(default)

@@ -1,0 +1,150 @@
+"""TokenFleet: policy for the whole fleet. Cluster-scoped; `default` is the only name for now; absent means defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenservice.api.base import ApiModel, field
+from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
+
+_ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+_LABELS: dict[str, Any] = {"additionalProperties": {"type": "string", "maxLength": 63}}
+
+
+class PrometheusSource(ApiModel):
+    """Where metrics are read."""
+
+    address: str | None = field(
+        None,
+        "URL of the Prometheus HTTP API",
+        default_text="the chart's prometheus.address",
+        max_length=512,
+        pattern=r"^https?://",
+    )
+    utilization_query: str | None = field(
+        None,
+        "PromQL that gives the fleet's utilization as one number between 0 and 1",
+        unit="ratio",
+        default_text="the operator's own",
+        max_length=4096,
+    )
+    window_seconds: int = field(
+        30, "Window of rates; at least four scrapes are wise", unit="seconds", ge=5, le=3600
+    )
+    staleness_seconds: int = field(
+        30, "Age from which a metric counts as missing", unit="seconds", ge=5, le=3600
+    )
+
+
+class Consolidation(ApiModel):
+    """When replicas are removed and moved so that nodes become free."""
+
+    enabled: bool = field(True, "Repack replicas to empty nodes")
+    scale_down_window_seconds: int = field(
+        120,
+        "Demand is taken as its highest value in this window before replicas are removed",
+        unit="seconds",
+        ge=0,
+        le=86400,
+    )
+    cooldown_seconds: int = field(
+        300, "Rest of a node, sender or receiver, after a move", unit="seconds", ge=0, le=86400
+    )
+    max_concurrent_moves: int = field(1, "Replicas that move at once", unit="replicas", ge=0, le=1000)
+    payback_hours: float = field(
+        1.0, "A move must pay for its warm-up within this time", unit="hours", gt=0, le=1000
+    )
+
+
+class NeverTouch(ApiModel):
+    """What the operator leaves alone."""
+
+    namespaces: tuple[str, ...] = field(
+        (),
+        "Namespaces whose TokenServices are only observed",
+        max_length=256,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 63}},
+    )
+    node_labels: dict[str, str] = field(
+        {}, "Nodes with all of these labels are not planned for", max_length=16, schema=_LABELS
+    )
+
+
+class TokenFleetSpec(ApiModel):
+    """Policy of the fleet."""
+
+    accelerator_nodes: dict[str, str] = field(
+        {},
+        "Labels of the nodes that the fleet may use",
+        default_text="every node of an AcceleratorClass",
+        max_length=16,
+        schema=_LABELS,
+    )
+    target_utilization: float = field(
+        0.70,
+        "Share of the capacity at the objectives that demand should fill",
+        unit="ratio",
+        ge=0.05,
+        le=0.95,
+    )
+    prometheus: PrometheusSource = field(PrometheusSource(), "Where metrics are read")
+    budget_per_hour: float | None = field(
+        None,
+        "Highest spend on accelerators that engines hold",
+        unit="US dollars per hour",
+        default_text="no bound",
+        gt=0,
+        le=1e9,
+    )
+    consolidation: Consolidation = field(Consolidation(), "When nodes are emptied")
+    never_touch: NeverTouch = field(NeverTouch(), "What the operator leaves alone")
+
+
+class Waterfall(ApiModel):
+    """Where the rest of the accelerator time goes; the parts and the utilization add up to 1."""
+
+    headroom: float | None = field(None, "Capacity kept above demand", unit="ratio")
+    cold_start: float | None = field(None, "Replicas that load", unit="ratio")
+    draining: float | None = field(None, "Replicas that finish", unit="ratio")
+    fragmentation: float | None = field(
+        None, "Accelerators on used nodes that no replica holds", unit="ratio"
+    )
+    idle_nodes: float | None = field(None, "Accelerators of empty nodes", unit="ratio")
+    slo_misses: float | None = field(None, "Work that missed its objectives", unit="ratio")
+
+
+class TokenFleetStatus(ApiModel):
+    """The fleet now."""
+
+    observed_generation: int | None = field(
+        None, "Generation of the spec that the status speaks of", unit="generation"
+    )
+    conditions: tuple[Condition, ...] = field(
+        (),
+        "Ready, Reconciling, Stalled, MetricsAvailable",
+        default_text="Ready is Unknown",
+        max_length=16,
+        schema=CONDITIONS_SCHEMA | {"default": initial_conditions()},
+    )
+    utilization: float | None = field(None, "Utilization now, the lower end of the interval", unit="ratio")
+    utilization_1h: float | None = field(
+        None, "Mean utilization of the last hour", unit="ratio", alias="utilization1h"
+    )
+    utilization_24h: float | None = field(
+        None, "Mean utilization of the last day", unit="ratio", alias="utilization24h"
+    )
+    waterfall: Waterfall | None = field(None, "Where the rest goes")
+    accelerators: int | None = field(None, "Accelerators that exist", unit="accelerators")
+    accelerators_in_use: int | None = field(None, "Accelerators that pods hold", unit="accelerators")
+    accelerators_fragmented: int | None = field(
+        None, "Free accelerators on nodes in use", unit="accelerators"
+    )
+    cost_per_hour: float | None = field(
+        None, "Price of the accelerators that exist", unit="US dollars per hour"
+    )
+    cost_per_million_tokens: float | None = field(
+        None, "Cost of the output", unit="US dollars per million output tokens"
+    )
+    joules_per_token: float | None = field(
+        None, "Energy, estimated from watts of the classes", unit="joules per output token"
+    )

@@ -1,0 +1,556 @@
+"""TokenService: which tokens are owed. Namespaced, short name `tsvc`.
+
+Writing one gives no more than running its model: there is no pod template, no host access, no toleration.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from tokenservice.api.base import REQUIRED, ApiModel, Rule, field
+from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
+from tokenservice.api.quantity import QUANTITY, duration_seconds, percentile_fraction
+
+_URI = r"^(hf|oci|s3|pvc)://[A-Za-z0-9][A-Za-z0-9._/:@+-]*$"
+_ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
+
+
+def _uri_rule() -> Rule:
+    return Rule(
+        f"self.matches('{_URI}')",
+        "unknown source: write hf://ORGANISATION/MODEL, oci://IMAGE, s3://BUCKET/PATH or pvc://CLAIM/PATH",
+    )
+
+
+def _digest_rule() -> Rule:
+    return Rule(
+        "self.matches('^sha256:[0-9a-f]{64}$')",
+        "malformed digest: write sha256: and 64 lower-case hexadecimal digits",
+    )
+
+
+def _duration_rules(example: str) -> tuple[Rule, ...]:
+    return (
+        Rule(
+            r"self.matches('^[0-9]+(\\.[0-9]+)?(ms|s)$')",
+            f"give a positive number with the unit ms or s, for example {example}",
+        ),
+        Rule(
+            r"!self.matches('^0+(\\.0+)?(ms|s)$')",
+            f"zero cannot be met: give a positive target, for example {example}",
+        ),
+        Rule(
+            r"!self.matches('^0+\\.[0-9]+ms$')",
+            f"below a millisecond no engine answers: give a reachable target, for example {example}",
+        ),
+    )
+
+
+class EngineName(StrEnum):
+    VLLM = "vLLM"
+    SGLANG = "SGLang"
+    AUTO = "Auto"
+
+
+class Quantization(StrEnum):
+    """Weight format; `Model` serves the checkpoint as it is."""
+
+    MODEL = "Model"
+    FP8 = "FP8"
+    AWQ = "AWQ"
+    GPTQ = "GPTQ"
+    MXFP4 = "MXFP4"
+
+
+class KVCacheDtype(StrEnum):
+    AUTO = "Auto"
+    FP8 = "FP8"
+
+
+class SpeculativeMethod(StrEnum):
+    NGRAM = "NGram"
+    DRAFT_MODEL = "DraftModel"
+    EAGLE3 = "Eagle3"
+
+
+class Tier(StrEnum):
+    GUARANTEED = "Guaranteed"
+    ELASTIC = "Elastic"
+    SPOT = "Spot"
+
+
+class Mode(StrEnum):
+    OBSERVE = "Observe"
+    RECOMMEND = "Recommend"
+    ACT = "Act"
+
+
+class SecretReference(ApiModel):
+    """A key of a Secret in the same namespace; mounted into the engine, never read by the operator."""
+
+    name: str = field(REQUIRED, "Name of the Secret", min_length=1, max_length=253)
+    key: str = field("token", "Key in the Secret", min_length=1, max_length=253)
+
+
+class Architecture(ApiModel):
+    """Shape of a model that the operator does not know; enough for a roofline estimate."""
+
+    parameters: int = field(REQUIRED, "Weights of the model", unit="parameters", ge=1, le=10**14)
+    active_parameters: int | None = field(
+        None,
+        "Weights that one token touches, for mixtures of experts",
+        unit="parameters",
+        default_text="parameters",
+        ge=1,
+        le=10**14,
+    )
+    layers: int = field(REQUIRED, "Transformer layers", unit="layers", ge=1, le=10000)
+    heads: int = field(
+        REQUIRED, "Attention heads; tensorParallelSize divides them", unit="heads", ge=1, le=10000
+    )
+    kv_heads: int = field(REQUIRED, "Key-value heads", unit="heads", ge=1, le=10000)
+    head_dim: int = field(REQUIRED, "Width of a head", unit="elements", ge=1, le=100000)
+    dtype: str = field(
+        "bf16",
+        "Number format of the checkpoint",
+        max_length=16,
+        schema={"enum": ["bf16", "fp8", "int8", "int4", "mxfp4"]},
+    )
+
+
+class Adapter(ApiModel):
+    """A LoRA adapter served under a name of its own."""
+
+    name: str = field(REQUIRED, "Name that requests use", min_length=1, max_length=128, pattern=_NAME)
+    uri: str = field(REQUIRED, "Where the adapter is", max_length=512, rules=(_uri_rule(),))
+
+
+class ModelSource(ApiModel):
+    """The model and where it comes from."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.servedName) == has(oldSelf.servedName)"
+            " && (!has(self.servedName) || self.servedName == oldSelf.servedName)",
+            "servedName is immutable: clients and metrics use it; create another TokenService instead",
+        ),
+    )
+
+    uri: str = field(
+        REQUIRED,
+        "Where the model is: hf://ORGANISATION/MODEL, oci://IMAGE, s3://BUCKET/PATH or pvc://CLAIM/PATH"
+        " (mounted read-only)",
+        max_length=512,
+        rules=(_uri_rule(),),
+    )
+    revision: str | None = field(
+        None, "Branch, tag or commit of the source", default_text="the source's own", max_length=128
+    )
+    digest: str | None = field(
+        None,
+        "sha256 digest that the source must have",
+        default_text="not checked",
+        max_length=71,
+        rules=(_digest_rule(),),
+    )
+    served_name: str | None = field(
+        None,
+        "Model name that requests use; immutable, unique in the namespace, adapters included",
+        default_text="the name of the TokenService",
+        min_length=1,
+        max_length=128,
+        pattern=_NAME,
+    )
+    credentials: SecretReference | None = field(
+        None, "Secret with the source's token", default_text="anonymous access"
+    )
+    architecture: Architecture | None = field(
+        None, "Shape of the model, for models that have no CapacityProfile", default_text="looked up by uri"
+    )
+    adapters: tuple[Adapter, ...] = field(
+        (),
+        "LoRA adapters to serve beside the model",
+        max_length=64,
+        schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+
+
+class Speculative(ApiModel):
+    """Speculative decoding."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.method == 'NGram' || has(self.draftModel)",
+            "name the draftModel that this method needs",
+            ".draftModel",
+        ),
+    )
+
+    method: SpeculativeMethod = field(REQUIRED, "How drafts are made: NGram, DraftModel or Eagle3")
+    draft_model: str | None = field(None, "Source of the draft model", max_length=512, rules=(_uri_rule(),))
+    tokens: int = field(3, "Tokens drafted at a time", unit="tokens", ge=1, le=16)
+
+
+class EnvVar(ApiModel):
+    """One environment variable of the engine, from the allow-list of its engine."""
+
+    name: str = field(REQUIRED, "Name", min_length=1, max_length=128, pattern=r"^[A-Z_][A-Z0-9_]*$")
+    value: str = field(REQUIRED, "Value", max_length=1024)
+
+
+class Resources(ApiModel):
+    """What a replica needs beside accelerators; requests and limits are equal for memory."""
+
+    cpu: str | None = field(
+        None,
+        "CPU of a replica",
+        unit="cores, as a quantity",
+        default_text="4 per accelerator",
+        pattern=QUANTITY,
+        max_length=16,
+    )
+    memory: str | None = field(
+        None,
+        "Host memory of a replica",
+        unit="bytes, as a quantity",
+        default_text="16Gi and half the size of the weights",
+        pattern=QUANTITY,
+        max_length=16,
+    )
+    shared_memory: str | None = field(
+        None,
+        "Size of /dev/shm",
+        unit="bytes, as a quantity",
+        default_text="2Gi per accelerator",
+        pattern=QUANTITY,
+        max_length=16,
+    )
+    ephemeral_storage: str | None = field(
+        None,
+        "Local disk of a replica",
+        unit="bytes, as a quantity",
+        default_text="20Gi and 1.2 times the weights",
+        pattern=QUANTITY,
+        max_length=16,
+    )
+
+
+class Engine(ApiModel):
+    """How the model is run. Leave fields out unless you have measured better."""
+
+    name: EngineName = field(EngineName.AUTO, "vLLM, SGLang, or Auto for the cheaper one with a profile")
+    image: str | None = field(
+        None,
+        "Engine image, by digest and from the administrator's allow-list",
+        default_text="the chart's image for the engine",
+        max_length=512,
+        rules=(
+            Rule(
+                "self.matches('^[^@]+@sha256:[0-9a-f]{64}$')",
+                "pin the image by digest: IMAGE@sha256: and 64 lower-case hexadecimal digits",
+            ),
+        ),
+    )
+    tensor_parallel_size: int | None = field(
+        None,
+        "Accelerators of one replica",
+        unit="accelerators",
+        default_text="the cheapest that meets the objectives",
+        ge=1,
+        le=1024,
+    )
+    pipeline_parallel_size: int = field(1, "Pipeline stages of one replica", unit="stages", ge=1, le=64)
+    quantization: Quantization = field(
+        Quantization.MODEL, "Weight format; Model serves the checkpoint as it is"
+    )
+    kv_cache_dtype: KVCacheDtype = field(KVCacheDtype.AUTO, "Number format of the KV cache")
+    speculative: Speculative | None = field(None, "Speculative decoding", default_text="off")
+    prefix_caching: bool = field(True, "Reuse the KV cache of equal prompt prefixes")
+    max_model_len: int | None = field(
+        None,
+        "Longest prompt and answer together",
+        unit="tokens",
+        default_text="the model's own",
+        ge=16,
+        le=10**8,
+    )
+    max_num_seqs: int | None = field(
+        None, "Sequences that run at once", unit="sequences", default_text="the profile's", ge=1, le=65536
+    )
+    extra_args: tuple[str, ...] = field(
+        (),
+        "Further engine arguments, from the allow-list of the engine",
+        max_length=32,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 512}},
+    )
+    env: tuple[EnvVar, ...] = field(
+        (),
+        "Further environment variables, from the allow-list of the engine",
+        max_length=32,
+        schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    resources: Resources = field(Resources(), "CPU, memory and disk of a replica")
+
+
+class Latency(ApiModel):
+    """A percentile of a latency and its bound."""
+
+    percentile: str = field(
+        "p99",
+        "Percentile of requests that must meet the target",
+        max_length=4,
+        schema={"enum": ["p50", "p90", "p95", "p99"]},
+    )
+    target: str = field(
+        REQUIRED,
+        "Upper bound",
+        unit="duration with ms or s, for example 2s",
+        max_length=16,
+        rules=_duration_rules("500ms"),
+    )
+
+    @property
+    def seconds(self) -> float:
+        return duration_seconds(self.target)
+
+    @property
+    def fraction(self) -> float:
+        return percentile_fraction(self.percentile)
+
+
+class Volume(ApiModel):
+    """How many tokens are owed; output tokens."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.guaranteedTokensPerSecond) || !has(self.maxTokensPerSecond)"
+            " || self.guaranteedTokensPerSecond <= self.maxTokensPerSecond",
+            "guaranteedTokensPerSecond is above maxTokensPerSecond: lower it or raise the maximum",
+        ),
+    )
+
+    guaranteed_tokens_per_second: float | None = field(
+        None, "Output that capacity is always kept for", unit="output tokens per second", gt=0, le=1e9
+    )
+    max_tokens_per_second: float | None = field(
+        None,
+        "Output beyond which nothing is promised",
+        unit="output tokens per second",
+        default_text="no bound",
+        gt=0,
+        le=1e9,
+    )
+
+
+class Objectives(ApiModel):
+    """What is promised."""
+
+    time_to_first_token: Latency = field(
+        Latency(target="2s"), "Bound on the time to the first token", default_text="p99 within 2s"
+    )
+    time_per_output_token: Latency = field(
+        Latency(target="200ms"),
+        "Bound on the mean time between output tokens of a request",
+        default_text="p99 within 200ms",
+    )
+    volume: Volume | None = field(
+        None, "How many output tokens are owed", default_text="as many as capacity allows"
+    )
+    max_cost_per_million_tokens: float | None = field(
+        None,
+        "Highest acceptable cost of output",
+        unit="US dollars per million output tokens",
+        default_text="no bound",
+        gt=0,
+        le=1e6,
+    )
+
+
+class Scaling(ApiModel):
+    """Bounds of automatic scaling."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.minReplicas <= self.maxReplicas",
+            "minReplicas is above maxReplicas: lower it or raise maxReplicas",
+            ".minReplicas",
+        ),
+    )
+
+    min_replicas: int = field(1, "Fewest replicas", unit="replicas", ge=1, le=10000)
+    max_replicas: int = field(64, "Most replicas", unit="replicas", ge=1, le=10000)
+    target_utilization: float | None = field(
+        None,
+        "Share of the capacity at the objectives that demand should fill",
+        unit="ratio",
+        default_text="the TokenFleet's",
+        ge=0.05,
+        le=0.95,
+    )
+    standby_replicas: int = field(0, "Warm replicas beyond what demand needs", unit="replicas", ge=0, le=1000)
+    max_request_seconds: int = field(
+        300, "Longest request; the grace period of pods follows from it", unit="seconds", ge=1, le=86400
+    )
+    spot_drain_seconds: int = field(
+        10, "How long requests of tier Spot may still run when their pod goes", unit="seconds", ge=0, le=3600
+    )
+
+
+class Residency(ApiModel):
+    """Where data may be. A hard rule, not even an objective overrides it."""
+
+    regions: tuple[str, ...] = field(
+        REQUIRED,
+        "Allowed values of topology.kubernetes.io/region",
+        min_length=1,
+        max_length=32,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 63, "minLength": 1}},
+    )
+
+
+class Placement(ApiModel):
+    """Where replicas may run."""
+
+    accelerators: tuple[str, ...] = field(
+        (),
+        "AcceleratorClasses in order of preference",
+        default_text="the cheapest that fits",
+        max_length=16,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 63, "minLength": 1}},
+    )
+    regions: tuple[str, ...] = field(
+        (),
+        "Allowed regions",
+        default_text="any",
+        max_length=32,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 63, "minLength": 1}},
+    )
+    zones: tuple[str, ...] = field(
+        (),
+        "Allowed zones",
+        default_text="any",
+        max_length=32,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 63, "minLength": 1}},
+    )
+    residency: Residency | None = field(None, "Where data may be; a hard rule", default_text="anywhere")
+
+
+class TokenServiceSpec(ApiModel):
+    """The contract."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.tier != 'Guaranteed' || (has(self.objectives.volume)"
+            " && has(self.objectives.volume.guaranteedTokensPerSecond))",
+            "tier Guaranteed needs objectives.volume.guaranteedTokensPerSecond: say how many output tokens are guaranteed",
+            ".objectives",
+        ),
+    )
+
+    model: ModelSource = field(REQUIRED, "The model and where it comes from")
+    engine: Engine = field(Engine(), "How the model is run")
+    objectives: Objectives = field(Objectives(), "What is promised: latency, volume and price")
+    tier: Tier = field(Tier.ELASTIC, "What happens when capacity is short: Guaranteed, Elastic or Spot")
+    replicas: int | None = field(
+        None,
+        "A fixed count, for kubectl scale, HPA or KEDA",
+        unit="replicas",
+        default_text="automatic",
+        ge=0,
+        le=10000,
+    )
+    scaling: Scaling = field(Scaling(), "Bounds of automatic scaling")
+    placement: Placement = field(Placement(), "Where replicas may run")
+    mode: Mode = field(Mode.ACT, "Observe reports, Recommend also decides, Act carries decisions out")
+    paused: bool = field(False, "Leave everything of this service as it is")
+
+
+class VariantStatus(ApiModel):
+    """Replicas of one variant."""
+
+    name: str = field(REQUIRED, "Accelerator, engine, TP and precision in one word", max_length=128)
+    accelerator: str = field(REQUIRED, "AcceleratorClass", max_length=63)
+    engine: str = field(REQUIRED, "Engine", max_length=16)
+    tensor_parallel_size: int = field(REQUIRED, "Accelerators of one replica", unit="accelerators")
+    precision: str = field(REQUIRED, "Number format of the weights", max_length=16)
+    replicas: int = field(REQUIRED, "Replicas wanted", unit="replicas")
+    ready_replicas: int = field(REQUIRED, "Replicas that serve", unit="replicas")
+
+
+class MeasuredObjectives(ApiModel):
+    """What was delivered, at the percentiles of the objectives."""
+
+    time_to_first_token_seconds: float | None = field(None, "Time to first token", unit="seconds")
+    time_per_output_token_seconds: float | None = field(None, "Time per output token", unit="seconds")
+    summary: str = field("", "Both against their targets", max_length=128)
+
+
+class Loading(ApiModel):
+    """Replicas on their way."""
+
+    replicas: int = field(REQUIRED, "Replicas that start", unit="replicas")
+    oldest_seconds: float = field(REQUIRED, "Age of the oldest of them", unit="seconds")
+    expected_seconds: float = field(REQUIRED, "How long a start should take", unit="seconds")
+
+
+class Decision(ApiModel):
+    """The last decision and the numbers behind it."""
+
+    reason: str = field(REQUIRED, "CamelCase reason", max_length=64)
+    message: str = field(REQUIRED, "One sentence", max_length=1024)
+    inputs: dict[str, str] = field(
+        {},
+        "The numbers that it rests on, by name",
+        max_length=32,
+        schema={"additionalProperties": {"type": "string", "maxLength": 256}},
+    )
+    rejected: tuple[str, ...] = field(
+        (),
+        "Alternatives and why not",
+        max_length=16,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 512}},
+    )
+
+
+class TokenServiceStatus(ApiModel):
+    """What is there."""
+
+    observed_generation: int | None = field(
+        None, "Generation of the spec that the status speaks of", unit="generation"
+    )
+    conditions: tuple[Condition, ...] = field(
+        (),
+        "Ready, Reconciling, Stalled, ObjectivesMet, CapacityAvailable, MetricsAvailable, ModelVerified",
+        default_text="Ready is Unknown",
+        max_length=16,
+        schema=CONDITIONS_SCHEMA | {"default": initial_conditions()},
+    )
+    endpoint: str | None = field(None, "URL of the OpenAI-compatible API inside the cluster", max_length=512)
+    replicas: int | None = field(None, "Replicas that exist", unit="replicas")
+    ready_replicas: int | None = field(None, "Replicas that serve", unit="replicas")
+    desired_replicas: int | None = field(None, "Replicas wanted", unit="replicas")
+    replica_summary: str | None = field(None, "Ready and wanted replicas, as 2/3", max_length=32)
+    variant_summary: str | None = field(None, "Variants in use", max_length=256)
+    selector: str | None = field(
+        None, "Label selector of the pods, for the scale subresource", max_length=512
+    )
+    variants: tuple[VariantStatus, ...] = field((), "Replicas by variant", max_length=16, schema=_ATOMIC)
+    tokens_per_second: float | None = field(None, "Output delivered", unit="output tokens per second")
+    requests_per_second: float | None = field(None, "Requests arriving", unit="requests per second")
+    utilization: float | None = field(
+        None, "Demand as a share of the capacity at the objectives", unit="ratio"
+    )
+    objectives: MeasuredObjectives | None = field(None, "Measured latency")
+    cost_per_million_tokens: float | None = field(
+        None, "Accelerator cost of the output delivered", unit="US dollars per million output tokens"
+    )
+    joules_per_token: float | None = field(
+        None, "Energy, estimated from the class's idle and busy watts", unit="joules per output token"
+    )
+    forecast: str | None = field(
+        None, "Demand expected when a replica started now would serve", max_length=256
+    )
+    loading: Loading | None = field(None, "Replicas on their way")
+    decision: Decision | None = field(None, "The last decision and the numbers behind it")

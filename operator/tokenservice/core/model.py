@@ -1,0 +1,371 @@
+"""The facts a decision rests on, and what a decision is.
+
+`decide(snapshot, now) -> Plan` is the only way from one to the other. A Snapshot holds everything that may be known:
+objects as slim projections, metrics as numbers or as `Missing`, and how old each view is. A Plan holds everything
+that will be done, with the reason that goes to condition, event, log and `explain` alike. All collections are sorted
+by their makers, so equal facts give equal plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from tokenservice.api.accelerator_class import AcceleratorClassSpec
+from tokenservice.api.capacity_profile import CapacityProfileSpec
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_service import Architecture, TokenServiceSpec
+
+Json = dict[str, Any]
+
+
+class ServiceKey(NamedTuple):
+    """Identity of a TokenService."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class ObjectKey(NamedTuple):
+    """Identity of any object; `namespace` is empty for cluster-scoped kinds."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+# --- Facts ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A figure that is not known, and why. Never None and never zero: nothing is scaled down on it."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A TokenService as read. `spec` is None when it could not be parsed; `error` then says which field and why."""
+
+    key: ServiceKey
+    uid: str
+    generation: int
+    resource_version: str
+    created_at: float
+    spec: TokenServiceSpec | None
+    status: Json = field(default_factory=dict)
+    error: str | None = None
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node with accelerators; `allocatable` counts them by resource name."""
+
+    name: str
+    labels: Mapping[str, str]
+    allocatable: Mapping[str, int]
+    cpu_cores: float
+    memory_bytes: float
+    ready: bool
+    schedulable: bool
+    created_at: float
+    taints: tuple[Json, ...] = ()
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """An engine pod of ours, or a foreign pod that holds accelerators (`service` is None)."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    created_at: float
+    phase: str
+    accelerators: Mapping[str, int]
+    cpu_cores: float = 0.0
+    memory_bytes: float = 0.0
+    service: ServiceKey | None = None
+    variant: str = ""
+    template_hash: str = ""
+    node: str | None = None
+    nominated_node: str | None = None
+    gated: bool = False
+    other_gates: bool = False
+    unschedulable: bool = False
+    containers_ready: bool = False
+    ready: bool = False
+    serving: bool | None = None
+    deleting: bool = False
+    deletion_cost: int = 0
+    waiting_reason: str | None = None
+    restarts: int = 0
+
+    @property
+    def starting(self) -> bool:
+        """Counts as capacity on its way."""
+        return not self.ready and not self.deleting and self.serving is not False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A live object that a TokenService owns, without managedFields."""
+
+    key: ObjectKey
+    uid: str
+    resource_version: str
+    owner: ServiceKey
+    body: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceMetrics:
+    """What Prometheus says of one service. Rates are per second over the fleet's window.
+
+    `*_buckets` are (upper bound in seconds, cumulative requests per second), ascending, the last bound infinite.
+    `peak_requests_per_second` is the highest arrival rate within the scale-down window.
+    """
+
+    requests_per_second: float
+    peak_requests_per_second: float
+    output_tokens_per_second: float
+    input_tokens_per_second: float
+    mean_input_tokens: float | Missing
+    mean_output_tokens: float | Missing
+    prefix_hit_rate: float
+    running: float
+    waiting: float
+    kv_usage: float
+    engines_reporting: int
+    ttft_buckets: tuple[tuple[float, float], ...] = ()
+    tpot_buckets: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A CapacityProfile under its object name."""
+
+    name: str
+    spec: CapacityProfileSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """An AcceleratorClass under its object name."""
+
+    name: str
+    spec: AcceleratorClassSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineImages:
+    """Images by (engine, vendor), and what else users may name; from the chart's values."""
+
+    defaults: Mapping[tuple[str, str], str]
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The administrator's settings that rendering and deciding need; from the chart's values."""
+
+    images: EngineImages
+    gateway_peers: tuple[Json, ...] = ()
+    metrics_peers: tuple[Json, ...] = ()
+    pod_monitors: bool = False
+    cluster_domain: str = "cluster.local"
+    pod_patch: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything a decision may know."""
+
+    services: tuple[Service, ...]
+    nodes: tuple[Node, ...]
+    pods: tuple[Pod, ...]
+    children: Mapping[ObjectKey, Child]
+    accelerators: tuple[Accelerator, ...]
+    profiles: tuple[Profile, ...]
+    architectures: Mapping[str, Architecture]
+    metrics: Mapping[ServiceKey, ServiceMetrics | Missing]
+    settings: Settings
+    fleet: TokenFleetSpec = TokenFleetSpec()
+    fleet_object: Json | None = None
+    fleet_utilization: float | Missing = Missing("NoData", "utilization was not read yet")
+    stale_kinds: tuple[str, ...] = ()
+    status_written_at: Mapping[ObjectKey, float] = field(default_factory=dict)
+    recent_moves: tuple[Move, ...] = ()
+
+
+# --- Decisions -----------------------------------------------------------------------------------------------------
+
+
+class Reason(StrEnum):
+    """The one vocabulary of conditions, events, logs and `explain`. docs/reasons.md has a paragraph for each."""
+
+    # why something is done
+    CREATED = "Created"
+    UPDATED = "Updated"
+    SCALED_UP = "ScaledUp"
+    SCALED_DOWN = "ScaledDown"
+    VICTIM_CHOSEN = "VictimChosen"
+    PLACED = "Placed"
+    NO_ROOM = "NoRoom"
+    GATE_EXPIRED = "GateExpired"
+    MOVE_STARTED = "MoveStarted"
+    MOVE_SHIFTED = "MoveShifted"
+    MOVE_FINISHED = "MoveFinished"
+    SURGED = "Surged"
+    REMOVED = "Removed"
+    # why nothing is done
+    STEADY = "Steady"
+    HOLDING = "Holding"
+    PAUSED = "Paused"
+    OBSERVING = "Observing"
+    RECOMMENDED = "Recommended"
+    STALE_VIEW = "StaleView"
+    ROLLING_OUT = "RollingOut"
+    # states of conditions
+    PENDING = "Pending"
+    SERVING = "Serving"
+    STARTING = "Starting"
+    NOT_SERVING = "NotServing"
+    MET = "Met"
+    MISSED = "Missed"
+    UNKNOWN = "Unknown"
+    AVAILABLE = "Available"
+    INSUFFICIENT = "InsufficientCapacity"
+    METRICS_FRESH = "MetricsFresh"
+    METRICS_MISSING = "MetricsMissing"
+    NOT_CHECKED = "NotChecked"
+    VERIFIED = "Verified"
+    ACCEPTED = "Accepted"
+    # what is wrong with a spec
+    INVALID_SPEC = "InvalidSpec"
+    UNKNOWN_ACCELERATOR = "UnknownAccelerator"
+    MODEL_TOO_LARGE = "ModelTooLarge"
+    UNKNOWN_MODEL = "UnknownModel"
+    TENSOR_PARALLEL_TOO_LARGE = "TensorParallelTooLarge"
+    OBJECTIVES_UNREACHABLE = "ObjectivesUnreachable"
+    RESIDENCY_EXCLUDES_ALL = "ResidencyExcludesAll"
+    SERVED_NAME_TAKEN = "ServedNameTaken"
+    CONFLICTING_ARGUMENTS = "ConflictingArguments"
+    ARGUMENT_NOT_ALLOWED = "ArgumentNotAllowed"
+    IMAGE_NOT_ALLOWED = "ImageNotAllowed"
+    NO_ENGINE_IMAGE = "NoEngineImage"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a service is Stalled: a reason, the field, and a sentence that says how to mend it."""
+
+    reason: Reason
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One write. `after` names actions that must have succeeded first; actions without a common ancestor are free."""
+
+    id: str
+    reason: Reason
+    message: str
+    service: ServiceKey | None = None
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply(Action):
+    """Server-side apply of a child. With `resource_version` it conflicts unless the object is as it was seen."""
+
+    manifest: Json
+    resource_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete(Action):
+    """Deletion of exactly the object that was seen."""
+
+    key: ObjectKey
+    uid: str
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetDeletionCost(Action):
+    """Marks the pod that its ReplicaSet should remove first (lowest cost goes first)."""
+
+    pod: ObjectKey
+    uid: str
+    cost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place(Action):
+    """Nominates `node` (None: leaves it to the scheduler), sets the serving condition and lifts our gate."""
+
+    pod: ObjectKey
+    uid: str
+    node: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetServing(Action):
+    """Takes a pod out of the endpoints (False) or back in (True)."""
+
+    pod: ObjectKey
+    uid: str
+    serving: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusWrite:
+    """A status to apply, only present when it differs enough from what is there."""
+
+    key: ObjectKey
+    uid: str
+    status: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something users should see in `kubectl describe`."""
+
+    regarding: ObjectKey
+    uid: str
+    type: str
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A repacking: the pod that leaves, the node that it frees, the node that receives."""
+
+    service: ServiceKey
+    variant: str
+    pod: str
+    source: str
+    target: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to do, in order, and what to say about it."""
+
+    actions: tuple[Action, ...] = ()
+    statuses: tuple[StatusWrite, ...] = ()
+    events: tuple[Event, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)

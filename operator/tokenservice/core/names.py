@@ -1,0 +1,68 @@
+"""Names and keys that this operator writes, in one place.
+
+Children are named by functions of their owner, so that a lost response cannot lead to a second child.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+FIELD_MANAGER = "tokenservice-operator"
+STATUS_MANAGER = "tokenservice-operator-status"
+
+SERVICE_LABEL = "taas.dev/service"
+VARIANT_LABEL = "taas.dev/variant"
+ENGINE_LABEL = "taas.dev/engine"
+TIER_LABEL = "taas.dev/tier"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+
+PROFILE_ANNOTATION = "taas.dev/profile"
+"""On pods: name of the CapacityProfile that the variant was planned with."""
+
+MANIFEST_HASH_ANNOTATION = "taas.dev/manifest-hash"
+"""On children: hash of what was applied. Finds fields that we no longer want, which a comparison cannot."""
+
+SCALED_AT_ANNOTATION = "taas.dev/scaled-at"
+"""On Deployments: when their count last changed, RFC 3339. Never in a pod template."""
+
+DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
+
+PLACEMENT_GATE = "taas.dev/placement"
+"""Scheduling gate that the webhook adds and a placement lifts."""
+
+SERVING_CONDITION = "taas.dev/serving"
+"""Readiness gate that the webhook adds; False takes a pod out of the endpoints while it finishes."""
+
+PRIORITY_CLASSES = {"Guaranteed": "taas-guaranteed", "Elastic": "taas-elastic", "Spot": "taas-spot"}
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+REGION_LABEL = "topology.kubernetes.io/region"
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
+ENGINE_PORT = 8000
+ENGINE_CONTAINER = "engine"
+
+_LABEL_LIMIT = 63
+
+
+def shortened(text: str, limit: int = _LABEL_LIMIT) -> str:
+    """`text`, or its beginning and a hash when it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[: limit - 9].rstrip('-.')}-{digest}"
+
+
+def variant_name(accelerator: str, engine: str, tensor_parallel_size: int, precision: str) -> str:
+    """`h100-vllm-tp2-fp8`; fits a label."""
+    return shortened(f"{accelerator}-{engine.lower()}-tp{tensor_parallel_size}-{precision}")
+
+
+def deployment_name(service: str, variant: str) -> str:
+    """Name of the Deployment of a (service, variant)."""
+    return shortened(f"{service}-{variant}")
+
+
+def engine_account_name(service: str) -> str:
+    """Name of the ServiceAccount of a service's engines; it has no token and no rights."""
+    return f"{service}-engine"
