@@ -14,9 +14,10 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from tokenservice.api.accelerator_class import AcceleratorClassSpec
-from tokenservice.api.capacity_profile import CapacityProfileSpec
+from tokenservice.api.capacity_profile import CapacityProfileSpec, Provenance
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture, TokenServiceSpec
+from tokenservice.core.step import StepModel
 
 Json = dict[str, Any]
 
@@ -167,6 +168,39 @@ class Accelerator:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One way to run a model: accelerator x engine x tensor parallel size x precision, and what it is known to do.
+
+    `profile` names the CapacityProfile behind the figures; None when they are the roofline prior.
+    """
+
+    name: str
+    accelerator: Accelerator
+    engine: str
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    precision: str
+    profile: str | None
+    step: StepModel
+    kv_capacity_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    cold_start_seconds: float
+    weight_bytes: float
+    provenance: Provenance
+
+    @property
+    def accelerators(self) -> int:
+        """Accelerators of one replica."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def price_per_hour(self) -> float:
+        """US dollars per replica-hour."""
+        return self.accelerators * self.accelerator.spec.price_per_hour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineImages:
     """Images by (engine, vendor), and what else users may name; from the chart's values."""
 
@@ -199,7 +233,7 @@ class Snapshot:
     architectures: Mapping[str, Architecture]
     metrics: Mapping[ServiceKey, ServiceMetrics | Missing]
     settings: Settings
-    fleet: TokenFleetSpec = TokenFleetSpec()
+    fleet: TokenFleetSpec = field(default_factory=TokenFleetSpec)
     fleet_object: Json | None = None
     fleet_utilization: float | Missing = Missing("NoData", "utilization was not read yet")
     stale_kinds: tuple[str, ...] = ()

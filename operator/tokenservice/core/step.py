@@ -36,9 +36,7 @@ class StepModel:
             + self.delta_ms * prefill_tokens
         )
 
-    def tpot_ms(
-        self, batch: float, input_tokens: float, output_tokens: float, hit_rate: float = 0.0
-    ) -> float:
+    def tpot_ms(self, batch: float, input_tokens: float, output_tokens: float, hit_rate: float = 0.0) -> float:
         """Mean time per output token in steady state at a batch of `batch` sequences.
 
         Prompts of `input_tokens` with a prefix-cache hit rate in [0, 1], outputs of `output_tokens`.
