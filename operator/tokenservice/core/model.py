@@ -238,7 +238,7 @@ class Snapshot:
     fleet_utilization: float | Missing = Missing("NoData", "utilization was not read yet")
     stale_kinds: tuple[str, ...] = ()
     status_written_at: Mapping[ObjectKey, float] = field(default_factory=dict)
-    recent_moves: tuple[Move, ...] = ()
+    proposals: tuple[Proposal, ...] = ()
 
 
 # --- Decisions -----------------------------------------------------------------------------------------------------
@@ -259,6 +259,8 @@ class Reason(StrEnum):
     MOVE_STARTED = "MoveStarted"
     MOVE_SHIFTED = "MoveShifted"
     MOVE_FINISHED = "MoveFinished"
+    MOVE_CANCELLED = "MoveCancelled"
+    EVACUATED = "Evacuated"
     SURGED = "Surged"
     REMOVED = "Removed"
     # why nothing is done
@@ -384,15 +386,12 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
-    """A repacking: the pod that leaves, the node that it frees, the node that receives."""
+class Proposal:
+    """A node that could be emptied, and since when each pass has said so; acted on at the second look."""
 
-    service: ServiceKey
-    variant: str
-    pod: str
-    source: str
-    target: str
-    started_at: float
+    node: str
+    pods: tuple[str, ...]
+    since: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -403,3 +402,4 @@ class Plan:
     statuses: tuple[StatusWrite, ...] = ()
     events: tuple[Event, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    proposals: tuple[Proposal, ...] = ()

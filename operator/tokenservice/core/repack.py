@@ -1,0 +1,87 @@
+"""Emptying nodes: which node, and whether it pays.
+
+A node is worth emptying when all of its replicas fit onto other nodes in use, when the price of the node over the
+payback time exceeds the price of warming the replicas up again, and when nothing on it arrived within the cooldown:
+the node that received a replica yesterday must not be today's candidate. Each proposal is looked at twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from tokenservice.core.model import Pod, Proposal
+from tokenservice.core.packing import Admits, place
+from tokenservice.core.room import Room, usable
+
+LEAVING = -1000
+"""Deletion cost that marks a pod as leaving: the mark lives on the pod, so a restart forgets nothing."""
+
+VICTIM = -100
+"""Deletion cost of the pod that a scale-in should take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The limits of the fleet, in seconds, hours and US dollars."""
+
+    cooldown_seconds: float
+    payback_hours: float
+    second_look_seconds: float
+    max_moves: int
+
+
+def proposals(
+    pods: Iterable[Pod],
+    rooms: Mapping[str, Room],
+    admits: Admits,
+    movable: Callable[[Pod], bool],
+    pays_back: Callable[[Room, tuple[Pod, ...]], bool],
+    rules: Rules,
+    earlier: tuple[Proposal, ...],
+    now: float,
+) -> tuple[Proposal, ...]:
+    """The node to empty next, if any: the least used first."""
+    on_node = _by_node(pods)
+    for room in sorted(rooms.values(), key=lambda room: (room.used, room.node.name)):
+        residents = on_node.get(room.node.name, ())
+        may = bool(residents) and _may_empty(room, residents, movable, rules, now) and pays_back(room, residents)
+        if may and _all_fit_elsewhere(residents, room, rooms, admits):
+            return (_since(room, residents, earlier, now),)
+    return ()
+
+
+def due(proposal: Proposal, rules: Rules, now: float) -> bool:
+    """Whether the proposal has stood long enough to be acted on."""
+    return now - proposal.since >= rules.second_look_seconds
+
+
+def _by_node(pods: Iterable[Pod]) -> dict[str, tuple[Pod, ...]]:
+    found: dict[str, tuple[Pod, ...]] = {}
+    for pod in pods:
+        if pod.node is not None and pod.service is not None:
+            found[pod.node] = (*found.get(pod.node, ()), pod)
+    return found
+
+
+def _may_empty(
+    room: Room, residents: tuple[Pod, ...], movable: Callable[[Pod], bool], rules: Rules, now: float
+) -> bool:
+    rested = all(now - pod.created_at >= rules.cooldown_seconds for pod in residents)
+    return (
+        usable(room.node)
+        and room.foreign == 0
+        and rested
+        and all(movable(pod) for pod in residents)
+    )
+
+
+def _all_fit_elsewhere(residents: tuple[Pod, ...], source: Room, rooms: Mapping[str, Room], admits: Admits) -> bool:
+    others = {name: room for name, room in rooms.items() if room.used > 0 and name != source.node.name}
+    return all(target is not None for target in place(residents, others, admits).values())
+
+
+def _since(room: Room, residents: tuple[Pod, ...], earlier: tuple[Proposal, ...], now: float) -> Proposal:
+    names = tuple(sorted(f"{pod.namespace}/{pod.name}" for pod in residents))
+    same = [p for p in earlier if p.node == room.node.name and p.pods == names]
+    return Proposal(node=room.node.name, pods=names, since=same[0].since if same else now)

@@ -1,0 +1,80 @@
+"""How much of each node is taken, and by whom.
+
+Foreign pods count like ours; so do pods that are going (they hold their accelerators until they are gone) and pods
+that were nominated but not bound yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from tokenservice.core.model import Accelerator, Json, Node, Pod
+
+_FINISHED = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What is left of one node. `used` counts accelerators held, by anyone, of the node's main resource."""
+
+    node: Node
+    free: Mapping[str, int]
+    cpu_cores: float
+    memory_bytes: float
+    used: int = 0
+    foreign: int = 0
+
+    def less(self, pod: Pod) -> Room:
+        """This room after `pod` has moved in."""
+        taken = sum(pod.accelerators.values())
+        return replace(
+            self,
+            free={name: count - pod.accelerators.get(name, 0) for name, count in self.free.items()},
+            cpu_cores=self.cpu_cores - pod.cpu_cores,
+            memory_bytes=self.memory_bytes - pod.memory_bytes,
+            used=self.used + taken,
+            foreign=self.foreign + (taken if pod.service is None else 0),
+        )
+
+    def fits(self, pod: Pod) -> bool:
+        """Whether the node's resources suffice; labels and taints are judged by `admits`."""
+        return (
+            all(self.free.get(name, 0) >= count for name, count in pod.accelerators.items())
+            and self.cpu_cores >= pod.cpu_cores
+            and self.memory_bytes >= pod.memory_bytes
+        )
+
+
+def rooms(nodes: Iterable[Node], pods: Iterable[Pod]) -> dict[str, Room]:
+    """What is left of every node, by node name."""
+    left = {
+        node.name: Room(
+            node=node, free=dict(node.allocatable), cpu_cores=node.cpu_cores, memory_bytes=node.memory_bytes
+        )
+        for node in nodes
+    }
+    for pod in pods:
+        name = pod.node or (None if pod.gated else pod.nominated_node)
+        if name in left and pod.phase not in _FINISHED:
+            left[name] = left[name].less(pod)
+    return left
+
+
+def usable(node: Node) -> bool:
+    """Whether new pods may go there."""
+    return node.ready and node.schedulable and not node.deleting
+
+
+def of_class(node: Node, accelerator: Accelerator) -> bool:
+    """Whether the node carries every label of the class."""
+    return all(node.labels.get(key) == value for key, value in accelerator.spec.node_labels.items())
+
+
+def tolerates(node: Node, resource_name: str) -> bool:
+    """Whether an engine pod may land there: it tolerates its accelerator's own taint and no other."""
+    return all(_harmless(taint, resource_name) for taint in node.taints)
+
+
+def _harmless(taint: Json, resource_name: str) -> bool:
+    return taint.get("effect") == "PreferNoSchedule" or taint.get("key") == resource_name
