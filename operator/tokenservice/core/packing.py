@@ -61,15 +61,17 @@ def _tightness(pod: Pod, room: Room) -> tuple[bool, int, str]:
 
 def _worth_keeping(
     pod: Pod, rooms: Mapping[str, Room], used: Mapping[str, int]
-) -> tuple[bool, bool, bool, int, float, str]:
-    """Lowest goes first: already leaving, on a cordoned node, then the node nearest to empty, then the youngest.
+) -> tuple[bool, bool, bool, bool, int, float, str]:
+    """Lowest goes first: not serving, marked, on a cordoned node, on the node nearest to empty, the youngest.
 
-    A node that foreign pods hold cannot be emptied by us, so it counts as full.
+    A ReplicaSet takes pods that do not serve before it looks at marks, so the order agrees with it. A node that
+    foreign pods hold cannot be emptied by us, so it counts as full.
     """
     room = rooms.get(pod.node or "")
     cordoned = room is not None and not usable(room.node)
     held_by_others = room is not None and room.foreign > 0
     return (
+        pod.ready,
         pod.deletion_cost >= 0,
         not cordoned,
         held_by_others,

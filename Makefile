@@ -1,0 +1,60 @@
+# Everything a developer or CI runs. Tools live in .venv; nothing else on the machine is touched.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup lock generate lint unit e2e test demo mutants tools clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## Make the project's environment in .venv
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml
+	@echo "setup: installing pinned dependencies into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --require-hashes -r requirements/dev.txt & \
+	  pid=$$!; while kill -0 $$pid 2>/dev/null; do sleep 2; printf '.'; done; echo; wait $$pid
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: ## Pin the dependencies anew
+	$(PYTHON) -m pip install -q uv
+	uv pip compile -q --upgrade pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --custom-compile-command "make lock" -o requirements/dev.txt
+	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" -c requirements/dev.txt -o requirements/operator.txt
+
+generate: setup ## Write crds/, the chart's CRDs and docs/reference.md from the pydantic models
+	$(BIN)/tokenservice crd --output crds --chart charts/tokenservice --docs docs/reference.md
+
+lint: setup ## Format, lint, types, import rings, stale generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) -s generate
+	git diff --exit-code -- crds charts docs/reference.md
+
+unit: setup ## Tests of the pure core, without a cluster
+	$(BIN)/pytest tests
+
+tools: setup ## Fetch or build the control plane (once; about ten minutes when it must be built)
+	$(BIN)/python -m e2e.testbed.tools
+
+e2e: tools ## Tests on a real control plane
+	$(BIN)/pytest e2e/tests
+
+test: unit e2e ## All tests
+
+demo: tools ## Static against the operator, on a real control plane, with real traffic
+	$(BIN)/python -m e2e.demo
+
+mutants: tools ## Break the product on purpose; each break must be noticed by its test
+	$(BIN)/python -m tests.mutants
+
+clean: ## Remove what the targets made here; the tool cache stays
+	rm -rf $(VENV) e2e/out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

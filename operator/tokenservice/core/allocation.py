@@ -1,0 +1,185 @@
+"""Counts for the whole fleet at once: who gets how many replicas of which variant.
+
+Deciding service by service would hand the same free accelerator out twice. Services are served in the order of their
+tier, then of their age; each replica that is added takes its room from what is left. A replica that finds no room in
+its first-choice variant takes another variant with room now, when that costs at most twice as much for its tokens;
+otherwise it is asked for all the same, so that it is Unschedulable and a node autoscaler sees it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tokenservice.api.token_service import Tier
+from tokenservice.core.capacity import Capacity
+from tokenservice.core.facts import Facts, allowed_location
+from tokenservice.core.model import Pod, Service, Variant
+from tokenservice.core.packing import best_node, place
+from tokenservice.core.room import Room, of_class, tolerates, usable
+
+_ORDER = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
+_ALTERNATIVE_PRICE_LIMIT = 2.0
+
+Ranked = tuple[tuple[Variant, Capacity], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """What one service asks for: `replicas` of `ranked[primary]`, at least `floor`."""
+
+    service: Service
+    ranked: Ranked
+    primary: int
+    replicas: int
+    current: Mapping[str, int]
+
+    @property
+    def variant(self) -> Variant:
+        return self.ranked[self.primary][0]
+
+    @property
+    def capacity(self) -> Capacity:
+        return self.ranked[self.primary][1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What it gets: replicas by variant name, and how many of them have no room yet."""
+
+    want: Want
+    counts: Mapping[str, int]
+    without_room: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
+    """Grants in the order of `wants`; room is given by tier and age."""
+    left = _after_pending(facts)
+    budget = _Budget(facts.snapshot.fleet.budget_per_hour, sum(_price(want, want.current) for want in wants))
+    grants = {want.service.key: _grant(want, left, budget) for want in sorted(wants, key=_precedence)}
+    return tuple(grants[want.service.key] for want in wants)
+
+
+def _precedence(want: Want) -> tuple[int, float, str, str]:
+    spec = want.service.spec
+    tier = _ORDER[spec.tier] if spec is not None else len(_ORDER)
+    return (tier, want.service.created_at, want.service.key.namespace, want.service.key.name)
+
+
+def _after_pending(facts: Facts) -> dict[str, Room]:
+    """Room that is left once pods that wait for a node have theirs."""
+    waiting = [p for p in facts.engine_pods if p.node is None and not p.deleting and (p.gated or not p.nominated_node)]
+    left = {name: room for name, room in facts.rooms.items() if usable(room.node)}
+    for pod in sorted(waiting, key=lambda pod: (pod.created_at, pod.namespace, pod.name)):
+        target = place([pod], left, facts.admits)[pod.uid]
+        if target is not None:
+            left[target] = left[target].less(pod)
+    return left
+
+
+class _Budget:
+    """What may still be spent per hour; growth above every floor stops when it is gone."""
+
+    def __init__(self, limit: float | None, spent: float) -> None:
+        self._left = math.inf if limit is None else limit - spent
+
+    def take(self, price: float, *, owed: bool) -> bool:
+        if not owed and price > self._left:
+            return False
+        self._left -= price
+        return True
+
+
+def _grant(want: Want, left: dict[str, Room], budget: _Budget) -> Grant:
+    counts = _kept(want)
+    deficit = want.replicas - _worth(want, counts)
+    without_room, notes = 0, list[str]()
+    while deficit > 1e-6:
+        choice, node = _choice(want, left)
+        owed = sum(counts.values()) < _floor(want)
+        if not budget.take(choice[0].price_per_hour, owed=owed):
+            notes.append("the fleet's budgetPerHour is used up")
+            break
+        counts[choice[0].name] = counts.get(choice[0].name, 0) + 1
+        deficit -= _relative(want, choice[1])
+        if node is None:
+            without_room += 1
+        else:
+            left[node] = left[node].less(_replica(want.service, choice[0]))
+    return Grant(want=want, counts=counts, without_room=without_room, notes=tuple(notes))
+
+
+def _kept(want: Want) -> dict[str, int]:
+    """Current counts of variants that are still candidates, lowered to what is wanted, dearest first."""
+    counts = {variant.name: want.current.get(variant.name, 0) for variant, _ in want.ranked}
+    surplus = _worth(want, counts) - want.replicas
+    order = [pair for pair in reversed(want.ranked) if pair[0] is not want.variant] + [want.ranked[want.primary]]
+    for variant, capacity in order:
+        worth = _relative(want, capacity)
+        removable = min(counts[variant.name], math.floor(surplus / worth + 1e-6)) if surplus > 0 else 0
+        counts[variant.name] -= removable
+        surplus -= removable * worth
+    return {name: count for name, count in counts.items() if count > 0}
+
+
+def _choice(want: Want, left: Mapping[str, Room]) -> tuple[tuple[Variant, Capacity], str | None]:
+    """The first choice if it has room, else the best other with room, else the first choice without."""
+    first = want.ranked[want.primary]
+    limit = _ALTERNATIVE_PRICE_LIMIT * _token_price(first)
+    others = [pair for pair in want.ranked if pair[0] is not first[0] and _token_price(pair) <= limit]
+    for pair in (first, *others):
+        node = _room_for(want.service, pair[0], left)
+        if node is not None:
+            return pair, node
+    return first, None
+
+
+def _room_for(service: Service, variant: Variant, left: Mapping[str, Room]) -> str | None:
+    def admits(_: Pod, room: Room) -> bool:
+        return (
+            of_class(room.node, variant.accelerator)
+            and tolerates(room.node, variant.accelerator.spec.resource_name)
+            and allowed_location(service, room.node)
+        )
+
+    return best_node(_replica(service, variant), left.values(), admits)
+
+
+def _replica(service: Service, variant: Variant) -> Pod:
+    """A replica that does not exist yet, as far as room is concerned."""
+    return Pod(
+        namespace=service.key.namespace,
+        name="",
+        uid="",
+        resource_version="",
+        created_at=0.0,
+        phase="Pending",
+        accelerators={variant.accelerator.spec.resource_name: variant.accelerators},
+        service=service.key,
+        variant=variant.name,
+    )
+
+
+def _relative(want: Want, capacity: Capacity) -> float:
+    """Worth of a replica in replicas of the primary variant."""
+    primary = want.capacity.requests_per_second
+    return capacity.requests_per_second / primary if primary > 0 and capacity.requests_per_second > 0 else 1.0
+
+
+def _worth(want: Want, counts: Mapping[str, int]) -> float:
+    return sum(counts.get(variant.name, 0) * _relative(want, capacity) for variant, capacity in want.ranked)
+
+
+def _token_price(pair: tuple[Variant, Capacity]) -> float:
+    variant, capacity = pair
+    return variant.price_per_hour / capacity.requests_per_second if capacity.requests_per_second > 0 else math.inf
+
+
+def _price(want: Want, counts: Mapping[str, int]) -> float:
+    return sum(counts.get(variant.name, 0) * variant.price_per_hour for variant, _ in want.ranked)
+
+
+def _floor(want: Want) -> int:
+    return want.service.spec.scaling.min_replicas if want.service.spec is not None else 0

@@ -1,0 +1,139 @@
+"""The snapshot, indexed once: what each part of a decision looks up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tokenservice.core.model import Accelerator, Child, Node, Pod, Service, ServiceKey, Snapshot
+from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, VARIANT_LABEL, ZONE_LABEL
+from tokenservice.core.repack import LEAVING
+from tokenservice.core.room import Room, of_class, rooms, tolerates, usable
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Look-ups over one snapshot; everything is derived, nothing is changed."""
+
+    snapshot: Snapshot
+
+    @cached_property
+    def rooms(self) -> Mapping[str, Room]:
+        """What is left of every node of the fleet, by node name."""
+        return rooms(self.fleet_nodes, self.snapshot.pods)
+
+    @cached_property
+    def fleet_nodes(self) -> tuple[Node, ...]:
+        """Nodes with accelerators that the fleet may use."""
+        return tuple(node for node in self.snapshot.nodes if self._in_fleet(node))
+
+    @cached_property
+    def nodes(self) -> Mapping[str, Node]:
+        return {node.name: node for node in self.snapshot.nodes}
+
+    @cached_property
+    def accelerators(self) -> Mapping[str, Accelerator]:
+        return {accelerator.name: accelerator for accelerator in self.snapshot.accelerators}
+
+    @cached_property
+    def services(self) -> Mapping[ServiceKey, Service]:
+        return {service.key: service for service in self.snapshot.services}
+
+    @cached_property
+    def engine_pods(self) -> tuple[Pod, ...]:
+        return tuple(pod for pod in self.snapshot.pods if pod.service is not None)
+
+    @cached_property
+    def pods(self) -> Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]:
+        """Living engine pods by (service, variant)."""
+        found: dict[tuple[ServiceKey, str], list[Pod]] = {}
+        for pod in self.engine_pods:
+            if pod.service is not None and not pod.deleting and pod.phase not in ("Succeeded", "Failed"):
+                found.setdefault((pod.service, pod.variant), []).append(pod)
+        return {key: tuple(pods) for key, pods in found.items()}
+
+    @cached_property
+    def deployments(self) -> Mapping[ServiceKey, Mapping[str, Child]]:
+        """Our Deployments by service and variant."""
+        found: dict[ServiceKey, dict[str, Child]] = {}
+        for child in self.snapshot.children.values():
+            if child.key.kind == "Deployment":
+                variant = child.body.get("metadata", {}).get("labels", {}).get(VARIANT_LABEL, "")
+                found.setdefault(child.owner, {})[variant] = child
+        return found
+
+    def counts(self, service: ServiceKey) -> Mapping[str, int]:
+        """Replicas asked for, by variant, as the Deployments say now."""
+        return {variant: replicas(child) for variant, child in self.deployments.get(service, {}).items()}
+
+    def ready(self, service: ServiceKey) -> int:
+        """Pods of the service that serve."""
+        return sum(pod.ready for (key, _), pods in self.pods.items() if key == service for pod in pods)
+
+    def leaving(self, pod: Pod) -> bool:
+        """Whether the pod is to be replaced: marked by a move, or on a node that is cordoned or going."""
+        node = self.nodes.get(pod.node or "")
+        return pod.deletion_cost <= LEAVING or (node is not None and (not node.schedulable or node.deleting))
+
+    def admits(self, pod: Pod, room: Room) -> bool:
+        """Whether the hard rules of the pod's service allow the node."""
+        service = self.services.get(pod.service) if pod.service is not None else None
+        if service is None or service.spec is None:
+            return False
+        accelerator = self._accelerator_of(pod)
+        return (
+            accelerator is not None
+            and of_class(room.node, accelerator)
+            and tolerates(room.node, accelerator.spec.resource_name)
+            and allowed_location(service, room.node)
+        )
+
+    def nodes_of(self, accelerator: Accelerator) -> tuple[Node, ...]:
+        """Usable nodes of the fleet that belong to the class."""
+        return tuple(node for node in self.fleet_nodes if usable(node) and of_class(node, accelerator))
+
+    def _accelerator_of(self, pod: Pod) -> Accelerator | None:
+        named = [a for a in self.snapshot.accelerators if pod.variant.startswith(f"{a.name}-")]
+        return max(named, key=lambda a: len(a.name)) if named else None
+
+    def _in_fleet(self, node: Node) -> bool:
+        fleet = self.snapshot.fleet
+        untouched = fleet.never_touch.node_labels
+        return (
+            any(count > 0 for count in node.allocatable.values())
+            and all(node.labels.get(key) == value for key, value in fleet.accelerator_nodes.items())
+            and not (untouched and all(node.labels.get(key) == value for key, value in untouched.items()))
+        )
+
+
+def replicas(deployment: Child) -> int:
+    """The count that a Deployment asks for."""
+    return int(deployment.body.get("spec", {}).get("replicas", 1))
+
+
+def rolling_out(deployment: Child) -> bool:
+    """Whether the Deployment still exchanges pods for a new template."""
+    status = deployment.body.get("status", {})
+    behind = status.get("observedGeneration", 0) < deployment.body.get("metadata", {}).get("generation", 0)
+    return behind or int(status.get("updatedReplicas", 0)) < int(status.get("replicas", 0))
+
+
+def allowed_location(service: Service, node: Node) -> bool:
+    """Residency, regions and zones; residency is never traded for anything."""
+    if service.spec is None:
+        return False
+    placement = service.spec.placement
+    region, zone = node.labels.get(REGION_LABEL, ""), node.labels.get(ZONE_LABEL, "")
+    residency = placement.residency.regions if placement.residency is not None else ()
+    return (
+        (not residency or region in residency)
+        and (not placement.regions or region in placement.regions)
+        and (not placement.zones or zone in placement.zones)
+    )
+
+
+def owner_of(labels: Mapping[str, str], namespace: str) -> ServiceKey | None:
+    """The service that an object's labels name."""
+    name = labels.get(SERVICE_LABEL)
+    return ServiceKey(namespace, name) if name else None

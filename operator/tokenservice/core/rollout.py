@@ -1,0 +1,197 @@
+"""From the counts that a service should have to the writes that get it there without dropping a request.
+
+More replicas come first and at once. Fewer come only when the rest serves: the victim is marked, then the count is
+lowered under the resource version that was seen. A pod that is to leave (its node is cordoned, or is to be emptied) is
+replaced before it goes: the count is raised by it, its successor serves, it is taken out of the endpoints, the count
+falls back. All of this is read off the objects on every pass, so a restart in the middle changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tokenservice.core.facts import Facts, replicas, rolling_out
+from tokenservice.core.model import (
+    Action,
+    Apply,
+    Child,
+    Delete,
+    Json,
+    ObjectKey,
+    Pod,
+    Reason,
+    ServiceKey,
+    SetDeletionCost,
+    SetServing,
+)
+from tokenservice.core.packing import victims
+from tokenservice.core.repack import LEAVING, VICTIM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one Deployment should ask for now, and the writes that must come before."""
+
+    replicas: int
+    before: tuple[Action, ...] = ()
+    reason: Reason = Reason.STEADY
+    message: str = ""
+
+
+def step(facts: Facts, service: ServiceKey, variant: str, wanted: int, deployment: Child | None) -> Step:
+    """The next step of one (service, variant) towards `wanted` replicas."""
+    current = replicas(deployment) if deployment is not None else 0
+    pods = facts.pods.get((service, variant), ())
+    if deployment is None or wanted > current:
+        return _grow(wanted, current, variant)
+    leaving = tuple(pod for pod in pods if facts.leaving(pod))
+    if leaving and wanted > 0:
+        return _replace(facts, service, variant, wanted, current, pods, leaving, deployment)
+    if wanted < current:
+        return _shrink(facts, service, variant, wanted, current, pods, deployment)
+    return Step(replicas=current)
+
+
+def _grow(wanted: int, current: int, variant: str) -> Step:
+    reason = Reason.CREATED if current == 0 else Reason.SCALED_UP
+    return Step(replicas=wanted, reason=reason, message=f"{variant}: {current} -> {wanted} replicas")
+
+
+def _replace(
+    facts: Facts,
+    service: ServiceKey,
+    variant: str,
+    wanted: int,
+    current: int,
+    pods: tuple[Pod, ...],
+    leaving: tuple[Pod, ...],
+    deployment: Child,
+) -> Step:
+    """Surge, wait, shift, then shrink: never fewer than `wanted` that serve, as far as they served before."""
+    successors = [pod for pod in pods if pod.ready and not facts.leaving(pod)]
+    if len(successors) < wanted:
+        surge = max(current, wanted + len(leaving))
+        reason = Reason.SURGED if surge > current else Reason.STEADY
+        return Step(
+            replicas=surge, reason=reason, message=f"{variant}: {len(leaving)} leaving, successors start before they go"
+        )
+    serving = [pod for pod in leaving if pod.serving]
+    if serving:
+        return Step(replicas=current, before=tuple(_shift(pod) for pod in serving))
+    return _shrink(facts, service, variant, wanted, current, pods, deployment)
+
+
+def _shift(pod: Pod) -> SetServing:
+    return SetServing(
+        id=f"shift/{pod.namespace}/{pod.name}",
+        service=pod.service,
+        reason=Reason.MOVE_SHIFTED,
+        message=f"{pod.name} finishes its requests; its successor serves",
+        pod=_pod_key(pod),
+        uid=pod.uid,
+        serving=False,
+    )
+
+
+def _shrink(
+    facts: Facts,
+    service: ServiceKey,
+    variant: str,
+    wanted: int,
+    current: int,
+    pods: tuple[Pod, ...],
+    deployment: Child,
+) -> Step:
+    """Lowers the count when that can only take pods that may go; otherwise waits."""
+    excess = current - wanted
+    if excess <= 0:
+        return Step(replicas=current)
+    if facts.snapshot.stale_kinds:
+        return Step(replicas=current, reason=Reason.STALE_VIEW, message="a view is stale: nothing is removed")
+    if rolling_out(deployment):
+        return Step(replicas=current, reason=Reason.ROLLING_OUT, message="a rollout runs: scale-in waits")
+    if not _only_free_pods_go(facts, pods, current, wanted):
+        return Step(replicas=current, reason=Reason.HOLDING, message="not every replica is ready: scale-in waits")
+    going = victims(pods, facts.rooms, excess)
+    return Step(
+        replicas=wanted,
+        before=tuple(_marks(facts, pods, going)),
+        reason=Reason.SCALED_DOWN,
+        message=f"{variant}: {current} -> {wanted} replicas, {', '.join(pod.name for pod in going) or 'none'} goes",
+    )
+
+
+def _only_free_pods_go(facts: Facts, pods: tuple[Pod, ...], current: int, wanted: int) -> bool:
+    """Either all serve, so that the marks decide; or those that do not serve are enough to make up the excess."""
+    staying = [pod for pod in pods if pod.serving is not False or pod.ready]
+    all_ready = len(pods) == current and all(pod.ready for pod in staying)
+    return all_ready or sum(pod.ready for pod in pods) <= wanted
+
+
+def _marks(facts: Facts, pods: tuple[Pod, ...], going: Sequence[Pod]) -> list[Action]:
+    """Marks the victims and takes old marks off the others."""
+    marked = {pod.uid for pod in going}
+    wanted = {pod.uid: min(pod.deletion_cost, VICTIM) if pod.uid in marked else 0 for pod in pods}
+    stale = [pod for pod in pods if pod.deletion_cost != wanted[pod.uid] and not (pod.deletion_cost <= LEAVING)]
+    return [mark(pod, wanted[pod.uid], Reason.VICTIM_CHOSEN, "its going frees the most") for pod in stale]
+
+
+def mark(pod: Pod, cost: int, reason: Reason, why: str) -> SetDeletionCost:
+    """Sets a pod's deletion cost."""
+    return SetDeletionCost(
+        id=f"cost/{pod.namespace}/{pod.name}",
+        service=pod.service,
+        reason=reason,
+        message=f"{pod.name}: {why}",
+        pod=_pod_key(pod),
+        uid=pod.uid,
+        cost=cost,
+    )
+
+
+def retirements(
+    facts: Facts, service: ServiceKey, counts: Mapping[str, int], reason: str
+) -> tuple[tuple[Child, bool], ...]:
+    """Deployments of variants that are wanted no more, and whether their successors already serve."""
+    wanted = sum(counts.values())
+    serving = sum(pod.ready for variant in counts for pod in facts.pods.get((service, variant), ()))
+    return tuple(
+        (child, serving >= wanted > 0)
+        for variant, child in sorted(facts.deployments.get(service, {}).items())
+        if variant not in counts
+    )
+
+
+def delete(child: Child, service: ServiceKey, reason: Reason, message: str, after: tuple[str, ...] = ()) -> Delete:
+    """Deletes exactly the object that was seen."""
+    return Delete(
+        id=f"delete/{child.key.kind}/{child.key.namespace}/{child.key.name}",
+        service=service,
+        reason=reason,
+        message=message,
+        after=after,
+        key=child.key,
+        uid=child.uid,
+        resource_version=child.resource_version,
+    )
+
+
+def apply(
+    manifest: Json, live: Child | None, service: ServiceKey, reason: Reason, message: str, after: tuple[str, ...] = ()
+) -> Apply:
+    """Applies a child; over a live one only if it still is as it was seen."""
+    metadata = manifest["metadata"]
+    return Apply(
+        id=f"apply/{manifest['kind']}/{metadata['namespace']}/{metadata['name']}",
+        service=service,
+        reason=reason,
+        message=message,
+        after=after,
+        manifest=manifest,
+        resource_version=live.resource_version if live is not None else None,
+    )
+
+
+def _pod_key(pod: Pod) -> ObjectKey:
+    return ObjectKey("Pod", pod.namespace, pod.name)
