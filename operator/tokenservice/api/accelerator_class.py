@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from tokenservice.api.base import REQUIRED, ApiModel, field
-from tokenservice.api.quantity import QUANTITY
+from tokenservice.api.quantity import NUMBER_OR_TEXT, amount_rule
 
 
 class Vendor(StrEnum):
@@ -62,8 +62,9 @@ class AcceleratorClassSpec(ApiModel):
         REQUIRED,
         "Memory of one accelerator",
         unit="bytes, as a quantity such as 80Gi",
-        pattern=QUANTITY,
         max_length=16,
+        schema=NUMBER_OR_TEXT,
+        rules=(amount_rule("80Gi"),),
     )
     bandwidth_gigabytes_per_second: float = field(
         REQUIRED, "Peak memory bandwidth of one accelerator", unit="GB/s", gt=0, le=1e6

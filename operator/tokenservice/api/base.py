@@ -1,11 +1,14 @@
 """How fields are declared: one helper writes the unit and the default into each description.
 
 `kubectl explain` is where users read the API, so the unit and the default stand in the text itself and cannot
-drift from the schema. CEL rules live beside the fields they judge.
+drift from the schema. CEL rules live beside the fields they judge, and each carries the same check in Python, so
+that `tokenservice lint` can judge a file without a cluster; a test holds the two together on a real API server.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,21 +17,61 @@ from pydantic.alias_generators import to_camel
 
 REQUIRED: Any = ...
 
+Check = Callable[[Any], bool]
+
+CHECKS: dict[str, Check] = {}
+"""What every declared CEL expression means in Python, over the JSON value with defaults applied."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One CEL validation: `expression` over `self` (and `oldSelf`), and what a person is told when it fails."""
+    """One CEL validation: `expression` over `self` (and `oldSelf`), and what a person is told when it fails.
+
+    `check` says the same in Python; None for rules about a change, which a single file cannot break.
+    """
 
     expression: str
     message: str
     field_path: str | None = None
+    check: Check | None = None
+
+    def __post_init__(self) -> None:
+        if self.check is not None:
+            CHECKS[self.expression] = self.check
+
+
+def matches(pattern: str, message: str) -> Rule:
+    """The whole text matches `pattern`, which stays in what RE2 and Python's re share."""
+    return Rule(f"self.matches({cel_text(pattern)})", message, check=lambda value: is_text(value, pattern))
+
+
+def is_text(value: object, pattern: str) -> bool:
+    """Whether `value` is text that `pattern` matches as a whole."""
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def cel_text(text: str) -> str:
+    """`text` as a CEL literal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _show_rules(schema: dict[str, Any], model: type[ApiModel]) -> None:
+    if model.rules:
+        schema["x-kubernetes-validations"] = [rule_schema(rule) for rule in model.rules]
 
 
 class ApiModel(BaseModel):
     """Base of everything in the API: camelCase outside, snake_case inside, immutable once parsed."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore", allow_inf_nan=False
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        json_schema_extra=_show_rules,
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 

@@ -1,4 +1,7 @@
-"""CapacityProfile: what one (model, engine, accelerator, TP, precision) delivers. Cluster-scoped, short name `cprof`."""
+"""CapacityProfile: what one (model, engine, accelerator, TP, precision) delivers.
+
+Cluster-scoped, short name `cprof`.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,10 @@ class CapacityProfileSpec(ApiModel):
         max_length=253,
         min_length=1,
     )
-    engine: str = field(
-        REQUIRED, "Engine, vLLM or SGLang", schema={"enum": ["vLLM", "SGLang"]}, max_length=16
-    )
+    engine: str = field(REQUIRED, "Engine, vLLM or SGLang", schema={"enum": ["vLLM", "SGLang"]}, max_length=16)
     engine_version: str = field(REQUIRED, "Engine version that it holds for", max_length=64)
     accelerator: str = field(REQUIRED, "Name of the AcceleratorClass", max_length=63)
-    tensor_parallel_size: int = field(
-        REQUIRED, "Accelerators of one replica", unit="accelerators", ge=1, le=1024
-    )
+    tensor_parallel_size: int = field(REQUIRED, "Accelerators of one replica", unit="accelerators", ge=1, le=1024)
     precision: str = field(
         REQUIRED,
         "Number format of the weights",
@@ -52,9 +51,7 @@ class CapacityProfileSpec(ApiModel):
         REQUIRED, "Tokens the KV cache of one replica holds", unit="tokens", ge=1, le=10**12
     )
     max_num_seqs: int = field(256, "Sequences that may run at once", unit="sequences", ge=1, le=65536)
-    max_num_batched_tokens: int = field(
-        8192, "Tokens that one iteration may process", unit="tokens", ge=1, le=10**7
-    )
+    max_num_batched_tokens: int = field(8192, "Tokens that one iteration may process", unit="tokens", ge=1, le=10**7)
     cold_start_seconds: float = field(
         REQUIRED,
         "From the container's start to the first token, weights in the node's page cache or on local disk",
@@ -77,10 +74,6 @@ class CapacityProfileSpec(ApiModel):
 class CapacityProfileStatus(ApiModel):
     """What production taught about this profile; steers decisions, never the utilization figure."""
 
-    step: StepCoefficients | None = field(
-        None, "Coefficients refined from the engines' own metrics", unit="ms"
-    )
-    error_fraction: float | None = field(
-        None, "Median absolute error of the refined coefficients", unit="ratio", ge=0
-    )
+    step: StepCoefficients | None = field(None, "Coefficients refined from the engines' own metrics", unit="ms")
+    error_fraction: float | None = field(None, "Median absolute error of the refined coefficients", unit="ratio", ge=0)
     samples: int | None = field(None, "Observations behind the refinement", unit="observations", ge=0)

@@ -27,9 +27,7 @@ class Condition(ApiModel):
     """metav1.Condition."""
 
     type: str = field(REQUIRED, "Name of the condition", max_length=316)
-    status: str = field(
-        REQUIRED, "True, False or Unknown", schema={"enum": ["True", "False", "Unknown"]}, max_length=7
-    )
+    status: str = field(REQUIRED, "True, False or Unknown", schema={"enum": ["True", "False", "Unknown"]}, max_length=7)
     reason: str = field(REQUIRED, "CamelCase reason of the last change", min_length=1, max_length=1024)
     message: str = field(REQUIRED, "The same in a sentence for people", max_length=32768)
     last_transition_time: str = field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenservice.api.base import ApiModel, field
+from tokenservice.api.base import ApiModel, field, matches
 from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
 
 _ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
@@ -19,7 +19,7 @@ class PrometheusSource(ApiModel):
         "URL of the Prometheus HTTP API",
         default_text="the chart's prometheus.address",
         max_length=512,
-        pattern=r"^https?://",
+        rules=(matches(r"^https?://.+$", "give a URL, for example http://prometheus.monitoring.svc:9090"),),
     )
     utilization_query: str | None = field(
         None,
@@ -28,12 +28,8 @@ class PrometheusSource(ApiModel):
         default_text="the operator's own",
         max_length=4096,
     )
-    window_seconds: int = field(
-        30, "Window of rates; at least four scrapes are wise", unit="seconds", ge=5, le=3600
-    )
-    staleness_seconds: int = field(
-        30, "Age from which a metric counts as missing", unit="seconds", ge=5, le=3600
-    )
+    window_seconds: int = field(30, "Window of rates; at least four scrapes are wise", unit="seconds", ge=5, le=3600)
+    staleness_seconds: int = field(30, "Age from which a metric counts as missing", unit="seconds", ge=5, le=3600)
 
 
 class Consolidation(ApiModel):
@@ -51,9 +47,7 @@ class Consolidation(ApiModel):
         300, "Rest of a node, sender or receiver, after a move", unit="seconds", ge=0, le=86400
     )
     max_concurrent_moves: int = field(1, "Replicas that move at once", unit="replicas", ge=0, le=1000)
-    payback_hours: float = field(
-        1.0, "A move must pay for its warm-up within this time", unit="hours", gt=0, le=1000
-    )
+    payback_hours: float = field(1.0, "A move must pay for its warm-up within this time", unit="hours", gt=0, le=1000)
 
 
 class NeverTouch(ApiModel):
@@ -106,9 +100,7 @@ class Waterfall(ApiModel):
     headroom: float | None = field(None, "Capacity kept above demand", unit="ratio")
     cold_start: float | None = field(None, "Replicas that load", unit="ratio")
     draining: float | None = field(None, "Replicas that finish", unit="ratio")
-    fragmentation: float | None = field(
-        None, "Accelerators on used nodes that no replica holds", unit="ratio"
-    )
+    fragmentation: float | None = field(None, "Accelerators on used nodes that no replica holds", unit="ratio")
     idle_nodes: float | None = field(None, "Accelerators of empty nodes", unit="ratio")
     slo_misses: float | None = field(None, "Work that missed its objectives", unit="ratio")
 
@@ -116,9 +108,7 @@ class Waterfall(ApiModel):
 class TokenFleetStatus(ApiModel):
     """The fleet now."""
 
-    observed_generation: int | None = field(
-        None, "Generation of the spec that the status speaks of", unit="generation"
-    )
+    observed_generation: int | None = field(None, "Generation of the spec that the status speaks of", unit="generation")
     conditions: tuple[Condition, ...] = field(
         (),
         "Ready, Reconciling, Stalled, MetricsAvailable",
@@ -127,21 +117,15 @@ class TokenFleetStatus(ApiModel):
         schema=CONDITIONS_SCHEMA | {"default": initial_conditions()},
     )
     utilization: float | None = field(None, "Utilization now, the lower end of the interval", unit="ratio")
-    utilization_1h: float | None = field(
-        None, "Mean utilization of the last hour", unit="ratio", alias="utilization1h"
-    )
+    utilization_1h: float | None = field(None, "Mean utilization of the last hour", unit="ratio", alias="utilization1h")
     utilization_24h: float | None = field(
         None, "Mean utilization of the last day", unit="ratio", alias="utilization24h"
     )
     waterfall: Waterfall | None = field(None, "Where the rest goes")
     accelerators: int | None = field(None, "Accelerators that exist", unit="accelerators")
     accelerators_in_use: int | None = field(None, "Accelerators that pods hold", unit="accelerators")
-    accelerators_fragmented: int | None = field(
-        None, "Free accelerators on nodes in use", unit="accelerators"
-    )
-    cost_per_hour: float | None = field(
-        None, "Price of the accelerators that exist", unit="US dollars per hour"
-    )
+    accelerators_fragmented: int | None = field(None, "Free accelerators on nodes in use", unit="accelerators")
+    cost_per_hour: float | None = field(None, "Price of the accelerators that exist", unit="US dollars per hour")
     cost_per_million_tokens: float | None = field(
         None, "Cost of the output", unit="US dollars per million output tokens"
     )

@@ -6,46 +6,48 @@ Writing one gives no more than running its model: there is no pod template, no h
 from __future__ import annotations
 
 from enum import StrEnum
+from math import inf
 from typing import Any, ClassVar
 
-from tokenservice.api.base import REQUIRED, ApiModel, Rule, field
+from tokenservice.api.base import REQUIRED, ApiModel, Rule, field, matches
 from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
-from tokenservice.api.quantity import QUANTITY, duration_seconds, percentile_fraction
+from tokenservice.api.quantity import (
+    NUMBER_OR_TEXT,
+    amount_rule,
+    duration_seconds,
+    latency_rules,
+    percentile_fraction,
+)
 
-_URI = r"^(hf|oci|s3|pvc)://[A-Za-z0-9][A-Za-z0-9._/:@+-]*$"
 _ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
-_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
+_KEYED: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 
 
-def _uri_rule() -> Rule:
-    return Rule(
-        f"self.matches('{_URI}')",
-        "unknown source: write hf://ORGANISATION/MODEL, oci://IMAGE, s3://BUCKET/PATH or pvc://CLAIM/PATH",
-    )
+_URI = matches(
+    r"^(hf|oci|s3|pvc)://[A-Za-z0-9][A-Za-z0-9._/:@+-]*$",
+    "unknown source: write hf://ORGANISATION/MODEL, oci://IMAGE, s3://BUCKET/PATH or pvc://CLAIM/PATH",
+)
+_DIGEST = matches(r"^sha256:[0-9a-f]{64}$", "malformed digest: write sha256: and 64 lower-case hexadecimal digits")
+_IMAGE = matches(
+    r"^[^@]+@sha256:[0-9a-f]{64}$",
+    "pin the image by digest: write IMAGE@sha256: and 64 lower-case hexadecimal digits",
+)
+_MODEL_NAME = matches(
+    r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$",
+    "not a model name: use letters, digits and . _ / - between them, for example chat-70b",
+)
+_VARIABLE = matches(
+    r"^[A-Z_][A-Z0-9_]*$", "not an environment variable: use capitals, digits and _, for example HF_HUB_OFFLINE"
+)
 
 
-def _digest_rule() -> Rule:
-    return Rule(
-        "self.matches('^sha256:[0-9a-f]{64}$')",
-        "malformed digest: write sha256: and 64 lower-case hexadecimal digits",
-    )
+def _names(items: list[dict[str, Any]]) -> set[str]:
+    return {item["name"] for item in items}
 
 
-def _duration_rules(example: str) -> tuple[Rule, ...]:
-    return (
-        Rule(
-            r"self.matches('^[0-9]+(\\.[0-9]+)?(ms|s)$')",
-            f"give a positive number with the unit ms or s, for example {example}",
-        ),
-        Rule(
-            r"!self.matches('^0+(\\.0+)?(ms|s)$')",
-            f"zero cannot be met: give a positive target, for example {example}",
-        ),
-        Rule(
-            r"!self.matches('^0+\\.[0-9]+ms$')",
-            f"below a millisecond no engine answers: give a reachable target, for example {example}",
-        ),
-    )
+def _guarantee_has_volume(spec: dict[str, Any]) -> bool:
+    volume = spec["objectives"].get("volume", {})
+    return spec["tier"] != "Guaranteed" or "guaranteedTokensPerSecond" in volume
 
 
 class EngineName(StrEnum):
@@ -107,9 +109,7 @@ class Architecture(ApiModel):
         le=10**14,
     )
     layers: int = field(REQUIRED, "Transformer layers", unit="layers", ge=1, le=10000)
-    heads: int = field(
-        REQUIRED, "Attention heads; tensorParallelSize divides them", unit="heads", ge=1, le=10000
-    )
+    heads: int = field(REQUIRED, "Attention heads; tensorParallelSize divides them", unit="heads", ge=1, le=10000)
     kv_heads: int = field(REQUIRED, "Key-value heads", unit="heads", ge=1, le=10000)
     head_dim: int = field(REQUIRED, "Width of a head", unit="elements", ge=1, le=100000)
     dtype: str = field(
@@ -123,8 +123,8 @@ class Architecture(ApiModel):
 class Adapter(ApiModel):
     """A LoRA adapter served under a name of its own."""
 
-    name: str = field(REQUIRED, "Name that requests use", min_length=1, max_length=128, pattern=_NAME)
-    uri: str = field(REQUIRED, "Where the adapter is", max_length=512, rules=(_uri_rule(),))
+    name: str = field(REQUIRED, "Name that requests use", min_length=1, max_length=128, rules=(_MODEL_NAME,))
+    uri: str = field(REQUIRED, "Where the adapter is", max_length=512, rules=(_URI,))
 
 
 class ModelSource(ApiModel):
@@ -134,7 +134,14 @@ class ModelSource(ApiModel):
         Rule(
             "has(self.servedName) == has(oldSelf.servedName)"
             " && (!has(self.servedName) || self.servedName == oldSelf.servedName)",
-            "servedName is immutable: clients and metrics use it; create another TokenService instead",
+            "servedName is immutable, clients and metrics use it: put it back and create another TokenService",
+            ".servedName",
+        ),
+        Rule(
+            "!has(self.servedName) || !has(self.adapters) || !self.adapters.exists(a, a.name == self.servedName)",
+            "an adapter has the name of the model: requests could not tell them apart, rename one",
+            ".adapters",
+            check=lambda model: model.get("servedName") not in _names(model.get("adapters", [])),
         ),
     )
 
@@ -143,7 +150,7 @@ class ModelSource(ApiModel):
         "Where the model is: hf://ORGANISATION/MODEL, oci://IMAGE, s3://BUCKET/PATH or pvc://CLAIM/PATH"
         " (mounted read-only)",
         max_length=512,
-        rules=(_uri_rule(),),
+        rules=(_URI,),
     )
     revision: str | None = field(
         None, "Branch, tag or commit of the source", default_text="the source's own", max_length=128
@@ -153,7 +160,7 @@ class ModelSource(ApiModel):
         "sha256 digest that the source must have",
         default_text="not checked",
         max_length=71,
-        rules=(_digest_rule(),),
+        rules=(_DIGEST,),
     )
     served_name: str | None = field(
         None,
@@ -161,11 +168,9 @@ class ModelSource(ApiModel):
         default_text="the name of the TokenService",
         min_length=1,
         max_length=128,
-        pattern=_NAME,
+        rules=(_MODEL_NAME,),
     )
-    credentials: SecretReference | None = field(
-        None, "Secret with the source's token", default_text="anonymous access"
-    )
+    credentials: SecretReference | None = field(None, "Secret with the source's token", default_text="anonymous access")
     architecture: Architecture | None = field(
         None, "Shape of the model, for models that have no CapacityProfile", default_text="looked up by uri"
     )
@@ -173,7 +178,7 @@ class ModelSource(ApiModel):
         (),
         "LoRA adapters to serve beside the model",
         max_length=64,
-        schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        schema=_KEYED,
     )
 
 
@@ -183,20 +188,21 @@ class Speculative(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.method == 'NGram' || has(self.draftModel)",
-            "name the draftModel that this method needs",
+            "this method drafts with a second model: name it in draftModel, or use method NGram",
             ".draftModel",
+            check=lambda it: it["method"] == "NGram" or "draftModel" in it,
         ),
     )
 
     method: SpeculativeMethod = field(REQUIRED, "How drafts are made: NGram, DraftModel or Eagle3")
-    draft_model: str | None = field(None, "Source of the draft model", max_length=512, rules=(_uri_rule(),))
+    draft_model: str | None = field(None, "Source of the draft model", max_length=512, rules=(_URI,))
     tokens: int = field(3, "Tokens drafted at a time", unit="tokens", ge=1, le=16)
 
 
 class EnvVar(ApiModel):
     """One environment variable of the engine, from the allow-list of its engine."""
 
-    name: str = field(REQUIRED, "Name", min_length=1, max_length=128, pattern=r"^[A-Z_][A-Z0-9_]*$")
+    name: str = field(REQUIRED, "Name", min_length=1, max_length=128, rules=(_VARIABLE,))
     value: str = field(REQUIRED, "Value", max_length=1024)
 
 
@@ -208,32 +214,36 @@ class Resources(ApiModel):
         "CPU of a replica",
         unit="cores, as a quantity",
         default_text="4 per accelerator",
-        pattern=QUANTITY,
         max_length=16,
+        schema=NUMBER_OR_TEXT,
+        rules=(amount_rule("4"),),
     )
     memory: str | None = field(
         None,
         "Host memory of a replica",
         unit="bytes, as a quantity",
         default_text="16Gi and half the size of the weights",
-        pattern=QUANTITY,
         max_length=16,
+        schema=NUMBER_OR_TEXT,
+        rules=(amount_rule("64Gi"),),
     )
     shared_memory: str | None = field(
         None,
         "Size of /dev/shm",
         unit="bytes, as a quantity",
         default_text="2Gi per accelerator",
-        pattern=QUANTITY,
         max_length=16,
+        schema=NUMBER_OR_TEXT,
+        rules=(amount_rule("8Gi"),),
     )
     ephemeral_storage: str | None = field(
         None,
         "Local disk of a replica",
         unit="bytes, as a quantity",
         default_text="20Gi and 1.2 times the weights",
-        pattern=QUANTITY,
         max_length=16,
+        schema=NUMBER_OR_TEXT,
+        rules=(amount_rule("200Gi"),),
     )
 
 
@@ -246,12 +256,7 @@ class Engine(ApiModel):
         "Engine image, by digest and from the administrator's allow-list",
         default_text="the chart's image for the engine",
         max_length=512,
-        rules=(
-            Rule(
-                "self.matches('^[^@]+@sha256:[0-9a-f]{64}$')",
-                "pin the image by digest: IMAGE@sha256: and 64 lower-case hexadecimal digits",
-            ),
-        ),
+        rules=(_IMAGE,),
     )
     tensor_parallel_size: int | None = field(
         None,
@@ -262,9 +267,7 @@ class Engine(ApiModel):
         le=1024,
     )
     pipeline_parallel_size: int = field(1, "Pipeline stages of one replica", unit="stages", ge=1, le=64)
-    quantization: Quantization = field(
-        Quantization.MODEL, "Weight format; Model serves the checkpoint as it is"
-    )
+    quantization: Quantization = field(Quantization.MODEL, "Weight format; Model serves the checkpoint as it is")
     kv_cache_dtype: KVCacheDtype = field(KVCacheDtype.AUTO, "Number format of the KV cache")
     speculative: Speculative | None = field(None, "Speculative decoding", default_text="off")
     prefix_caching: bool = field(True, "Reuse the KV cache of equal prompt prefixes")
@@ -289,7 +292,7 @@ class Engine(ApiModel):
         (),
         "Further environment variables, from the allow-list of the engine",
         max_length=32,
-        schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        schema=_KEYED,
     )
     resources: Resources = field(Resources(), "CPU, memory and disk of a replica")
 
@@ -308,7 +311,8 @@ class Latency(ApiModel):
         "Upper bound",
         unit="duration with ms or s, for example 2s",
         max_length=16,
-        rules=_duration_rules("500ms"),
+        schema=NUMBER_OR_TEXT,
+        rules=latency_rules("500ms"),
     )
 
     @property
@@ -328,6 +332,8 @@ class Volume(ApiModel):
             "!has(self.guaranteedTokensPerSecond) || !has(self.maxTokensPerSecond)"
             " || self.guaranteedTokensPerSecond <= self.maxTokensPerSecond",
             "guaranteedTokensPerSecond is above maxTokensPerSecond: lower it or raise the maximum",
+            ".guaranteedTokensPerSecond",
+            check=lambda it: it.get("guaranteedTokensPerSecond", 0) <= it.get("maxTokensPerSecond", inf),
         ),
     )
 
@@ -355,9 +361,7 @@ class Objectives(ApiModel):
         "Bound on the mean time between output tokens of a request",
         default_text="p99 within 200ms",
     )
-    volume: Volume | None = field(
-        None, "How many output tokens are owed", default_text="as many as capacity allows"
-    )
+    volume: Volume | None = field(None, "How many output tokens are owed", default_text="as many as capacity allows")
     max_cost_per_million_tokens: float | None = field(
         None,
         "Highest acceptable cost of output",
@@ -373,9 +377,10 @@ class Scaling(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.minReplicas <= self.maxReplicas",
+            "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
             "minReplicas is above maxReplicas: lower it or raise maxReplicas",
             ".minReplicas",
+            check=lambda it: it["minReplicas"] <= it["maxReplicas"],
         ),
     )
 
@@ -444,8 +449,10 @@ class TokenServiceSpec(ApiModel):
         Rule(
             "self.tier != 'Guaranteed' || (has(self.objectives.volume)"
             " && has(self.objectives.volume.guaranteedTokensPerSecond))",
-            "tier Guaranteed needs objectives.volume.guaranteedTokensPerSecond: say how many output tokens are guaranteed",
+            "tier Guaranteed needs objectives.volume.guaranteedTokensPerSecond: say how many output tokens per second"
+            " are guaranteed, or choose tier Elastic",
             ".objectives",
+            check=_guarantee_has_volume,
         ),
     )
 
@@ -517,9 +524,7 @@ class Decision(ApiModel):
 class TokenServiceStatus(ApiModel):
     """What is there."""
 
-    observed_generation: int | None = field(
-        None, "Generation of the spec that the status speaks of", unit="generation"
-    )
+    observed_generation: int | None = field(None, "Generation of the spec that the status speaks of", unit="generation")
     conditions: tuple[Condition, ...] = field(
         (),
         "Ready, Reconciling, Stalled, ObjectivesMet, CapacityAvailable, MetricsAvailable, ModelVerified",
@@ -533,15 +538,11 @@ class TokenServiceStatus(ApiModel):
     desired_replicas: int | None = field(None, "Replicas wanted", unit="replicas")
     replica_summary: str | None = field(None, "Ready and wanted replicas, as 2/3", max_length=32)
     variant_summary: str | None = field(None, "Variants in use", max_length=256)
-    selector: str | None = field(
-        None, "Label selector of the pods, for the scale subresource", max_length=512
-    )
+    selector: str | None = field(None, "Label selector of the pods, for the scale subresource", max_length=512)
     variants: tuple[VariantStatus, ...] = field((), "Replicas by variant", max_length=16, schema=_ATOMIC)
     tokens_per_second: float | None = field(None, "Output delivered", unit="output tokens per second")
     requests_per_second: float | None = field(None, "Requests arriving", unit="requests per second")
-    utilization: float | None = field(
-        None, "Demand as a share of the capacity at the objectives", unit="ratio"
-    )
+    utilization: float | None = field(None, "Demand as a share of the capacity at the objectives", unit="ratio")
     objectives: MeasuredObjectives | None = field(None, "Measured latency")
     cost_per_million_tokens: float | None = field(
         None, "Accelerator cost of the output delivered", unit="US dollars per million output tokens"
@@ -549,8 +550,6 @@ class TokenServiceStatus(ApiModel):
     joules_per_token: float | None = field(
         None, "Energy, estimated from the class's idle and busy watts", unit="joules per output token"
     )
-    forecast: str | None = field(
-        None, "Demand expected when a replica started now would serve", max_length=256
-    )
+    forecast: str | None = field(None, "Demand expected when a replica started now would serve", max_length=256)
     loading: Loading | None = field(None, "Replicas on their way")
     decision: Decision | None = field(None, "The last decision and the numbers behind it")

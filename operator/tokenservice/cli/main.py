@@ -1,0 +1,19 @@
+"""The `tokenservice` command: each subcommand is a module beside this one."""
+
+from __future__ import annotations
+
+import typer
+
+from tokenservice.cli.crd import crd
+
+app = typer.Typer(
+    help="Serve language models as a contract: tokens at a promised volume, latency, quality and price.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(crd)
+
+
+@app.callback()
+def main() -> None:
+    """Keeps the names of subcommands, however many there are."""
