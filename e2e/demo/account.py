@@ -1,0 +1,172 @@
+"""Who delivered what, and what it took: SLO-goodput utilization and its waterfall.
+
+Above the line stand the requests that met both objectives, each worth the accelerator-seconds it takes on its
+service's reference variant at the reference rate. That worth is fixed by the scenario, the same for every policy.
+Below the line stands every accelerator of every node from its start request to its release. The parts of the
+waterfall are shares of the same total and add up to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from tokenservice.core.step import StepModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Yardstick of a service: its reference variant, the rate it holds (requests/s per replica), its mean request."""
+
+    model: StepModel
+    tensor_parallel_size: int
+    requests_per_second: float
+    batch: float
+    mean_input_tokens: float
+    mean_output_tokens: float
+
+    def accelerator_seconds(self, input_tokens: float, output_tokens: float) -> float:
+        """What a request is worth: TP / lambda*, times its share of the mean request's work."""
+        share = self._work_ms(input_tokens, output_tokens) / self._work_ms(
+            self.mean_input_tokens, self.mean_output_tokens
+        )
+        return self.tensor_parallel_size / self.requests_per_second * share
+
+    def _work_ms(self, inputs: float, outputs: float) -> float:
+        per_token = (
+            self.model.alpha_ms / self.batch + self.model.beta_ms + self.model.kappa_ms * (inputs + outputs / 2) / 1000
+        )
+        return self.model.delta_ms * inputs + outputs * per_token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One request as the client saw it; `met` is false for what was refused, cut, failed or late."""
+
+    service: str
+    arrived_at: float
+    input_tokens: int
+    output_tokens: int
+    met: bool
+    delivered_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpan:
+    """A node's time on the bill, in seconds; `watts` is what it draws beside the work it does."""
+
+    accelerators: int
+    price_per_hour: float
+    idle_watts: float
+    busy_watts: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Accelerators at one instant, by what they are held for."""
+
+    at: float
+    ready: int
+    starting: int
+    draining: int
+    free_on_used_nodes: int
+    on_empty_nodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waterfall:
+    """Shares of the accelerator time that existed; they add up to 1."""
+
+    utilization: float
+    slo_misses: float
+    headroom: float
+    cold_start: float
+    draining: float
+    fragmentation: float
+    idle_nodes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """The result of one phase."""
+
+    waterfall: Waterfall
+    accelerator_hours: float
+    dollars: float
+    joules: float
+    output_tokens: int
+    attainment: Mapping[str, float]
+
+    @property
+    def dollars_per_million_tokens(self) -> float:
+        return self.dollars / self.output_tokens * 1e6
+
+    @property
+    def joules_per_token(self) -> float:
+        return self.joules / self.output_tokens
+
+
+def bill(
+    outcomes: Sequence[Outcome],
+    references: Mapping[str, Reference],
+    spans: Iterable[NodeSpan],
+    held: Sequence[Held],
+) -> Bill:
+    """Adds a phase up. `held` are samples at even distances; their mean stands for the phase."""
+    nodes = list(spans)
+    existed = sum((span.end - span.start) * span.accelerators for span in nodes)
+    met = sum(_worth(outcome, references) for outcome in outcomes if outcome.met)
+    missed = sum(_worth(outcome, references) for outcome in outcomes if not outcome.met)
+    waterfall = _waterfall(met, missed, existed, held)
+    busy = waterfall.utilization + waterfall.slo_misses
+    return Bill(
+        waterfall=waterfall,
+        accelerator_hours=existed / 3600,
+        dollars=sum((s.end - s.start) / 3600 * s.accelerators * s.price_per_hour for s in nodes),
+        joules=sum(
+            (s.end - s.start) * s.accelerators * (s.idle_watts + (s.busy_watts - s.idle_watts) * busy) for s in nodes
+        ),
+        output_tokens=sum(outcome.delivered_tokens for outcome in outcomes),
+        attainment=attainment(outcomes),
+    )
+
+
+def attainment(outcomes: Iterable[Outcome]) -> dict[str, float]:
+    """Joint attainment by service: the share of all requests that arrived which met both objectives."""
+    arrived: dict[str, int] = {}
+    met: dict[str, int] = {}
+    for outcome in outcomes:
+        arrived[outcome.service] = arrived.get(outcome.service, 0) + 1
+        met[outcome.service] = met.get(outcome.service, 0) + outcome.met
+    return {service: met[service] / count for service, count in sorted(arrived.items())}
+
+
+def _worth(outcome: Outcome, references: Mapping[str, Reference]) -> float:
+    return references[outcome.service].accelerator_seconds(outcome.input_tokens, outcome.output_tokens)
+
+
+def _waterfall(met: float, missed: float, existed: float, held: Sequence[Held]) -> Waterfall:
+    """Shares by sampled state; what ready replicas held beyond the work done is headroom (it includes the trough)."""
+    mean = {
+        field.name: sum(getattr(sample, field.name) for sample in held) / len(held)
+        for field in fields(Held)
+        if field.name != "at"
+    }
+    total = sum(mean.values())
+    share = {name: value / total for name, value in mean.items()}
+    utilization, misses = met / existed, missed / existed
+    rest = 1 - utilization - misses
+    spare = share["starting"] + share["draining"] + share["free_on_used_nodes"] + share["on_empty_nodes"]
+    # Missed requests may be worth more than what was spent on them (a refused one took nothing): never below zero.
+    misses = max(0.0, misses + min(0.0, rest - spare))
+    return Waterfall(
+        utilization=utilization,
+        slo_misses=misses,
+        headroom=1 - utilization - misses - spare,
+        cold_start=share["starting"],
+        draining=share["draining"],
+        fragmentation=share["free_on_used_nodes"],
+        idle_nodes=share["on_empty_nodes"],
+    )

@@ -1,0 +1,89 @@
+"""How counts change without dropping a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.build import VARIANT, make_deployment, make_node, make_pod, make_service, make_snapshot
+from tokenservice.core.facts import Facts
+from tokenservice.core.model import Pod, Reason, SetDeletionCost, SetServing
+from tokenservice.core.repack import LEAVING, VICTIM
+from tokenservice.core.rollout import Step, step
+
+CHAT = make_service("chat")
+
+
+def next_step(
+    pods: list[Pod], current: int, wanted: int, *, status: dict[str, Any] | None = None, **facts: Any
+) -> Step:
+    deployment = make_deployment(CHAT, current, **(status or {}))
+    snapshot = make_snapshot(CHAT, pods=tuple(pods), deployments=[deployment], **facts)
+    return step(Facts(snapshot), CHAT.key, VARIANT, wanted, deployment)
+
+
+def test_more_replicas_come_at_once() -> None:
+    assert next_step([make_pod("a")], 1, 4).replicas == 4
+
+
+def test_the_first_replicas_need_no_deployment() -> None:
+    got = step(Facts(make_snapshot(CHAT)), CHAT.key, VARIANT, 2, None)
+    assert (got.replicas, got.reason) == (2, Reason.CREATED)
+
+
+def test_scale_in_marks_the_victim_before_it_lowers_the_count() -> None:
+    got = next_step([make_pod("a", node="n1"), make_pod("b", node="n1"), make_pod("c", node="n2")], 3, 2)
+    assert got.replicas == 2
+    assert [(a.pod.name, a.cost) for a in got.before if isinstance(a, SetDeletionCost)] == [("c", VICTIM)]
+
+
+def test_old_marks_are_taken_off_those_that_stay() -> None:
+    pods = [make_pod("a", node="n1", deletion_cost=VICTIM), make_pod("b", node="n1"), make_pod("c", node="n2")]
+    costs = {a.pod.name: a.cost for a in next_step(pods, 3, 2).before if isinstance(a, SetDeletionCost)}
+    assert costs.get("a", VICTIM) == VICTIM
+    assert "b" not in costs
+
+
+def test_scale_in_waits_while_a_replica_that_would_stay_is_not_ready() -> None:
+    got = next_step([make_pod("a"), make_pod("b"), make_pod("c", ready=False)], 3, 1)
+    assert (got.replicas, got.reason) == (3, Reason.HOLDING)
+
+
+def test_replicas_that_never_served_may_go_though_others_are_not_ready() -> None:
+    got = next_step([make_pod("a"), make_pod("b", node=None), make_pod("c", node=None)], 3, 1)
+    assert got.replicas == 1
+
+
+def test_scale_in_waits_for_a_rollout() -> None:
+    got = next_step([make_pod("a"), make_pod("b")], 2, 1, status={"updatedReplicas": 1})
+    assert (got.replicas, got.reason) == (2, Reason.ROLLING_OUT)
+
+
+def test_nothing_is_removed_on_a_stale_view() -> None:
+    got = next_step([make_pod("a"), make_pod("b")], 2, 1, stale_kinds=("pods",))
+    assert (got.replicas, got.reason) == (2, Reason.STALE_VIEW)
+
+
+def test_a_leaving_pod_is_replaced_before_it_goes() -> None:
+    leaving = make_pod("old", node="n1", deletion_cost=LEAVING)
+    surge = next_step([leaving], 1, 1)
+    assert (surge.replicas, surge.before) == (2, ())
+
+    starting = next_step([leaving, make_pod("new", node="n2", ready=False)], 2, 1)
+    assert (starting.replicas, starting.before) == (2, ())
+
+    shift = next_step([leaving, make_pod("new", node="n2")], 2, 1)
+    assert shift.replicas == 2
+    assert [(a.pod.name, a.serving) for a in shift.before if isinstance(a, SetServing)] == [("old", False)]
+
+    shifted = make_pod("old", node="n1", deletion_cost=LEAVING, serving=False, ready=False)
+    assert next_step([shifted, make_pod("new", node="n2")], 2, 1).replicas == 1
+
+
+def test_a_pod_without_our_readiness_gate_leaves_without_a_shift() -> None:
+    leaving = make_pod("old", node="n1", deletion_cost=LEAVING, serving=None)
+    assert next_step([leaving, make_pod("new", node="n2")], 2, 1).replicas == 1
+
+
+def test_a_cordoned_node_triggers_a_surge() -> None:
+    nodes = (make_node("n1", cordoned=True), make_node("n2"))
+    assert next_step([make_pod("a", node="n1")], 1, 1, nodes=nodes).replicas == 2
