@@ -19,7 +19,7 @@ REFERENCE = Reference(
     mean_input_tokens=1000.0,
     mean_output_tokens=200.0,
 )
-SPAN = NodeSpan(accelerators=8, price_per_hour=3.0, idle_watts=100.0, busy_watts=700.0, start=0.0)
+SPAN = NodeSpan(accelerators=8, price_per_hour=3.0, idle_watts=100.0, busy_watts=700.0, start=0.0, end=1000.0)
 ALL_READY = Held(at=0.0, ready=8, starting=0, draining=0, free_on_used_nodes=0, on_empty_nodes=0)
 
 
