@@ -62,7 +62,7 @@ class CapacityProfileSpec(ApiModel):
     provenance: Provenance = field(REQUIRED, "How the figures were found: Measured, Calibrated or Roofline")
     error_fraction: float | None = field(
         None,
-        "Median absolute error of TPOT, as a share of it",
+        "Mean absolute error of TPOT, as a share of it",
         unit="ratio",
         default_text="not known",
         ge=0,
@@ -75,5 +75,7 @@ class CapacityProfileStatus(ApiModel):
     """What production taught about this profile; steers decisions, never the utilization figure."""
 
     step: StepCoefficients | None = field(None, "Coefficients refined from the engines' own metrics", unit="ms")
-    error_fraction: float | None = field(None, "Median absolute error of the refined coefficients", unit="ratio", ge=0)
+    error_fraction: float | None = field(
+        None, "Mean absolute error of the refined coefficients, as a share of TPOT", unit="ratio", ge=0
+    )
     samples: int | None = field(None, "Observations behind the refinement", unit="observations", ge=0)
