@@ -1,0 +1,156 @@
+"""All fake engines: which pods have one, what their profiles are, and what tests do to them."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from e2e.engines.contract import EnginePod, PodKey, Profile
+from e2e.engines.fake_engine import FakeEngine, Reports, State
+from e2e.engines.process import Timers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """`time_scale` divides cold starts, never the engines' steps. A `cold_start_spread` of 0.2 is ±20 %, per pod."""
+
+    time_scale: float = 1.0
+    cold_start_spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartRule:
+    """Trouble for engines that start from now on: of one namespace or service, or of all (empty)."""
+
+    namespace: str = ""
+    service: str = ""
+    slow_factor: float = 1.0
+    fails: bool = False
+
+    def matches(self, pod: EnginePod) -> bool:
+        return self.namespace in ("", pod.key.namespace) and self.service in ("", pod.service)
+
+
+class Fleet:
+    """Engines by pod. Fed with what the API server shows; safe to feed the same thing twice."""
+
+    def __init__(
+        self,
+        timers: Timers,
+        reports: Reports,
+        *,
+        options: FleetOptions | None = None,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._timers = timers
+        self._reports = reports
+        self._options = options or FleetOptions()
+        self._wall_clock = wall_clock
+        self._engines: dict[PodKey, FakeEngine] = {}
+        self._awaiting_profile: dict[PodKey, EnginePod] = {}
+        self._profiles: dict[str, Profile] = {}
+        self._lost_nodes: set[str] = set()
+        self._start_rules: list[StartRule] = []
+
+    # -- looking
+
+    def __iter__(self) -> Iterator[FakeEngine]:
+        return iter(self._engines.values())
+
+    def get(self, key: PodKey) -> FakeEngine | None:
+        return self._engines.get(key)
+
+    def scrape_targets(self) -> list[PodKey]:
+        """The engines whose port is open."""
+        return [engine.pod.key for engine in self if engine.listens]
+
+    # -- what the API server shows
+
+    def pod_seen(self, pod: EnginePod) -> None:
+        """A pod was added or changed."""
+        engine = self._engines.get(pod.key)
+        if engine is not None and engine.pod.uid != pod.uid:
+            self.pod_gone(pod.key)
+            engine = None
+        if engine is not None:
+            engine.pod = pod
+            if pod.finished:
+                engine.kill()
+            engine.terminate()
+        elif pod.deletion is not None:
+            self._awaiting_profile.pop(pod.key, None)
+            self._reports.drained(pod)  # it never had a process here
+        elif pod.running and pod.node not in self._lost_nodes:
+            self._start(pod)
+
+    def pod_gone(self, key: PodKey) -> None:
+        """A pod vanished from the API server: its process cannot outlive it."""
+        self._awaiting_profile.pop(key, None)
+        engine = self._engines.pop(key, None)
+        if engine is not None:
+            engine.pod = replace(engine.pod, deletion=None)  # nobody is left to report to
+            engine.kill()
+
+    def only_pods(self, keys: set[PodKey]) -> None:
+        """After a fresh list: whatever is not on it is gone."""
+        for key in [*self._engines, *self._awaiting_profile]:
+            if key not in keys:
+                self.pod_gone(key)
+
+    def profile_seen(self, name: str, profile: Profile) -> None:
+        """Engines that wait for it start; running ones keep the figures they started with."""
+        self._profiles[name] = profile
+        for pod in [pod for pod in self._awaiting_profile.values() if pod.profile == name]:
+            self._start(pod)
+
+    def node_lost(self, node: str) -> None:
+        """A machine is gone or silent: its engines die without a word."""
+        self._lost_nodes.add(node)
+        for engine in [engine for engine in self if engine.pod.node == node]:
+            engine.kill()
+
+    def node_present(self, node: str) -> None:
+        """A machine is there (again): pods that it still has start from cold."""
+        if node not in self._lost_nodes:
+            return
+        self._lost_nodes.discard(node)
+        for engine in [e for e in self if e.pod.node == node and e.state == State.GONE and e.pod.deletion is None]:
+            del self._engines[engine.pod.key]
+            self._reports.ready(engine.pod, False)
+            self.pod_seen(replace(engine.pod, ready_reported=False))
+
+    # -- what tests do
+
+    def set_start_rules(self, rules: list[StartRule]) -> None:
+        """Replace them all; a failing start is retried until its rule is gone."""
+        self._start_rules = rules
+
+    def _start(self, pod: EnginePod) -> None:
+        profile = self._profiles.get(pod.profile)
+        if profile is None:
+            if pod.key not in self._awaiting_profile:
+                log.warning("pod %s/%s waits for profile %r", pod.key.namespace, pod.key.name, pod.profile)
+            self._awaiting_profile[pod.key] = pod
+            return
+        self._awaiting_profile.pop(pod.key, None)
+        self._engines[pod.key] = FakeEngine(
+            pod,
+            profile,
+            self._timers,
+            self._reports,
+            cold_start_seconds=self._cold_start_seconds(pod, profile),
+            wall_clock=self._wall_clock,
+            start_fails=lambda: any(rule.fails for rule in self._start_rules if rule.matches(pod)),
+        )
+
+    def _cold_start_seconds(self, pod: EnginePod, profile: Profile) -> float:
+        spread = self._options.cold_start_spread
+        factor = random.Random(pod.uid).uniform(1 - spread, 1 + spread)
+        for rule in self._start_rules:
+            if rule.matches(pod):
+                factor *= rule.slow_factor
+        return profile.cold_start_seconds * factor / self._options.time_scale
