@@ -1,0 +1,545 @@
+"""The ways to run a model: accelerator x engine x tensor parallel size x precision, and which of them to prefer.
+
+A CapacityProfile that matches is always better than a guess, so once any profile matches, ways without one are left
+out; only an accelerator that the user names and that has none is still estimated. A model without a matching profile
+is estimated from its architecture and the accelerator's data sheet: the roofline prior, good for a first placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from tokenservice.api.capacity_profile import CapacityProfileSpec, Provenance
+from tokenservice.api.quantity import quantity
+from tokenservice.api.token_service import Architecture, EngineName, KVCacheDtype, Quantization, TokenServiceSpec
+from tokenservice.core.capacity import Capacity, Limit, Targets, Workload, best_reachable, capacity
+from tokenservice.core.model import Accelerator, Problem, Profile, Reason, Variant
+from tokenservice.core.names import variant_name
+from tokenservice.core.step import StepModel
+
+Ranked = tuple[tuple[Variant, Capacity], ...]
+
+_TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+_BYTES = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.56, "mxfp4": 0.53}
+"""Bytes per weight, scales of the 4-bit formats included (one of 16 bits per 128 or of 8 bits per 32 weights)."""
+
+_PRECISIONS = {
+    Quantization.FP8: "fp8",
+    Quantization.AWQ: "int4",
+    Quantization.GPTQ: "int4",
+    Quantization.MXFP4: "mxfp4",
+}
+_TRUST = {Provenance.MEASURED: 0, Provenance.CALIBRATED: 1, Provenance.ROOFLINE: 2}
+
+# The roofline prior. Shares of peak and overheads from fits of 136 measured groups of aiconfigurator's
+# silicon_sample.csv (Apache-2.0), on H100 and H200.
+_BANDWIDTH_SHARE = 0.8
+_ARITHMETIC_SHARE = 0.5  # measured 0.3 to 0.83, falling with tensor parallel size
+_LAYER_OVERHEAD_MS = 0.05  # measured 0.02 to 0.07 per layer and iteration
+_SEQUENCE_MS = 0.06
+_EXPERTS_SPREAD = 128  # sequences until a mixture of experts has touched all: fits gpt-oss-120b (0.15 ms) well
+_MEMORY_SHARE = 0.9  # the engines' default
+_OTHER_MEMORY_BYTES = 3.75e9  # activations, graphs, communication buffers
+_MAX_NUM_SEQS, _MAX_NUM_BATCHED_TOKENS = 256, 8192
+_START_SECONDS = 33.0  # bootstrap and KV profiling 20, cached compilation 8, graphs 5: vLLM startup profile, MLSys'26
+_DISK_BYTES_PER_SECOND = 2e9  # local NVMe
+_SMALLEST_KV_TOKENS = 2048  # less holds no conversation
+
+_GIB = 2.0**30
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A way that may or may not be possible."""
+
+    accelerator: Accelerator
+    engine: str
+    tensor_parallel_size: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The parts of a spec that decide what can run it."""
+
+    spec: TokenServiceSpec
+    repository: str
+    architecture: Architecture | None
+    allowed: tuple[Accelerator, ...]
+    profiles: tuple[Profile, ...]  # of this model, most trusted first
+
+    @property
+    def pipeline(self) -> int:
+        return self.spec.engine.pipeline_parallel_size
+
+    @property
+    def precision(self) -> str:
+        """Number format of the weights; for a checkpoint that nobody described, what it was measured in."""
+        asked = _PRECISIONS.get(self.spec.engine.quantization)
+        if asked is not None:
+            return asked
+        if self.architecture is not None:
+            return self.architecture.dtype
+        measured = {profile.spec.precision for profile in self.profiles}
+        return "bf16" if "bf16" in measured or not measured else min(measured)
+
+
+def candidates(
+    spec: TokenServiceSpec,
+    accelerators: Sequence[Accelerator],
+    profiles: Sequence[Profile],
+    architectures: Mapping[str, Architecture],
+) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
+    """Ways to run the model, in order of the accelerators that the spec allows, and what is wrong with the spec.
+
+    `architectures` is by model repository. An accelerator that does not exist is a problem even beside others that
+    do. Region, residency and whether nodes exist are judged elsewhere.
+    """
+    unknown = _unknown_accelerators(spec, accelerators)
+    request = _request(spec, accelerators, profiles, architectures)
+    found = _variants(request)
+    if found or (unknown and not request.allowed):
+        return found, unknown
+    return (), (*unknown, _nothing_runs(request))
+
+
+def ranked(
+    spec: TokenServiceSpec, variants: Sequence[Variant], workload: Workload, targets: Targets
+) -> tuple[Ranked, tuple[Problem, ...]]:
+    """Variants that reach the objectives: the user's order of accelerators first, then price per token."""
+    judged = [(variant, capacity(variant, workload, targets)) for variant in variants]
+    able = [pair for pair in judged if pair[1].requests_per_second > 0]
+    if judged and not able:
+        return (), (_unreachable(judged, workload, targets),)
+    affordable = [pair for pair in able if _affordable(spec, *pair, workload)]
+    if able and not affordable:
+        return (), (_too_dear(spec, able, workload),)
+    return tuple(sorted(affordable, key=lambda pair: _preference(spec, *pair))), ()
+
+
+def cost_per_million_tokens(variant: Variant, capacity: Capacity, workload: Workload) -> float:
+    """US dollars per million output tokens of a replica that is always at its capacity."""
+    tokens_per_hour = capacity.requests_per_second * workload.output_tokens * 3600
+    return variant.price_per_hour / tokens_per_hour * 1e6 if tokens_per_hour > 0 else inf
+
+
+def repository(uri: str) -> str:
+    """The model repository that profiles name: `Qwen/Qwen3-32B` of `hf://Qwen/Qwen3-32B`."""
+    return uri.partition("://")[2].rstrip("/") if uri.startswith("hf://") else uri
+
+
+def tensor_parallel_fits(accelerator: Accelerator, tensor_parallel_size: int, pipeline_parallel_size: int = 1) -> bool:
+    """Whether one node of the class holds a replica, with tensor parallelism inside the fast interconnect."""
+    whole = tensor_parallel_size * pipeline_parallel_size
+    spec = accelerator.spec
+    return tensor_parallel_size <= spec.interconnect_domain and whole <= spec.accelerators_per_node
+
+
+# --- What could run ------------------------------------------------------------------------------------------------
+
+
+def _request(
+    spec: TokenServiceSpec,
+    accelerators: Sequence[Accelerator],
+    profiles: Sequence[Profile],
+    architectures: Mapping[str, Architecture],
+) -> _Request:
+    repo = repository(spec.model.uri)
+    mine = sorted((p for p in profiles if p.spec.model == repo), key=_distrust)
+    architecture = spec.model.architecture or architectures.get(repo)
+    return _Request(spec, repo, architecture, _allowed(spec, accelerators), tuple(mine))
+
+
+def _distrust(profile: Profile) -> tuple[int, float, str]:
+    error = profile.spec.error_fraction
+    return (_TRUST[profile.spec.provenance], inf if error is None else error, profile.name)
+
+
+def _allowed(spec: TokenServiceSpec, accelerators: Sequence[Accelerator]) -> tuple[Accelerator, ...]:
+    """Classes in the user's order, or all by name."""
+    by_name = {accelerator.name: accelerator for accelerator in sorted(accelerators, key=lambda a: a.name)}
+    names = dict.fromkeys(spec.placement.accelerators or by_name)
+    return tuple(by_name[name] for name in names if name in by_name)
+
+
+def _variants(request: _Request) -> tuple[Variant, ...]:
+    profiled, estimated = list[Variant](), list[Variant]()
+    for choice in _choices(request):
+        profile = _profile(request, choice)
+        if profile is not None:
+            profiled.append(_from_profile(request, choice, profile))
+        elif request.architecture is not None and choice.engine == _estimated_engine(request):
+            estimated.append(_from_roofline(request, request.architecture, choice))
+    covered = {variant.accelerator.name for variant in profiled}
+    named = set(request.spec.placement.accelerators)
+    kept = [v for v in estimated if not profiled or (v.accelerator.name in named - covered)]
+    order = {accelerator.name: place for place, accelerator in enumerate(request.allowed)}
+    holding = [v for v in (*profiled, *kept) if v.kv_capacity_tokens >= _needed_kv_tokens(request.spec)]
+    return tuple(sorted(holding, key=lambda v: (order[v.accelerator.name], v.name)))
+
+
+def _choices(request: _Request) -> Iterator[_Choice]:
+    for accelerator in request.allowed:
+        for size in _sizes(request):
+            fits = tensor_parallel_fits(accelerator, size, request.pipeline)
+            if fits and _computes(accelerator, request.precision) and _caches(accelerator, request.spec):
+                for engine in _engines(request.spec):
+                    yield _Choice(accelerator, engine, size, request.precision)
+
+
+def _sizes(request: _Request) -> tuple[int, ...]:
+    given = request.spec.engine.tensor_parallel_size
+    sizes = {given} if given else {*_TENSOR_PARALLEL_SIZES, *(p.spec.tensor_parallel_size for p in request.profiles)}
+    heads = request.architecture.heads if request.architecture is not None else 0
+    return tuple(sorted(size for size in sizes if heads % size == 0))
+
+
+def _engines(spec: TokenServiceSpec) -> tuple[str, ...]:
+    return ("vLLM", "SGLang") if spec.engine.name == EngineName.AUTO else (spec.engine.name.value,)
+
+
+def _estimated_engine(request: _Request) -> str:
+    """An estimate cannot tell engines apart: with Auto it is made for vLLM only."""
+    return _engines(request.spec)[0]
+
+
+def _computes(accelerator: Accelerator, precision: str) -> bool:
+    """FP8 needs the arithmetic; int8, int4 and mxfp4 weights are widened to bf16 where it is missing."""
+    return precision != "fp8" or accelerator.spec.dense_teraflops.fp8 is not None
+
+
+def _caches(accelerator: Accelerator, spec: TokenServiceSpec) -> bool:
+    return spec.engine.kv_cache_dtype != KVCacheDtype.FP8 or accelerator.spec.dense_teraflops.fp8 is not None
+
+
+def _needed_kv_tokens(spec: TokenServiceSpec) -> int:
+    """Engines refuse to start when the cache does not hold one sequence of full length."""
+    return max(_SMALLEST_KV_TOKENS, spec.engine.max_model_len or 0)
+
+
+# --- Figures -------------------------------------------------------------------------------------------------------
+
+
+def _profile(request: _Request, choice: _Choice) -> Profile | None:
+    key = (choice.engine, choice.accelerator.name, choice.tensor_parallel_size, choice.precision)
+    if request.pipeline > 1:
+        return None
+    return next((profile for profile in request.profiles if _key(profile.spec) == key), None)
+
+
+def _key(spec: CapacityProfileSpec) -> tuple[str, str, int, str]:
+    return (spec.engine, spec.accelerator, spec.tensor_parallel_size, spec.precision)
+
+
+def _from_profile(request: _Request, choice: _Choice, profile: Profile) -> Variant:
+    """Profiles hold for the engine's own KV format; an FP8 cache halves what a token takes to keep and to read."""
+    known = profile.spec
+    halved = 2 if request.spec.engine.kv_cache_dtype == KVCacheDtype.FP8 and choice.precision == "bf16" else 1
+    step = known.step
+    measured = known.provenance == Provenance.MEASURED
+    return _variant(
+        request,
+        choice,
+        profile=profile.name,
+        step=StepModel(step.alpha_ms, step.beta_ms, step.kappa_ms / halved, step.delta_ms),
+        kv_capacity_tokens=known.kv_capacity_tokens * halved,
+        max_num_seqs=known.max_num_seqs,
+        max_num_batched_tokens=known.max_num_batched_tokens,
+        cold_start_seconds=known.cold_start_seconds,
+        weight_bytes=_known_weight_bytes(request, choice, step.alpha_ms),
+        provenance=Provenance.CALIBRATED if measured and halved > 1 else known.provenance,
+    )
+
+
+def _from_roofline(request: _Request, architecture: Architecture, choice: _Choice) -> Variant:
+    weights = weight_bytes(architecture, choice.precision)
+    return _variant(
+        request,
+        choice,
+        profile=None,
+        step=_roofline(request, architecture, choice),
+        kv_capacity_tokens=_kv_capacity_tokens(request, architecture, choice),
+        max_num_seqs=_MAX_NUM_SEQS,
+        max_num_batched_tokens=_MAX_NUM_BATCHED_TOKENS,
+        cold_start_seconds=_START_SECONDS + weights / _DISK_BYTES_PER_SECOND,
+        weight_bytes=weights,
+        provenance=Provenance.ROOFLINE,
+    )
+
+
+def _variant(
+    request: _Request,
+    choice: _Choice,
+    *,
+    profile: str | None,
+    step: StepModel,
+    kv_capacity_tokens: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    cold_start_seconds: float,
+    weight_bytes: float,
+    provenance: Provenance,
+) -> Variant:
+    size, sequences = choice.tensor_parallel_size, request.spec.engine.max_num_seqs or max_num_seqs
+    return Variant(
+        name=variant_name(choice.accelerator.name, choice.engine, size, choice.precision),
+        accelerator=choice.accelerator,
+        engine=choice.engine,
+        tensor_parallel_size=size,
+        pipeline_parallel_size=request.pipeline,
+        precision=choice.precision,
+        profile=profile,
+        step=step,
+        kv_capacity_tokens=kv_capacity_tokens,
+        max_num_seqs=sequences,
+        max_num_batched_tokens=max(max_num_batched_tokens, sequences),
+        cold_start_seconds=cold_start_seconds,
+        weight_bytes=weight_bytes,
+        provenance=provenance,
+    )
+
+
+def _roofline(request: _Request, architecture: Architecture, choice: _Choice) -> StepModel:
+    """Step coefficients from the data sheet. Pipeline stages work in turn, so they add memory and no speed."""
+    spec, size = choice.accelerator.spec, choice.tensor_parallel_size
+    bytes_per_ms = size * spec.bandwidth_gigabytes_per_second * 1e6 * _BANDWIDTH_SHARE
+    flops_per_ms = size * _teraflops(choice) * 1e9 * _ARITHMETIC_SHARE
+    active = architecture.active_parameters or architecture.parameters
+    resting = architecture.parameters - active
+    return StepModel(
+        alpha_ms=active * _BYTES[choice.precision] / bytes_per_ms + architecture.layers * _LAYER_OVERHEAD_MS,
+        beta_ms=_SEQUENCE_MS + resting * _BYTES[choice.precision] / bytes_per_ms / _EXPERTS_SPREAD,
+        kappa_ms=1000 * _kv_bytes_per_token(request.spec, architecture, size) / bytes_per_ms,
+        delta_ms=2 * active / flops_per_ms,
+    )
+
+
+def _teraflops(choice: _Choice) -> float:
+    dense = choice.accelerator.spec.dense_teraflops
+    native = {"fp8": dense.fp8, "mxfp4": dense.fp4}.get(choice.precision)
+    return native if native is not None else dense.bf16
+
+
+def weight_bytes(architecture: Architecture, precision: str) -> float:
+    """Size of the weights in a number format."""
+    return architecture.parameters * _BYTES[precision]
+
+
+def _known_weight_bytes(request: _Request, choice: _Choice, alpha_ms: float) -> float:
+    """From the architecture, else what an iteration has time to read: too much rather than too little."""
+    if request.architecture is not None:
+        return weight_bytes(request.architecture, choice.precision)
+    bytes_per_ms = choice.accelerator.spec.bandwidth_gigabytes_per_second * 1e6 * _BANDWIDTH_SHARE
+    return alpha_ms * bytes_per_ms * choice.tensor_parallel_size
+
+
+def _kv_bytes_per_token(spec: TokenServiceSpec, architecture: Architecture, tensor_parallel_size: int) -> float:
+    """Keys and values of one token over the whole replica; more shards than heads hold copies."""
+    heads = max(architecture.kv_heads, tensor_parallel_size)
+    element = 1 if spec.engine.kv_cache_dtype == KVCacheDtype.FP8 else 2
+    return 2.0 * architecture.layers * heads * architecture.head_dim * element
+
+
+def _kv_capacity_tokens(request: _Request, architecture: Architecture, choice: _Choice) -> int:
+    free = -_shortage_bytes(choice, weight_bytes(architecture, choice.precision), request.pipeline)
+    return int(max(0.0, free) / _kv_bytes_per_token(request.spec, architecture, choice.tensor_parallel_size))
+
+
+def _shortage_bytes(choice: _Choice, weights: float, pipeline: int) -> float:
+    """What a replica lacks before any KV cache; negative is room."""
+    count = choice.tensor_parallel_size * pipeline
+    memory = quantity(choice.accelerator.spec.memory)
+    return weights - count * (_MEMORY_SHARE * memory - _OTHER_MEMORY_BYTES)
+
+
+# --- What is wrong -------------------------------------------------------------------------------------------------
+
+
+def _unknown_accelerators(spec: TokenServiceSpec, accelerators: Sequence[Accelerator]) -> tuple[Problem, ...]:
+    known = sorted(accelerator.name for accelerator in accelerators)
+    return tuple(
+        Problem(
+            Reason.UNKNOWN_ACCELERATOR,
+            f"spec.placement.accelerators[{index}]",
+            f"there is no AcceleratorClass {name!r}: use one of {_listed(known)}, or create it",
+        )
+        for index, name in enumerate(spec.placement.accelerators)
+        if name not in known
+    )
+
+
+def _nothing_runs(request: _Request) -> Problem:
+    """The first reason why no way is left."""
+    if not request.allowed:
+        return Problem(
+            Reason.UNKNOWN_ACCELERATOR,
+            "spec.placement.accelerators",
+            "the cluster has no AcceleratorClass: create one, or let the operator apply its catalogue",
+        )
+    return (
+        _model_unknown(request)
+        or _size_impossible(request)
+        or _heads_indivisible(request)
+        or _format_missing(request)
+        or _unmeasured(request)
+        or _too_large(request)
+    )
+
+
+def _model_unknown(request: _Request) -> Problem | None:
+    if request.architecture is not None or request.profiles:
+        return None
+    return Problem(
+        Reason.UNKNOWN_MODEL,
+        "spec.model.architecture",
+        f"nothing is known of {request.spec.model.uri}: give parameters, layers, heads, kvHeads and headDim"
+        " in spec.model.architecture, or create a CapacityProfile for it",
+    )
+
+
+def _size_impossible(request: _Request) -> Problem | None:
+    size = request.spec.engine.tensor_parallel_size or 1
+    if any(tensor_parallel_fits(accelerator, size, request.pipeline) for accelerator in request.allowed):
+        return None
+    limits = [f"{a.name} {_largest_size(a, request.pipeline)}" for a in request.allowed]
+    named = request.spec.engine.tensor_parallel_size is not None
+    return Problem(
+        Reason.TENSOR_PARALLEL_TOO_LARGE,
+        "spec.engine.tensorParallelSize" if named else "spec.engine.pipelineParallelSize",
+        f"no node holds a replica of {size} x {request.pipeline} accelerators (tensor x pipeline parallel): the largest"
+        f" tensorParallelSize with {request.pipeline} pipeline stages is {_listed(limits)}",
+    )
+
+
+def _largest_size(accelerator: Accelerator, pipeline: int) -> int:
+    spec = accelerator.spec
+    return min(spec.interconnect_domain, spec.accelerators_per_node // pipeline)
+
+
+def _heads_indivisible(request: _Request) -> Problem | None:
+    size, architecture = request.spec.engine.tensor_parallel_size, request.architecture
+    if size is None or architecture is None or architecture.heads % size == 0:
+        return None
+    largest = max(_largest_size(accelerator, request.pipeline) for accelerator in request.allowed)
+    sizes = [str(n) for n in range(1, largest + 1) if architecture.heads % n == 0]
+    return Problem(
+        Reason.INVALID_SPEC,
+        "spec.engine.tensorParallelSize",
+        f"{size} does not divide the model's {architecture.heads} attention heads: use one of {_listed(sizes)}",
+    )
+
+
+def _format_missing(request: _Request) -> Problem | None:
+    if any(_computes(a, request.precision) and _caches(a, request.spec) for a in request.allowed):
+        return None
+    quantized = request.precision == "fp8"
+    return Problem(
+        Reason.INVALID_SPEC,
+        "spec.engine.quantization" if quantized else "spec.engine.kvCacheDtype",
+        f"none of {_listed([a.name for a in request.allowed])} has FP8:"
+        f" allow an accelerator that has it, or choose another {'model' if quantized else 'kvCacheDtype'}",
+    )
+
+
+def _unmeasured(request: _Request) -> Problem | None:
+    if request.architecture is not None:
+        return None
+    measured = sorted({"{1} on {0} tp{2} {3}".format(*_reordered(p.spec)) for p in request.profiles})
+    return Problem(
+        Reason.UNKNOWN_MODEL,
+        "spec.model.architecture",
+        f"{request.repository} has CapacityProfiles only for {_listed(measured)}: allow one of these,"
+        " or give spec.model.architecture for an estimate",
+    )
+
+
+def _reordered(spec: CapacityProfileSpec) -> tuple[str, str, int, str]:
+    return (spec.accelerator, spec.engine, spec.tensor_parallel_size, spec.precision)
+
+
+def _too_large(request: _Request) -> Problem:
+    """By how much, on each class with the replica that comes closest."""
+    weights = weight_bytes(request.architecture, request.precision) if request.architecture is not None else 0.0
+    best = [_closest(request, accelerator, weights) for accelerator in request.allowed]
+    lacking = [f"{_gib(lack)} GiB on {name} x {count}" for lack, count, name in sorted(best) if lack < inf]
+    length = request.spec.engine.max_model_len
+    context = f" and one sequence of {length} tokens" if length else ""
+    return Problem(
+        Reason.MODEL_TOO_LARGE,
+        "spec.engine.maxModelLen" if length and all(lack <= 0 for lack, *_ in best) else "spec.model",
+        f"{_gib(weights)} GiB of {request.precision} weights{context} do not fit; missing: {_listed(lacking)}."
+        " Allow a larger accelerator or tensorParallelSize, or set spec.engine.quantization",
+    )
+
+
+def _closest(request: _Request, accelerator: Accelerator, weights: float) -> tuple[float, int, str]:
+    """(bytes missing, accelerators, class) of the replica that lacks least; infinite where none is possible."""
+    mine = [choice for choice in _choices(request) if choice.accelerator.name == accelerator.name]
+    lacks = [
+        (_missing_bytes(request, choice, weights), choice.tensor_parallel_size * request.pipeline) for choice in mine
+    ]
+    lack, count = min(lacks, default=(inf, 0))
+    return (lack, count, accelerator.name)
+
+
+def _missing_bytes(request: _Request, choice: _Choice, weights: float) -> float:
+    cache = 0.0
+    if request.architecture is not None:
+        per_token = _kv_bytes_per_token(request.spec, request.architecture, choice.tensor_parallel_size)
+        cache = _needed_kv_tokens(request.spec) * per_token
+    return max(0.0, _shortage_bytes(choice, weights, request.pipeline) + cache)
+
+
+def _unreachable(judged: Sequence[tuple[Variant, Capacity]], workload: Workload, targets: Targets) -> Problem:
+    """Names the objective that the best variant misses, and what it reaches."""
+    reached = [(best_reachable(variant, workload, targets), variant.name, found) for variant, found in judged]
+    first_bound = all(found.limited_by != Limit.TPOT for _, _, found in reached)
+    if first_bound:
+        best, name = min((latency.ttft_seconds, name) for latency, name, _ in reached)
+        field, wanted, what = "timeToFirstToken", targets.ttft_seconds, "to the first token"
+    else:
+        best, name = min((latency.tpot_seconds, name) for latency, name, _ in reached)
+        field, wanted, what = "timePerOutputToken", targets.tpot_seconds, "per output token"
+    return Problem(
+        Reason.OBJECTIVES_UNREACHABLE,
+        f"spec.objectives.{field}.target",
+        f"{_ms(wanted)} {what} is out of reach with prompts of {workload.input_tokens:.0f} tokens: a lone request takes"
+        f" {_ms(best)} on {name}, the best allowed. Raise the target above that or allow a faster accelerator",
+    )
+
+
+def _too_dear(spec: TokenServiceSpec, able: Sequence[tuple[Variant, Capacity]], workload: Workload) -> Problem:
+    best, name = min((cost_per_million_tokens(*pair, workload), pair[0].name) for pair in able)
+    return Problem(
+        Reason.OBJECTIVES_UNREACHABLE,
+        "spec.objectives.maxCostPerMillionTokens",
+        f"${spec.objectives.max_cost_per_million_tokens:g} per million output tokens is out of reach: {name} costs"
+        f" ${best:.2f} when always full. Raise the bound, relax the latency or allow a cheaper accelerator",
+    )
+
+
+def _affordable(spec: TokenServiceSpec, variant: Variant, found: Capacity, workload: Workload) -> bool:
+    bound = spec.objectives.max_cost_per_million_tokens
+    return bound is None or cost_per_million_tokens(variant, found, workload) <= bound
+
+
+def _preference(spec: TokenServiceSpec, variant: Variant, found: Capacity) -> tuple[int, float, float, str]:
+    """User's order, price per request, accelerators per request (prices may be zero), name."""
+    named = spec.placement.accelerators
+    place = named.index(variant.accelerator.name) if variant.accelerator.name in named else len(named)
+    rate = found.requests_per_second
+    return (place, variant.price_per_hour / rate, variant.accelerators / rate, variant.name)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.1f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.3g}ms"
