@@ -1,0 +1,216 @@
+"""Where a model, a draft model or an adapter lies: the path an engine is told and what its pod must carry for it.
+
+| scheme | path | pod | credentials |
+|---|---|---|---|
+| hf://ORGANISATION/MODEL | the repository, downloaded to the cache | egress | HF_TOKEN from the Secret |
+| s3://BUCKET/PATH | the URL, streamed | egress | AWS shared credentials file from the Secret |
+| pvc://CLAIM/PATH | below the mount | the claim, read-only | none |
+| oci://IMAGE@sha256:… | the mount | an image volume, read-only | pull secret |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenservice.api.token_service import ModelSource, SecretReference, TokenServiceSpec
+from tokenservice.core.model import Json, Problem, Reason
+
+MODEL_PATH = "/models"
+_CREDENTIALS_PATH = "/credentials"
+_DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
+_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+
+REMOTE_BYTES_PER_SECOND = 0.5e9
+DISK_BYTES_PER_SECOND = 2e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One source as a pod needs it.
+
+    `streamed` weights never touch the disk; `downloaded` ones need local disk; `remote` ones need the network.
+    """
+
+    path: str
+    bytes_per_second: float
+    revision: str | None = None
+    remote: bool = False
+    streamed: bool = False
+    downloaded: bool = False
+    env: tuple[Json, ...] = ()
+    volumes: tuple[Json, ...] = ()
+    mounts: tuple[Json, ...] = ()
+    pull_secret: str | None = None
+
+
+def model_source(model: ModelSource) -> Source:
+    """The model itself."""
+    return _source(model.uri, "model", MODEL_PATH, model)
+
+
+def adapter_sources(model: ModelSource) -> tuple[Source, ...]:
+    """Its adapters, in the order of the spec."""
+    return tuple(
+        _source(adapter.uri, f"adapter-{index}", f"/adapters/{index}", None)
+        for index, adapter in enumerate(model.adapters)
+    )
+
+
+def draft_source(spec: TokenServiceSpec) -> Source | None:
+    """The draft model of speculative decoding."""
+    speculative = spec.engine.speculative
+    if speculative is None or speculative.draft_model is None:
+        return None
+    return _source(speculative.draft_model, "draft", "/draft", None)
+
+
+def sources(spec: TokenServiceSpec) -> tuple[Source, ...]:
+    """Everything that a pod of the service loads; the model first."""
+    draft = draft_source(spec)
+    return (model_source(spec.model), *adapter_sources(spec.model), *((draft,) if draft is not None else ()))
+
+
+def pinned_digest(model: ModelSource) -> str | None:
+    """The digest that the kubelet holds an oci:// source to; other sources are not checked by anyone."""
+    if not model.uri.startswith("oci://"):
+        return None
+    found = _DIGEST.search(model.uri)
+    return found[1] if found else model.digest
+
+
+def source_problems(spec: TokenServiceSpec) -> tuple[Problem, ...]:
+    """Sources that could not be loaded, or not as promised."""
+    return tuple(_model_problems(spec.model)) + tuple(_companion_problems(spec))
+
+
+def _source(uri: str, name: str, mount: str, model: ModelSource | None) -> Source:
+    """`model` is given for the model itself, whose revision, digest and credentials are fields of their own."""
+    scheme, _, rest = uri.partition("://")
+    credentials = model.credentials if model is not None else None
+    if scheme == "hf":
+        return _hugging_face(rest, model)
+    if scheme == "s3":
+        return _bucket(uri, credentials)
+    if scheme == "pvc":
+        return _claim(rest, name, mount)
+    digest = model.digest if model is not None else None
+    return _image(rest, digest, name, mount, credentials)
+
+
+def _hugging_face(rest: str, model: ModelSource | None) -> Source:
+    repository, _, revision = rest.partition("@")
+    credentials = model.credentials if model is not None else None
+    chosen = (model.revision if model is not None else None) or revision or None
+    env = () if credentials is None else (_secret_variable("HF_TOKEN", credentials),)
+    return Source(
+        path=repository,
+        bytes_per_second=REMOTE_BYTES_PER_SECOND,
+        revision=chosen,
+        remote=True,
+        downloaded=True,
+        env=env,
+    )
+
+
+def _bucket(uri: str, credentials: SecretReference | None) -> Source:
+    found = Source(path=uri, bytes_per_second=REMOTE_BYTES_PER_SECOND, remote=True, streamed=True)
+    if credentials is None:
+        return found
+    items = [{"key": credentials.key, "path": "credentials"}]
+    return Source(
+        path=uri,
+        bytes_per_second=REMOTE_BYTES_PER_SECOND,
+        remote=True,
+        streamed=True,
+        env=({"name": "AWS_SHARED_CREDENTIALS_FILE", "value": f"{_CREDENTIALS_PATH}/credentials"},),
+        volumes=({"name": "credentials", "secret": {"secretName": credentials.name, "items": items}},),
+        mounts=({"name": "credentials", "mountPath": _CREDENTIALS_PATH, "readOnly": True},),
+    )
+
+
+def _claim(rest: str, name: str, mount: str) -> Source:
+    claim, _, path = rest.partition("/")
+    return Source(
+        path="/".join([mount, path.strip("/")]).rstrip("/"),
+        bytes_per_second=DISK_BYTES_PER_SECOND,
+        volumes=({"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},),
+        mounts=({"name": name, "mountPath": mount, "readOnly": True},),
+    )
+
+
+def _image(rest: str, digest: str | None, name: str, mount: str, credentials: SecretReference | None) -> Source:
+    """The kubelet pulls the image before it starts the container, so that only reading counts as loading."""
+    reference = rest if _DIGEST.search(rest) or digest is None else f"{rest}@{digest}"
+    return Source(
+        path=mount,
+        bytes_per_second=DISK_BYTES_PER_SECOND,
+        volumes=({"name": name, "image": {"reference": reference, "pullPolicy": "IfNotPresent"}},),
+        mounts=({"name": name, "mountPath": mount, "readOnly": True},),
+        pull_secret=credentials.name if credentials is not None else None,
+    )
+
+
+def _secret_variable(name: str, reference: SecretReference) -> Json:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": reference.name, "key": reference.key}}}
+
+
+def _model_problems(model: ModelSource) -> Iterator[Problem]:
+    yield from _uri_problems(model.uri, "spec.model.uri")
+    scheme, _, rest = model.uri.partition("://")
+    if scheme == "oci":
+        yield from _image_problems(rest, model.digest)
+    elif model.digest is not None:
+        yield _invalid(
+            "spec.model.digest",
+            f"a digest can be held to for oci:// sources only: remove it, or bring the model as an image"
+            f"{'; to pin this source, set revision to a commit' if scheme == 'hf' else ''}",
+        )
+    yield from _revision_problems(scheme, rest, model.revision)
+
+
+def _image_problems(rest: str, digest: str | None) -> Iterator[Problem]:
+    found = _DIGEST.search(rest)
+    if found is None and digest is None:
+        yield _invalid("spec.model.uri", "oci:// needs a digest: append @sha256:… or set spec.model.digest")
+    if found is not None and digest not in (None, found[1]):
+        yield _invalid("spec.model.digest", f"spec.model.uri names another digest, {found[1]}: keep one of them")
+
+
+def _revision_problems(scheme: str, rest: str, revision: str | None) -> Iterator[Problem]:
+    if revision is None:
+        return
+    in_uri = rest.partition("@")[2]
+    if scheme != "hf":
+        yield _invalid("spec.model.revision", f"{scheme}:// has no revisions: remove it, name the version in the uri")
+    elif in_uri not in ("", revision):
+        yield _invalid("spec.model.revision", f"spec.model.uri names another revision, {in_uri}: keep one of them")
+
+
+def _companion_problems(spec: TokenServiceSpec) -> Iterator[Problem]:
+    """Adapters and drafts are loaded from folders, so they cannot be streamed from a bucket."""
+    speculative = spec.engine.speculative
+    draft = [] if speculative is None or speculative.draft_model is None else [speculative.draft_model]
+    named = [(f"spec.model.adapters[{a.name}].uri", a.uri) for a in spec.model.adapters]
+    for at, uri in [*named, *(("spec.engine.speculative.draftModel", uri) for uri in draft)]:
+        yield from _uri_problems(uri, at)
+        if uri.startswith("s3://"):
+            yield _invalid(at, "s3:// is for the model itself: bring this by hf://, oci:// or pvc://")
+        if uri.startswith("oci://") and _DIGEST.search(uri) is None:
+            yield _invalid(at, "oci:// needs a digest: append @sha256:…")
+
+
+def _uri_problems(uri: str, at: str) -> Iterator[Problem]:
+    scheme, _, rest = uri.partition("://")
+    parts = rest.partition("@")[0].split("/")
+    if ".." in parts:
+        yield _invalid(at, "a path may not contain ..: name the folder itself")
+    if scheme == "hf" and (len(parts) > 2 or "" in parts):
+        yield _invalid(at, "write hf://ORGANISATION/MODEL: two names and nothing more")
+    if scheme == "pvc" and _CLAIM.fullmatch(parts[0]) is None:
+        yield _invalid(at, f"{parts[0]!r} is not the name of a claim: write pvc://CLAIM/PATH")
+
+
+def _invalid(at: str, message: str) -> Problem:
+    return Problem(Reason.INVALID_SPEC, at, message)
