@@ -1,0 +1,72 @@
+"""How a service is reached, disturbed and scraped: Service, PodDisruptionBudget, NetworkPolicy, PodMonitor."""
+
+from __future__ import annotations
+
+from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.deployment import egress_ports
+from tokenservice.core.model import Json, ServiceKey, Settings
+from tokenservice.core.names import ENGINE_PORT, SERVICE_LABEL, VARIANT_LABEL
+
+SERVICE_PORT = 80
+SCRAPE_SECONDS = 5
+
+
+def endpoint(service: ServiceKey, cluster_domain: str) -> str:
+    """The URL of the OpenAI-compatible API."""
+    return f"http://{service.name}.{service.namespace}.svc.{cluster_domain}/v1"
+
+
+def service_spec(service: ServiceKey) -> Json:
+    """All variants behind one name; pods that do not serve are no endpoints."""
+    port = {"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "targetPort": "http"}
+    return {"type": "ClusterIP", "ports": [port], "selector": {SERVICE_LABEL: service.name}}
+
+
+def disruption_spec(service: ServiceKey, replicas: int, needed: int) -> Json:
+    """Evictions may not go below what the objectives need now, but a single replica can always be drained.
+
+    AlwaysAllow: a pod that does not work protects nobody, and would block the drain of its node for ever.
+    """
+    return {
+        "minAvailable": 0 if replicas <= 1 else max(0, min(needed, replicas)),
+        "selector": {"matchLabels": {SERVICE_LABEL: service.name}},
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+
+
+def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings) -> Json:
+    """Denies everything, then opens the API to the settings' peers and the model's source to the engine.
+
+    Engines answer more than /v1 without a key (peers: vLLM's security guide), so who may connect is decided here. An
+    empty list of peers must leave the rule out: `from: []` would let everyone in.
+    """
+    peers = [*settings.gateway_peers, *settings.metrics_peers]
+    ingress = [{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else []
+    return {
+        "podSelector": {"matchLabels": {SERVICE_LABEL: service.name}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": ingress,
+        "egress": _egress(spec),
+    }
+
+
+def monitor_spec(service: ServiceKey) -> Json:
+    """For the Prometheus operator; a series carries its service and variant as labels."""
+    return {
+        "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": f"{SCRAPE_SECONDS}s"}],
+        "podTargetLabels": [SERVICE_LABEL, VARIANT_LABEL],
+        "selector": {"matchLabels": {SERVICE_LABEL: service.name}},
+    }
+
+
+def _egress(spec: TokenServiceSpec) -> list[Json]:
+    """Names are resolved by whatever DNS the cluster has, so the port is all that can be said."""
+    ports = egress_ports(spec)
+    if not ports:
+        return []
+    dns = [{"port": 53, "protocol": "UDP"}, _tcp(53)]
+    return [{"ports": dns}, {"ports": [_tcp(port) for port in ports]}]
+
+
+def _tcp(port: int) -> Json:
+    return {"port": port, "protocol": "TCP"}
