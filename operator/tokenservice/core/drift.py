@@ -1,0 +1,75 @@
+"""Whether a live object still is what was applied.
+
+A server adds defaults, other managers add fields and list items, and quantities come back in their canonical form.
+None of that is drift: applying again would not change it, and would be tried again in every pass for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenservice.core.model import Json
+from tokenservice.core.names import MANIFEST_HASH_ANNOTATION
+from tokenservice.core.quantities import amount
+
+_KEYS = ("uid", "mountPath", "name", "type", "topologyKey")
+"""What items of keyed lists are known by, the most telling first. Lists of anything else are compared in order."""
+
+_QUANTITIES = frozenset({"limits", "requests", "sizeLimit"})
+
+
+def differs(desired: Json, live: Json) -> bool:
+    """Whether applying `desired` would change `live`, or would take back what an earlier manifest had set."""
+    return manifest_hash(desired) != manifest_hash(live) or not _within(desired, live, field="")
+
+
+def manifest_hash(body: Json) -> str | None:
+    """The hash of the manifest that an object was made from."""
+    found = (body.get("metadata") or {}).get("annotations") or {}
+    return found.get(MANIFEST_HASH_ANNOTATION)
+
+
+def _within(desired: Any, live: Any, *, field: str) -> bool:
+    if isinstance(desired, Mapping):
+        return _mapping_within(desired, live, field)
+    if isinstance(desired, list | tuple):
+        return _list_within(desired, live, field)
+    if field in _QUANTITIES and desired is not None and live is not None:
+        return _same_amount(str(desired), str(live))
+    return bool(desired == live) and isinstance(desired, bool) == isinstance(live, bool)
+
+
+def _mapping_within(desired: Mapping[str, Any], live: Any, field: str) -> bool:
+    """The server leaves empty objects and lists out, so a missing one is as good."""
+    if not isinstance(live, Mapping):
+        return not desired and live is None
+    inherited = field if field in _QUANTITIES else None
+    return all(_within(value, live.get(key), field=inherited or key) for key, value in desired.items())
+
+
+def _list_within(desired: Sequence[Any], live: Any, field: str) -> bool:
+    if not isinstance(live, list | tuple):
+        return not desired and live is None
+    key = _key(desired)
+    if key is None:
+        pairs = zip(desired, live, strict=False)
+        return len(desired) == len(live) and all(_within(a, b, field=field) for a, b in pairs)
+    found = {name: item for item in live if isinstance(name := _name(item, key), str)}
+    return all(_within(item, found.get(item[key]), field=field) for item in desired)
+
+
+def _key(items: Sequence[Any]) -> str | None:
+    """The field that tells the items apart; None for lists without one, which are owned as a whole."""
+    if not items:
+        return None
+    names = {key: [name for item in items if isinstance(name := _name(item, key), str)] for key in _KEYS}
+    return next((key for key in _KEYS if len(set(names[key])) == len(items)), None)
+
+
+def _name(item: Any, key: str) -> Any:
+    return item.get(key) if isinstance(item, Mapping) else None
+
+
+def _same_amount(desired: str, live: str) -> bool:
+    return desired == live or (amount(desired) is not None and amount(desired) == amount(live))
