@@ -1,0 +1,235 @@
+"""What is wrong with a TokenService, as a chain of small checks over facts that were already read.
+
+Every check looks at one `Input` and answers with Problems, each of which names the field and the way to mend it. All
+checks are asked, so that a user who mends one fault does not meet the next one only then. What has a Problem is
+Stalled and left as it is; other services never notice.
+
+No nodes of a class at all are no Problem: a node autoscaler may add them. Nodes that exist, but none where the service
+may run, are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tokenservice.api.token_service import Architecture, EngineName, TokenServiceSpec
+from tokenservice.core.capacity import Workload, targets
+from tokenservice.core.deployment import engine_image
+from tokenservice.core.engines import engine_problems, served_name, source_problems
+from tokenservice.core.facts import Facts
+from tokenservice.core.model import (
+    Accelerator,
+    EngineImages,
+    Node,
+    Problem,
+    Profile,
+    Reason,
+    Service,
+    ServiceKey,
+    Variant,
+)
+from tokenservice.core.names import REGION_LABEL, ZONE_LABEL
+from tokenservice.core.room import of_class
+from tokenservice.core.variants import candidates, ranked
+
+_SHOWN = 5
+"""Names listed in a message before the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """What the checks may know. `older` are the namespace's services that came first; `nodes` all of the fleet."""
+
+    key: ServiceKey
+    spec: TokenServiceSpec
+    variants: tuple[Variant, ...]
+    older: tuple[Service, ...]
+    nodes: tuple[Node, ...]
+    images: EngineImages
+
+
+Check = Callable[[Input], Iterable[Problem]]
+
+
+def problems(
+    facts: Facts, service: Service, variants: Sequence[Variant], found: Sequence[Problem]
+) -> tuple[Problem, ...]:
+    """Everything that is wrong with a service; `found` is what choosing its variants brought to light."""
+    if service.spec is None:
+        return (Problem(Reason.INVALID_SPEC, "spec", service.error or "spec could not be read"),)
+    given = Input(
+        key=service.key,
+        spec=service.spec,
+        variants=tuple(variants),
+        older=older(service, facts.snapshot.services),
+        nodes=facts.fleet_nodes,
+        images=facts.snapshot.settings.images,
+    )
+    return _unique([problem for check in CHAIN for problem in check(given)] + list(found))
+
+
+def static_problems(
+    spec: TokenServiceSpec,
+    accelerators: Sequence[Accelerator],
+    profiles: Sequence[Profile],
+    architectures: Mapping[str, Architecture],
+) -> tuple[Problem, ...]:
+    """What can be told from the spec alone, for `tokenservice lint`."""
+    found, wrong = candidates(spec, accelerators, profiles, architectures)
+    _, unreachable = ranked(spec, found, Workload(), targets(spec.objectives))
+    return _unique([*source_problems(spec), *engine_problems(spec), *_unnamed_engine(spec), *wrong, *unreachable])
+
+
+def with_image(spec: TokenServiceSpec, variants: Iterable[Variant], images: EngineImages) -> tuple[Variant, ...]:
+    """Variants that there is an image for; the others cannot be deployed."""
+    return tuple(variant for variant in variants if engine_image(spec, variant, images) is not None)
+
+
+def older(service: Service, services: Iterable[Service]) -> tuple[Service, ...]:
+    """Services of the same namespace whose claims go first: created before, or at once and first by name."""
+    mine = (service.created_at, service.key.name)
+    return tuple(
+        other
+        for other in services
+        if other.key.namespace == service.key.namespace
+        and not other.deleting
+        and (other.created_at, other.key.name) < mine
+    )
+
+
+# --- The checks ----------------------------------------------------------------------------------------------------
+
+
+def check_source(given: Input) -> Iterable[Problem]:
+    """The model can be loaded, and is the one that was promised."""
+    return source_problems(given.spec)
+
+
+def check_arguments(given: Input) -> Iterable[Problem]:
+    """extraArgs and env neither fight with fields nor open doors."""
+    return engine_problems(given.spec)
+
+
+def check_names(given: Input) -> Iterable[Problem]:
+    """No older service answers to the same model name: a gateway could not tell them apart."""
+    taken = {name: other.key.name for other in reversed(given.older) for name in _names(other)}
+    name = served_name(given.spec, given.key)
+    if name in taken:
+        yield _taken(name, "spec.model.servedName", taken[name])
+    for adapter in given.spec.model.adapters:
+        if adapter.name in taken:
+            yield _taken(adapter.name, f"spec.model.adapters[{adapter.name}].name", taken[adapter.name])
+
+
+def check_image(given: Input) -> Iterable[Problem]:
+    """The user's image is one that the administrator lets users name."""
+    image = given.spec.engine.image
+    if image is not None and not _allowed(image, given.images):
+        yield Problem(
+            Reason.IMAGE_NOT_ALLOWED,
+            "spec.engine.image",
+            f"{image} is not on the administrator's allow-list: leave spec.engine.image out,"
+            " or have the image added to the chart's values",
+        )
+    yield from _unnamed_engine(given.spec)
+
+
+def check_engine_image(given: Input) -> Iterable[Problem]:
+    """At least one way to run the model has an image."""
+    if not given.variants or with_image(given.spec, given.variants, given.images):
+        return
+    wanted = sorted({f"{v.engine} on {v.accelerator.spec.vendor}" for v in given.variants})
+    yield Problem(
+        Reason.NO_ENGINE_IMAGE,
+        "spec.engine.image",
+        f"no image is configured for {listed(wanted)}: have it added to the chart's values, or set spec.engine.image",
+    )
+
+
+def check_location(given: Input) -> Iterable[Problem]:
+    """Of the nodes that could run the model, at least one is where the service may run."""
+    classes = {variant.accelerator.name: variant.accelerator for variant in given.variants}
+    left = [node for node in given.nodes if any(of_class(node, accelerator) for accelerator in classes.values())]
+    for field, label, allowed in _locations(given.spec):
+        there = sorted({node.labels.get(label, "") for node in left} - {""})
+        kept = [node for node in left if node.labels.get(label) in allowed]
+        if left and not kept:
+            yield _nowhere(sorted(classes), field, label, allowed, there)
+            return
+        left = kept
+
+
+CHAIN: tuple[Check, ...] = (
+    check_source,  # what is served
+    check_names,  # under which name
+    check_arguments,  # how
+    check_image,  # by which software
+    check_engine_image,
+    check_location,  # where; last, because it speaks of the variants that the rest leaves
+)
+
+
+# --- Their words ---------------------------------------------------------------------------------------------------
+
+
+def _locations(spec: TokenServiceSpec) -> Iterable[tuple[str, str, tuple[str, ...]]]:
+    placement = spec.placement
+    if placement.residency is not None:
+        yield "spec.placement.residency.regions", REGION_LABEL, placement.residency.regions
+    if placement.regions:
+        yield "spec.placement.regions", REGION_LABEL, placement.regions
+    if placement.zones:
+        yield "spec.placement.zones", ZONE_LABEL, placement.zones
+
+
+def _nowhere(classes: Sequence[str], field: str, label: str, allowed: Sequence[str], there: Sequence[str]) -> Problem:
+    what = label.rpartition("/")[2]
+    have = f"they are in {listed(there)}" if there else f"they have no label {label}"
+    return Problem(
+        Reason.RESIDENCY_EXCLUDES_ALL,
+        field,
+        f"no node with {listed(classes)} is in {what} {listed(allowed)}, {have}: allow one of these in {field},"
+        f" or add nodes there",
+    )
+
+
+def _names(service: Service) -> tuple[str, ...]:
+    if service.spec is None:
+        return ()
+    adapters = (adapter.name for adapter in service.spec.model.adapters)
+    return (served_name(service.spec, service.key), *adapters)
+
+
+def _taken(name: str, field: str, owner: str) -> Problem:
+    message = f"the model name {name!r} belongs to TokenService {owner}, which is older: choose another in {field}"
+    return Problem(Reason.SERVED_NAME_TAKEN, field, message)
+
+
+def _allowed(image: str, images: EngineImages) -> bool:
+    """Entries are whole images, repositories of which any digest will do, or prefixes that end in a slash."""
+    named = image.partition("@")[0]
+    folder, _, last = named.rpartition("/")
+    repository = f"{folder}/{last.partition(':')[0]}".removeprefix("/")
+    known = {*images.allowed, *images.defaults.values()}
+    prefixes = tuple(entry for entry in images.allowed if entry.endswith("/"))
+    return image in known or repository in images.allowed or image.startswith(prefixes)
+
+
+def _unnamed_engine(spec: TokenServiceSpec) -> Iterable[Problem]:
+    if spec.engine.image is not None and spec.engine.name is EngineName.AUTO:
+        yield Problem(
+            Reason.INVALID_SPEC,
+            "spec.engine.name",
+            "an image holds one engine: set spec.engine.name to vLLM or SGLang beside spec.engine.image",
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and 3 more`: messages stay readable in a cluster of any size."""
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _unique(found: Iterable[Problem]) -> tuple[Problem, ...]:
+    return tuple(dict.fromkeys(found))
