@@ -1,0 +1,129 @@
+{{- define "tokenservice.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "tokenservice.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains (include "tokenservice.name" .) .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "tokenservice.name" .) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "tokenservice.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "tokenservice.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "tokenservice.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tokenservice.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "tokenservice.labels" -}}
+{{ include "tokenservice.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: tokenservice
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "tokenservice.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{- define "tokenservice.webhookName" -}}
+{{ include "tokenservice.fullname" . }}-pods
+{{- end }}
+
+{{- define "tokenservice.podMonitors" -}}
+{{- if and .Values.metrics.podMonitors (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") -}}
+true
+{{- else -}}
+false
+{{- end }}
+{{- end }}
+
+{{/* A NetworkPolicy peer for pods of another namespace: {namespace, podLabels} */}}
+{{- define "tokenservice.peer" -}}
+namespaceSelector:
+  matchLabels:
+    kubernetes.io/metadata.name: {{ .namespace }}
+{{- with .podLabels }}
+podSelector:
+  matchLabels:
+    {{- toYaml . | nindent 4 }}
+{{- end }}
+{{- end }}
+
+{{/* Rules on what lives in namespaces; PodMonitors only where their API exists */}}
+{{- define "tokenservice.namespacedRules" -}}
+- apiGroups: [taas.dev]
+  resources: [tokenservices]
+  verbs: [get, list, watch]
+- apiGroups: [taas.dev]
+  resources: [tokenservices/status]
+  verbs: [patch]
+# Where OwnerReferencesPermissionEnforcement is on, owning with blockOwnerDeletion needs this.
+- apiGroups: [taas.dev]
+  resources: [tokenservices/finalizers]
+  verbs: [update]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch]
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- if eq (include "tokenservice.podMonitors" .) "true" }}
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+{{- end }}
+
+{{/* Rules on what lives outside namespaces */}}
+{{- define "tokenservice.clusterRules" -}}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get, list, watch]
+- apiGroups: [taas.dev]
+  resources: [tokenfleets]
+  verbs: [get, list, watch]
+- apiGroups: [taas.dev]
+  resources: [acceleratorclasses, capacityprofiles]
+  verbs: [get, list, watch{{ if .Values.catalogue.enabled }}, create, patch{{ end }}]
+- apiGroups: [taas.dev]
+  resources: [tokenfleets/status, acceleratorclasses/status, capacityprofiles/status]
+  verbs: [patch]
+{{- if .Values.webhook.enabled }}
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [mutatingwebhookconfigurations]
+  resourceNames: [{{ include "tokenservice.webhookName" . }}]
+  verbs: [get, patch]
+{{- end }}
+{{- end }}

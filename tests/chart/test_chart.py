@@ -1,0 +1,373 @@
+"""The chart as Helm renders it: restricted pods, least rights, checked values, and what stays on uninstall."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tokenservice.core.names import PRIORITY_CLASSES, SERVICE_LABEL
+from tokenservice.edge.resources import OWNED_KINDS, RESOURCES
+
+Json = dict[str, Any]
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "tokenservice"
+MONITORING = ("--api-versions", "monitoring.coreos.com/v1")
+
+
+@cache
+def helm() -> str | None:
+    """Helm as the testbed keeps it, or from PATH; it is not built for these tests."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenservice"
+    kept = sorted((Path(os.environ.get("TAAS_CACHE") or home) / "tools").glob("helm-*/helm"))
+    return str(kept[-1]) if kept else shutil.which("helm")
+
+
+pytestmark = pytest.mark.skipif(helm() is None, reason="helm is not there yet: `make tools` fetches or builds it")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(helm()), "template", "tokenservice", str(CHART), "--namespace=taas", "--kube-version=1.33.0"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+@cache
+def rendered(*arguments: str) -> tuple[Json, ...]:
+    """Every object of `helm template`."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
+
+
+def values(**wanted: Any) -> tuple[str, ...]:
+    """Values as arguments, dots written as __."""
+    return tuple(f"--set-json={key.replace('__', '.')}={json.dumps(value)}" for key, value in wanted.items())
+
+
+def kinds(objects: tuple[Json, ...], kind: str) -> list[Json]:
+    return [it for it in objects if it["kind"] == kind]
+
+
+def only(objects: tuple[Json, ...], kind: str) -> Json:
+    (found,) = kinds(objects, kind)
+    return found
+
+
+def config(*arguments: str) -> Json:
+    """The settings as the operator reads them."""
+    loaded: Json = yaml.safe_load(only(rendered(*arguments), "ConfigMap")["data"]["config.yaml"])
+    return loaded
+
+
+# --- the operator's pod ---------------------------------------------------------------------------------------------
+
+
+def test_the_operator_satisfies_pod_security_restricted() -> None:
+    pod = only(rendered(), "Deployment")["spec"]["template"]["spec"]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]} <= {"configMap", "emptyDir", "secret"}
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["readOnlyRootFilesystem"] is True
+        assert container["resources"]["requests"]
+        assert "memory" in container["resources"]["limits"]
+
+
+def test_one_operator_replaces_the_other() -> None:
+    spec = only(rendered(), "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_probes_ask_the_health_port_that_the_operator_is_told() -> None:
+    container = only(rendered(*values(health__port=9999)), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports["health"] == config(*values(health__port=9999))["health"]["port"] == 9999
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+
+
+def test_a_changed_setting_restarts_the_operator() -> None:
+    def checksum(*arguments: str) -> str:
+        metadata = only(rendered(*arguments), "Deployment")["spec"]["template"]["metadata"]
+        return str(metadata["annotations"]["checksum/config"])
+
+    assert checksum() != checksum(*values(operator__planIntervalSeconds=7))
+
+
+def test_a_digest_takes_precedence_over_the_tag() -> None:
+    digest = "sha256:" + "a" * 64
+    pod = only(rendered(*values(image__digest=digest, image__tag="v9")), "Deployment")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"].endswith(f"@{digest}")
+
+
+def test_a_secret_reaches_the_operator_as_a_file_and_by_no_right() -> None:
+    arguments = values(prometheus__tokenSecret={"name": "prom", "key": "bearer"})
+    pod = only(rendered(*arguments), "Deployment")["spec"]["template"]["spec"]
+    (mount,) = [it for it in pod["containers"][0]["volumeMounts"] if it["name"] == "prometheus-token"]
+    assert config(*arguments)["prometheus"]["tokenFile"] == f"{mount['mountPath']}/token"
+
+
+# --- rights ---------------------------------------------------------------------------------------------------------
+
+INSTALLS = {
+    "everywhere": MONITORING,
+    "in two namespaces": (*MONITORING, *values(watchNamespaces=["a", "b"])),
+    "without the webhook": values(webhook__enabled=False),
+}
+each_install = pytest.mark.parametrize("arguments", INSTALLS.values(), ids=INSTALLS)
+
+
+def rules(objects: tuple[Json, ...]) -> Iterator[tuple[str, str, Json]]:
+    """Kind, namespace and rule of everything that the operator's account is bound to."""
+    roles = {(it["kind"], it["metadata"].get("namespace", ""), it["metadata"]["name"]): it for it in objects}
+    for binding in kinds(objects, "ClusterRoleBinding") + kinds(objects, "RoleBinding"):
+        namespace = binding["metadata"].get("namespace", "")
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "tokenservice", "namespace": "taas"}]
+        for rule in roles[binding["roleRef"]["kind"], namespace, binding["roleRef"]["name"]]["rules"]:
+            yield binding["kind"], namespace, rule
+
+
+@each_install
+def test_rights_have_no_wildcard_no_secret_and_no_escalation(arguments: tuple[str, ...]) -> None:
+    for role in kinds(rendered(*arguments), "ClusterRole") + kinds(rendered(*arguments), "Role"):
+        for rule in role["rules"]:
+            named = [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+            assert "*" not in named, role["metadata"]["name"]
+            assert not {"secrets", "pods/exec", "pods/log", "serviceaccounts/token", "nodes/proxy"} & set(named)
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+            assert "rbac.authorization.k8s.io" not in rule["apiGroups"]
+
+
+@each_install
+def test_no_spec_of_a_user_can_be_written(arguments: tuple[str, ...]) -> None:
+    for _, _, rule in rules(rendered(*arguments)):
+        if {"tokenservices", "tokenfleets"} & set(rule["resources"]):
+            assert set(rule["verbs"]) <= {"get", "list", "watch"}
+        if "nodes" in rule["resources"]:
+            assert set(rule["verbs"]) <= {"get", "list", "watch"}
+
+
+def granted(objects: tuple[Json, ...]) -> set[tuple[str, str, str]]:
+    """(group, resource, verb)"""
+    return {
+        (group, resource, verb)
+        for _, _, rule in rules(objects)
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@each_install
+def test_everything_owned_can_be_watched_applied_and_deleted(arguments: tuple[str, ...]) -> None:
+    owned = [*OWNED_KINDS, *(["PodMonitor"] if "--api-versions" in arguments else [])]
+    rights = granted(rendered(*arguments))
+    for kind in owned:
+        resource = RESOURCES[kind]
+        for verb in ("get", "list", "watch", "create", "patch", "delete"):
+            assert (resource.group, resource.plural, verb) in rights, (kind, verb)
+
+
+@each_install
+def test_nothing_beyond_the_known_kinds_is_granted(arguments: tuple[str, ...]) -> None:
+    known = {(resource.group, resource.plural) for resource in RESOURCES.values()}
+    for group, resource, _ in granted(rendered(*arguments)):
+        assert (group, resource.split("/")[0]) in known
+
+
+def test_namespaced_install_reaches_no_other_namespace() -> None:
+    found = list(rules(rendered(*INSTALLS["in two namespaces"])))
+    cluster_wide = {
+        resource for kind, _, rule in found if kind == "ClusterRoleBinding" for resource in rule["resources"]
+    }
+    assert not {"pods", "deployments", "services", "tokenservices", "events"} & cluster_wide
+    namespaces = {namespace for _, namespace, rule in found if "pods" in rule["resources"]}
+    assert namespaces == {"a", "b"}
+
+
+def test_only_its_own_webhook_can_be_patched() -> None:
+    (rule,) = [rule for _, _, rule in rules(rendered()) if "mutatingwebhookconfigurations" in rule["resources"]]
+    assert rule["resourceNames"] == [only(rendered(), "MutatingWebhookConfiguration")["metadata"]["name"]]
+    assert set(rule["verbs"]) == {"get", "patch"}
+
+
+def test_only_its_own_lease_can_be_patched() -> None:
+    (rule,) = [rule for _, _, rule in rules(rendered()) if "leases" in rule["resources"] and "patch" in rule["verbs"]]
+    lease = config()["lease"]
+    assert rule["resourceNames"] == [lease["name"]]
+
+
+def test_users_get_their_rights_through_the_roles_they_have() -> None:
+    roles = {it["metadata"]["name"]: it for it in kinds(rendered(), "ClusterRole")}
+    edit = roles["tokenservice-edit"]
+    assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+    assert not [rule for rule in edit["rules"] if "tokenservices/status" in rule["resources"]]
+
+
+# --- the webhook ----------------------------------------------------------------------------------------------------
+
+
+def test_the_webhook_can_never_hold_a_pod_up() -> None:
+    (webhook,) = only(rendered(), "MutatingWebhookConfiguration")["webhooks"]
+    assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Ignore", 1)
+    assert (webhook["sideEffects"], webhook["reinvocationPolicy"]) == ("None", "Never")
+    assert webhook["objectSelector"] == {"matchExpressions": [{"key": SERVICE_LABEL, "operator": "Exists"}]}
+    assert webhook["rules"] == [
+        {
+            "apiGroups": [""],
+            "apiVersions": ["v1"],
+            "resources": ["pods"],
+            "operations": ["CREATE"],
+            "scope": "Namespaced",
+        }
+    ]
+
+
+def test_the_webhook_calls_a_url_when_the_operator_runs_elsewhere() -> None:
+    objects = rendered(*values(webhook__url="https://127.0.0.1:9443/pods", operator__replicas=0))
+    (webhook,) = only(objects, "MutatingWebhookConfiguration")["webhooks"]
+    assert webhook["clientConfig"] == {"url": "https://127.0.0.1:9443/pods"}
+    assert only(objects, "Deployment")["spec"]["replicas"] == 0
+
+
+def test_the_webhook_is_called_for_watched_namespaces_only() -> None:
+    objects = rendered(*values(watchNamespaces=["a", "b"]))
+    (webhook,) = only(objects, "MutatingWebhookConfiguration")["webhooks"]
+    assert webhook["namespaceSelector"]["matchExpressions"][0]["values"] == ["a", "b"]
+
+
+# --- what stays, and tiers ------------------------------------------------------------------------------------------
+
+
+def test_what_engines_need_is_kept_on_uninstall() -> None:
+    kept = {
+        it["kind"]
+        for it in rendered()
+        if it["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
+    }
+    assert kept == {"CustomResourceDefinition", "PriorityClass"}
+    for kind in kept:
+        assert all("annotations" in it["metadata"] for it in kinds(rendered(), kind))
+
+
+def test_each_tier_has_its_priority_and_only_guaranteed_preempts() -> None:
+    classes = {
+        it["metadata"]["name"]: (it["value"], it["preemptionPolicy"]) for it in kinds(rendered(), "PriorityClass")
+    }
+    assert classes == {
+        PRIORITY_CLASSES["Guaranteed"]: (100000, "PreemptLowerPriority"),
+        PRIORITY_CLASSES["Elastic"]: (0, "Never"),
+        PRIORITY_CLASSES["Spot"]: (-100000, "Never"),
+    }
+
+
+def test_crds_and_classes_can_be_left_to_another_install() -> None:
+    objects = rendered(*values(crds__enabled=False, priorityClasses__enabled=False))
+    assert not kinds(objects, "CustomResourceDefinition") + kinds(objects, "PriorityClass")
+
+
+def test_monitoring_objects_appear_where_their_api_exists() -> None:
+    assert not kinds(rendered(), "PodMonitor") + kinds(rendered(), "PrometheusRule")
+    assert config()["podMonitors"] is False
+    with_api = rendered(*MONITORING)
+    assert kinds(with_api, "PodMonitor")
+    assert kinds(with_api, "PrometheusRule")
+    assert config(*MONITORING)["podMonitors"] is True
+
+
+# --- settings and network -------------------------------------------------------------------------------------------
+
+
+def test_peers_are_network_policy_peers() -> None:
+    settings = config(
+        *values(
+            access__gateways=[{"namespace": "gateway", "podLabels": {"app": "envoy"}}],
+            access__prometheus={"namespace": "monitoring", "podLabels": {}},
+        )
+    )
+    assert settings["gatewayPeers"] == [
+        {"podSelector": {}},
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateway"}},
+            "podSelector": {"matchLabels": {"app": "envoy"}},
+        },
+    ]
+    assert settings["metricsPeers"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+
+
+def test_nobody_is_let_in_by_an_empty_list() -> None:
+    settings = config(*values(access__sameNamespace=False))
+    assert settings["gatewayPeers"] == settings["metricsPeers"] == []
+
+
+PROMETHEUS_PORTS = {
+    "http://prometheus.monitoring.svc:9090": 9090,
+    "https://prometheus.example.com": 443,
+    "http://prometheus.example.com/select/0": 80,
+    "http://[fd00::1]:9091/": 9091,
+}
+
+
+@pytest.mark.parametrize(("address", "port"), PROMETHEUS_PORTS.items())
+def test_the_operator_may_reach_prometheus(address: str, port: int) -> None:
+    policy = only(rendered(*values(prometheus__address=address)), "NetworkPolicy")
+    reached = {it["port"] for rule in policy["spec"]["egress"] for it in rule["ports"]}
+    assert reached == {53, 443, 6443, port}
+
+
+def test_every_default_engine_image_is_pinned_to_a_version() -> None:
+    for engine in ("vLLM", "SGLang"):
+        for vendor in ("NVIDIA", "AMD"):
+            image = config()["engineImages"][engine][vendor]
+            assert ":v" in image or "@sha256:" in image, image
+
+
+WRONG = {
+    "a misspelt value": (values(oprator__replicas=1), "oprator"),
+    "a negative count": (values(operator__replicas=-1), "replicas"),
+    "a short digest": (values(image__digest="sha256:abc"), "digest"),
+    "an address without scheme": (values(prometheus__address="prometheus:9090"), "address"),
+    "a plain webhook URL": (values(webhook__url="http://example.com"), "url"),
+    "an image with a space": (values(engineImages__vllm__amd="a b"), "amd"),
+    "a gateway without namespace": (values(access__gateways=[{"podLabels": {}}]), "namespace"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "named"), WRONG.values(), ids=WRONG)
+def test_a_wrong_value_fails_the_install_and_is_named(arguments: tuple[str, ...], named: str) -> None:
+    done = run(*arguments)
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+def closed(schema: Json, given: Any, path: str = "") -> Iterator[str]:
+    """Paths of values that the schema does not describe."""
+    for name, value in given.items():
+        known = schema.get("properties", {}).get(name)
+        if known is None:
+            yield f"{path}.{name}"
+        elif isinstance(value, dict) and "properties" in known:
+            assert known["additionalProperties"] is False, f"{path}.{name}"
+            yield from closed(known, value, f"{path}.{name}")
+
+
+def test_the_schema_describes_every_value() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    given = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert schema["additionalProperties"] is False
+    assert not list(closed(schema, given))
+    assert set(schema["properties"]) == set(given) | {"global"}
