@@ -1,0 +1,229 @@
+"""How many replicas a service should have.
+
+Up as soon as the demand expected when a new replica would serve exceeds what the present ones take at the target
+utilization; down only when fewer replicas pass the same check against the highest demand of the scale-down window,
+with a little to spare. What is not known changes nothing: without metrics the count holds, or rises to its floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.capacity import DEFAULT, Capacity, Workload, replicas_for
+from tokenservice.core.demand import Demand
+from tokenservice.core.model import Missing, Reason
+
+_SPARE = 1.05
+"""Demand that fewer replicas must be able to take, as a multiple of the peak: more than one step of the workload's
+grid, so that its rounding cannot move the count to and fro."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """A count and why: one sentence, the numbers behind it, and what was decided against."""
+
+    replicas: int
+    floor: int
+    ceiling: int
+    reason: Reason
+    message: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    rejected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One service's question."""
+
+    spec: TokenServiceSpec
+    current: int
+    capacity: Capacity
+    utilization: float
+    floor: int
+    ceiling: int
+    guaranteed: int
+    bound: float  # requests per second beyond which nothing is promised
+
+    @property
+    def able(self) -> bool:
+        return self.capacity.requests_per_second > 0
+
+    def needed(self, requests_per_second: float) -> int:
+        """Replicas for a rate within the bounds."""
+        load = replicas_for(min(requests_per_second, self.bound), self.capacity, self.utilization)
+        return min(max(load + self.spec.scaling.standby_replicas, self.floor), self.ceiling)
+
+
+def desired(
+    spec: TokenServiceSpec,
+    current: int,
+    demand: Demand | Missing,
+    capacity: Capacity,
+    fleet: TokenFleetSpec,
+    workload: Workload = DEFAULT,
+) -> Scaling:
+    """The count for a service that has `current` replicas of the given capacity.
+
+    `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
+    """
+    if spec.replicas is not None:
+        return _fixed(spec.replicas, current)
+    work = workload if isinstance(demand, Missing) else demand.workload
+    case = _case(spec, current, capacity, fleet, work)
+    if isinstance(demand, Missing):
+        return _held(case, Reason.METRICS_MISSING, f"metrics are missing ({demand.message}): holding", {})
+    if not case.able:
+        return _held(case, Reason.HOLDING, "no replica meets the objectives: holding", _inputs(case, demand))
+    return _automatic(case, demand)
+
+
+def utilization_target(spec: TokenServiceSpec, fleet: TokenFleetSpec) -> float:
+    """The service's own target utilization, else the fleet's."""
+    own = spec.scaling.target_utilization
+    return fleet.target_utilization if own is None else own
+
+
+def guaranteed_replicas(spec: TokenServiceSpec, capacity: Capacity, workload: Workload) -> int:
+    """Replicas whose full capacity covers the guaranteed volume; 0 without one or where nothing is known."""
+    volume = spec.objectives.volume
+    tokens = volume.guaranteed_tokens_per_second if volume is not None else None
+    if tokens is None or capacity.requests_per_second <= 0:
+        return 0
+    return replicas_for(tokens / workload.output_tokens, capacity)
+
+
+def _case(spec: TokenServiceSpec, current: int, capacity: Capacity, fleet: TokenFleetSpec, workload: Workload) -> _Case:
+    """A guarantee that needs more than maxReplicas outranks it: what is owed is owed."""
+    guaranteed = guaranteed_replicas(spec, capacity, workload)
+    floor = max(spec.scaling.min_replicas, spec.scaling.standby_replicas, guaranteed)
+    volume = spec.objectives.volume
+    most = volume.max_tokens_per_second if volume is not None else None
+    return _Case(
+        spec=spec,
+        current=current,
+        capacity=capacity,
+        utilization=utilization_target(spec, fleet),
+        floor=floor,
+        ceiling=max(floor, spec.scaling.max_replicas),
+        guaranteed=guaranteed,
+        bound=inf if most is None else most / workload.output_tokens,
+    )
+
+
+def _automatic(case: _Case, demand: Demand) -> Scaling:
+    ahead = max(demand.requests_per_second, demand.forecast_requests_per_second)
+    up = case.needed(ahead)
+    lower = max(up, case.needed(max(demand.peak_requests_per_second, ahead) * _SPARE))
+    wanted = up if up > case.current else min(case.current, lower)
+    return Scaling(
+        replicas=wanted,
+        floor=case.floor,
+        ceiling=case.ceiling,
+        reason=_direction(wanted, case.current),
+        message=_sentence(case, demand, wanted, ahead),
+        inputs=_inputs(case, demand),
+        rejected=_rejected(case, demand, wanted, ahead),
+    )
+
+
+def _held(case: _Case, reason: Reason, why: str, inputs: dict[str, str]) -> Scaling:
+    wanted = max(case.current, case.floor)
+    raised = f" at the floor of {wanted}" if wanted > case.current else f" {wanted}"
+    return Scaling(
+        replicas=wanted,
+        floor=case.floor,
+        ceiling=case.ceiling,
+        reason=reason,
+        message=f"{why}{raised}",
+        inputs=inputs,
+    )
+
+
+def _fixed(replicas: int, current: int) -> Scaling:
+    return Scaling(
+        replicas=replicas,
+        floor=replicas,
+        ceiling=replicas,
+        reason=_direction(replicas, current),
+        message=f"spec.replicas fixes {replicas}",
+        inputs={"spec.replicas": str(replicas)},
+    )
+
+
+def _direction(wanted: int, current: int) -> Reason:
+    if wanted == current:
+        return Reason.STEADY
+    return Reason.SCALED_UP if wanted > current else Reason.SCALED_DOWN
+
+
+# --- Words ---------------------------------------------------------------------------------------------------------
+
+
+def _sentence(case: _Case, demand: Demand, wanted: int, ahead: float) -> str:
+    load = f"{ahead:.3g} requests/s ({demand.waiting:.0f} waiting)"
+    if wanted < case.current:
+        peak = demand.peak_requests_per_second
+        return f"the recent peak of {peak:.3g} requests/s needs {_replicas(wanted)}, not {case.current}"
+    if wanted == case.current:
+        return f"{load} fill {_replicas(wanted)} to {_filled(case, ahead, wanted)}"
+    if wanted == case.floor:
+        return f"the floor is {_replicas(wanted)}: {_floor_words(case)}"
+    return f"{load} fill {_replicas(case.current)} to {_filled(case, ahead, case.current)}: {wanted} are needed"
+
+
+def _floor_words(case: _Case) -> str:
+    """What sets the floor."""
+    if case.floor == case.guaranteed:
+        return "the guaranteed volume"
+    return "minReplicas" if case.floor == case.spec.scaling.min_replicas else "standbyReplicas"
+
+
+def _replicas(count: int) -> str:
+    return f"{count} replica" if count == 1 else f"{count} replicas"
+
+
+def _filled(case: _Case, requests_per_second: float, replicas: int) -> str:
+    """`0.83 of their capacity (target 0.70)`; rates beyond the maximum volume do not count."""
+    if replicas == 0:
+        return "no capacity at all"
+    share = min(requests_per_second, case.bound) / (replicas * case.capacity.requests_per_second)
+    return f"{share:.2f} of their capacity (target {case.utilization:.2f})"
+
+
+def _inputs(case: _Case, demand: Demand) -> dict[str, str]:
+    bounds = {"guaranteed": _replicas(case.guaranteed)} if case.guaranteed else {}
+    if case.bound < inf:
+        bounds["maximum"] = f"{case.bound:.4g} requests/s"
+    return {
+        "current": _replicas(case.current),
+        "demand": f"{demand.requests_per_second:.4g} requests/s",
+        "forecast": f"{demand.forecast_requests_per_second:.4g} requests/s",
+        "peak": f"{demand.peak_requests_per_second:.4g} requests/s",
+        "waiting": f"{demand.waiting:.0f} requests",
+        "capacity": f"{case.capacity.requests_per_second:.4g} requests/s per replica, {case.capacity.limited_by}",
+        "workload": f"{demand.workload.input_tokens:.0f} in, {demand.workload.output_tokens:.0f} out,"
+        f" {demand.workload.hit_rate:.0%} cached",
+        "target": f"{case.utilization:.2f}",
+        "floor": _replicas(case.floor),
+        "ceiling": _replicas(case.ceiling),
+        **bounds,
+    }
+
+
+def _rejected(case: _Case, demand: Demand, wanted: int, ahead: float) -> tuple[str, ...]:
+    """The next smaller fleet, and what the bounds cut off."""
+    found = []
+    if wanted > case.floor:
+        peak = max(demand.peak_requests_per_second, ahead)
+        found.append(f"{_replicas(wanted - 1)}: {peak:.3g} requests/s fill {_filled(case, peak, wanted - 1)}")
+    elif wanted == case.floor:
+        found.append(f"{_replicas(wanted - 1)}: below the floor of {case.floor}")
+    if case.floor > case.spec.scaling.max_replicas:
+        found.append(f"maxReplicas {case.spec.scaling.max_replicas}: the guarantees need {case.floor}")
+    load = replicas_for(min(ahead, case.bound), case.capacity, case.utilization)
+    if load > case.ceiling:
+        found.append(f"{_replicas(load)}: above maxReplicas {case.ceiling}")
+    return tuple(found)
