@@ -462,33 +462,42 @@ def _reordered(spec: CapacityProfileSpec) -> tuple[str, str, int, str]:
 def _too_large(request: _Request) -> Problem:
     """By how much, on each class with the replica that comes closest."""
     weights = weight_bytes(request.architecture, request.precision) if request.architecture is not None else 0.0
-    best = [_closest(request, accelerator, weights) for accelerator in request.allowed]
-    lacking = [f"{_gib(lack)} GiB on {name} x {count}" for lack, count, name in sorted(best) if lack < inf]
     length = request.spec.engine.max_model_len
-    context = f" and one sequence of {length} tokens" if length else ""
+    best = sorted(
+        _closest(request, accelerator, weights, _needed_kv_tokens(request.spec)) for accelerator in request.allowed
+    )
+    lacking = [f"{_gib(lack)} GiB on {name} x {count}" for lack, count, name in best if lack < inf]
+    cut = any(_closest(request, accelerator, weights, _SMALLEST_KV_TOKENS)[0] <= 0 for accelerator in request.allowed)
+    if length is not None and cut:
+        return Problem(
+            Reason.MODEL_TOO_LARGE,
+            "spec.engine.maxModelLen",
+            f"the KV cache does not hold one sequence of {length} tokens; missing: {_listed(lacking)}."
+            " Lower maxModelLen, or allow a larger accelerator or tensorParallelSize",
+        )
     return Problem(
         Reason.MODEL_TOO_LARGE,
-        "spec.engine.maxModelLen" if length and all(lack <= 0 for lack, *_ in best) else "spec.model",
-        f"{_gib(weights)} GiB of {request.precision} weights{context} do not fit; missing: {_listed(lacking)}."
+        "spec.model",
+        f"{_gib(weights)} GiB of {request.precision} weights do not fit; missing: {_listed(lacking)}."
         " Allow a larger accelerator or tensorParallelSize, or set spec.engine.quantization",
     )
 
 
-def _closest(request: _Request, accelerator: Accelerator, weights: float) -> tuple[float, int, str]:
+def _closest(request: _Request, accelerator: Accelerator, weights: float, kv_tokens: int) -> tuple[float, int, str]:
     """(bytes missing, accelerators, class) of the replica that lacks least; infinite where none is possible."""
-    mine = [choice for choice in _choices(request) if choice.accelerator.name == accelerator.name]
     lacks = [
-        (_missing_bytes(request, choice, weights), choice.tensor_parallel_size * request.pipeline) for choice in mine
+        (_missing_bytes(request, choice, weights, kv_tokens), choice.tensor_parallel_size * request.pipeline)
+        for choice in _choices(request)
+        if choice.accelerator.name == accelerator.name
     ]
     lack, count = min(lacks, default=(inf, 0))
     return (lack, count, accelerator.name)
 
 
-def _missing_bytes(request: _Request, choice: _Choice, weights: float) -> float:
+def _missing_bytes(request: _Request, choice: _Choice, weights: float, kv_tokens: int) -> float:
     cache = 0.0
     if request.architecture is not None:
-        per_token = _kv_bytes_per_token(request.spec, request.architecture, choice.tensor_parallel_size)
-        cache = _needed_kv_tokens(request.spec) * per_token
+        cache = kv_tokens * _kv_bytes_per_token(request.spec, request.architecture, choice.tensor_parallel_size)
     return max(0.0, _shortage_bytes(choice, weights, request.pipeline) + cache)
 
 
@@ -525,12 +534,13 @@ def _affordable(spec: TokenServiceSpec, variant: Variant, found: Capacity, workl
     return bound is None or cost_per_million_tokens(variant, found, workload) <= bound
 
 
-def _preference(spec: TokenServiceSpec, variant: Variant, found: Capacity) -> tuple[int, float, float, str]:
-    """User's order, price per request, accelerators per request (prices may be zero), name."""
+def _preference(spec: TokenServiceSpec, variant: Variant, found: Capacity) -> tuple[int, float, float, int, str]:
+    """User's order, price per request, accelerators per request (prices may be zero), trust, name with vLLM first."""
     named = spec.placement.accelerators
     place = named.index(variant.accelerator.name) if variant.accelerator.name in named else len(named)
     rate = found.requests_per_second
-    return (place, variant.price_per_hour / rate, variant.accelerators / rate, variant.name)
+    tie = f"{variant.engine != 'vLLM'} {variant.name}"
+    return (place, variant.price_per_hour / rate, variant.accelerators / rate, _TRUST[variant.provenance], tie)
 
 
 def _listed(names: Sequence[str]) -> str:
