@@ -1,7 +1,7 @@
 """The fleet over HTTP: one port, a pod's engine under `/pods/NAMESPACE/POD`, discovery, and hooks for tests.
 
-A pod that starts or drains answers 503; one whose process is gone closes the connection without a word, as a
-kernel does for a closed port.
+A pod that starts or drains answers 503. For one whose process is gone the port answers 502, as a proxy in front of
+a closed port does; connections that were open when it went are dropped without a word.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ def scrape_config(fleet: Fleet, port: int) -> list[dict[str, object]]:
 
 
 def _engine_of(request: web.Request) -> FakeEngine:
-    """The engine that the path names. 404 for a pod that never was; a dropped connection for a dead process."""
+    """The engine that the path names. 404 for an unknown pod, 502 for a dead process."""
     key = PodKey(request.match_info["namespace"], request.match_info["pod"])
     engine = request.app[FLEET].get(key)
     if engine is None:
         text = error_body(404, "no such engine pod").decode()
         raise web.HTTPNotFound(text=text, content_type=JSON_TYPE, headers=_CLOSE)
     if engine.state == State.GONE:
-        _hang_up(request)
+        raise web.HTTPBadGateway(text="connection refused", headers=_CLOSE)
     return engine
 
 
@@ -195,7 +195,7 @@ async def _answer(
 async def _metrics(request: web.Request) -> web.Response:
     engine = _engine_of(request)
     if not engine.listens:
-        _hang_up(request)
+        raise web.HTTPBadGateway(text="connection refused", headers=_CLOSE)
     return web.Response(body=engine.metrics_page().encode(), headers={"Content-Type": METRICS_TYPE})
 
 
