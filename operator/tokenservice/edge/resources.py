@@ -1,0 +1,63 @@
+"""Where each kind lives in the API: group, version, plural, scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenservice.api import GROUP, VERSION
+from tokenservice.core.model import ObjectKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """One kind as its URL needs it; `group` is empty for the core group."""
+
+    kind: str
+    plural: str
+    group: str = ""
+    version: str = "v1"
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """`/apis/apps/v1/namespaces/chat/deployments/d/status`; without a namespace, that of all namespaces."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        scope = f"namespaces/{namespace}" if self.namespaced and namespace else ""
+        return "/".join(part for part in (root, scope, self.plural, name, subresource) if part)
+
+
+_KINDS = (
+    Resource(kind="TokenService", plural="tokenservices", group=GROUP, version=VERSION),
+    Resource(kind="AcceleratorClass", plural="acceleratorclasses", group=GROUP, version=VERSION, namespaced=False),
+    Resource(kind="CapacityProfile", plural="capacityprofiles", group=GROUP, version=VERSION, namespaced=False),
+    Resource(kind="TokenFleet", plural="tokenfleets", group=GROUP, version=VERSION, namespaced=False),
+    Resource(kind="Node", plural="nodes", namespaced=False),
+    Resource(kind="Pod", plural="pods"),
+    Resource(kind="Service", plural="services"),
+    Resource(kind="ServiceAccount", plural="serviceaccounts"),
+    Resource(kind="Deployment", plural="deployments", group="apps"),
+    Resource(kind="PodDisruptionBudget", plural="poddisruptionbudgets", group="policy"),
+    Resource(kind="NetworkPolicy", plural="networkpolicies", group="networking.k8s.io"),
+    Resource(kind="PodMonitor", plural="podmonitors", group="monitoring.coreos.com"),
+    Resource(kind="Lease", plural="leases", group="coordination.k8s.io"),
+    Resource(kind="Event", plural="events", group="events.k8s.io"),
+    Resource(
+        kind="MutatingWebhookConfiguration",
+        plural="mutatingwebhookconfigurations",
+        group="admissionregistration.k8s.io",
+        namespaced=False,
+    ),
+)
+
+RESOURCES = {resource.kind: resource for resource in _KINDS}
+
+OWNED_KINDS = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy")
+"""Children of a TokenService, in every cluster; PodMonitor comes on top where its CRD exists."""
+
+
+def path_of(key: ObjectKey, subresource: str = "") -> str:
+    """URL path of one object."""
+    return RESOURCES[key.kind].path(key.namespace, key.name, subresource)
