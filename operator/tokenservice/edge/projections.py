@@ -1,0 +1,316 @@
+"""Raw objects as the core sees them.
+
+Pure functions from JSON to facts; what is of no interest becomes None. Quantities are read as Kubernetes reads them,
+requests as the scheduler counts them (sidecars, init containers, overhead, pod-level resources).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tokenservice.api import GROUP
+from tokenservice.api.accelerator_class import AcceleratorClassSpec
+from tokenservice.api.base import ApiModel
+from tokenservice.api.capacity_profile import CapacityProfileSpec
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.model import Accelerator, Child, Json, Node, ObjectKey, Pod, Profile, Service, ServiceKey
+from tokenservice.core.names import (
+    DELETION_COST_ANNOTATION,
+    PLACEMENT_GATE,
+    SERVICE_LABEL,
+    SERVING_CONDITION,
+    VARIANT_LABEL,
+)
+from tokenservice.core.quantities import amount
+from tokenservice.edge.store import Projection
+
+_FINISHED = ("Succeeded", "Failed")
+_TEMPLATE_HASH_LABEL = "pod-template-hash"
+
+# --- our kinds -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The TokenFleet; `spec` falls back to the defaults when it cannot be parsed, and `error` says why."""
+
+    name: str
+    spec: TokenFleetSpec
+    body: Json
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A cluster-wide object of ours that cannot be parsed. It is left out, and harms nothing else."""
+
+    key: ObjectKey
+    uid: str
+    error: str
+
+
+def service(obj: Json) -> Service:
+    """A TokenService, readable or not."""
+    metadata = obj["metadata"]
+    spec, error = _parsed(TokenServiceSpec, obj.get("spec"))
+    return Service(
+        key=ServiceKey(metadata["namespace"], metadata["name"]),
+        uid=metadata["uid"],
+        generation=int(metadata.get("generation", 0)),
+        resource_version=metadata["resourceVersion"],
+        created_at=seconds(metadata["creationTimestamp"]),
+        spec=spec,
+        status=obj.get("status") or {},
+        error=error,
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def accelerator(obj: Json) -> Accelerator | Unreadable:
+    """An AcceleratorClass."""
+    spec, error = _parsed(AcceleratorClassSpec, obj.get("spec"))
+    return Accelerator(name=obj["metadata"]["name"], spec=spec) if spec is not None else _unreadable(obj, error)
+
+
+def profile(obj: Json) -> Profile | Unreadable:
+    """A CapacityProfile."""
+    spec, error = _parsed(CapacityProfileSpec, obj.get("spec"))
+    return Profile(name=obj["metadata"]["name"], spec=spec) if spec is not None else _unreadable(obj, error)
+
+
+def fleet(obj: Json) -> Fleet:
+    """A TokenFleet."""
+    spec, error = _parsed(TokenFleetSpec, obj.get("spec") or {})
+    return Fleet(obj["metadata"]["name"], spec if spec is not None else TokenFleetSpec(), _without_managers(obj), error)
+
+
+_Spec = TypeVar("_Spec", bound=ApiModel)
+
+
+def _parsed(model: type[_Spec], spec: object) -> tuple[_Spec | None, str | None]:
+    try:
+        return model.model_validate(spec if spec is not None else {}), None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        path = ".".join(["spec", *(str(part) for part in first["loc"])])
+        return None, f"{path}: {first['msg']}"
+
+
+def _unreadable(obj: Json, error: str | None) -> Unreadable:
+    metadata = obj["metadata"]
+    key = ObjectKey(obj.get("kind", ""), metadata.get("namespace", ""), metadata["name"])
+    return Unreadable(key, metadata.get("uid", ""), error or "unreadable")
+
+
+# --- nodes and pods ------------------------------------------------------------------------------------------------
+
+
+def node(obj: Json) -> Node | None:
+    """A node that offers extended resources; which of them are accelerators is for the AcceleratorClasses to say."""
+    metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    allocatable = status.get("allocatable") or {}
+    extended = _extended(allocatable)
+    if not extended:
+        return None
+    return Node(
+        name=metadata["name"],
+        labels=metadata.get("labels") or {},
+        allocatable=extended,
+        cpu_cores=_number(allocatable.get("cpu", 0)),
+        memory_bytes=_number(allocatable.get("memory", 0)),
+        ready=_condition(status, "Ready") == "True",
+        schedulable=not spec.get("unschedulable", False),
+        created_at=seconds(metadata["creationTimestamp"]),
+        taints=tuple(spec.get("taints") or ()),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def pod(obj: Json) -> Pod | None:
+    """An engine pod of ours, or any other that asks for extended resources and is not finished."""
+    metadata, spec, status = obj["metadata"], obj["spec"], obj.get("status") or {}
+    labels = metadata.get("labels") or {}
+    requests = _requests(spec)
+    phase = status.get("phase", "Pending")
+    if SERVICE_LABEL not in labels and (phase in _FINISHED or not _extended(requests)):
+        return None
+    gates = {gate["name"] for gate in spec.get("schedulingGates") or ()}
+    states = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        created_at=seconds(metadata["creationTimestamp"]),
+        phase=phase,
+        accelerators=_extended(requests),
+        cpu_cores=requests["cpu"],
+        memory_bytes=requests["memory"],
+        service=ServiceKey(metadata["namespace"], labels[SERVICE_LABEL]) if SERVICE_LABEL in labels else None,
+        variant=labels.get(VARIANT_LABEL, ""),
+        template_hash=labels.get(_TEMPLATE_HASH_LABEL, ""),
+        node=spec.get("nodeName") or None,
+        nominated_node=status.get("nominatedNodeName") or None,
+        gated=PLACEMENT_GATE in gates,
+        other_gates=bool(gates - {PLACEMENT_GATE}),
+        unschedulable=_reason(status, "PodScheduled") == "Unschedulable",
+        containers_ready=_condition(status, "ContainersReady") == "True",
+        ready=_condition(status, "Ready") == "True",
+        serving=_tristate(_condition(status, SERVING_CONDITION)),
+        deleting="deletionTimestamp" in metadata,
+        deletion_cost=_integer((metadata.get("annotations") or {}).get(DELETION_COST_ANNOTATION, "0")),
+        waiting_reason=_waiting_reason(states),
+        restarts=sum(int(state.get("restartCount", 0)) for state in states),
+    )
+
+
+def _condition(status: Json, kind: str) -> str | None:
+    return next((c.get("status") for c in status.get("conditions") or () if c.get("type") == kind), None)
+
+
+def _reason(status: Json, kind: str) -> str | None:
+    return next((c.get("reason") for c in status.get("conditions") or () if c.get("type") == kind), None)
+
+
+def _tristate(status: str | None) -> bool | None:
+    return {"True": True, "False": False}.get(status or "")
+
+
+def _waiting_reason(states: list[Json]) -> str | None:
+    waiting = (state.get("state", {}).get("waiting") for state in states)
+    return next((str(found["reason"]) for found in waiting if found and found.get("reason")), None)
+
+
+def _integer(text: str) -> int:
+    """Deletion costs that are not numbers are refused by the API server; be safe all the same."""
+    return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else 0
+
+
+# --- resources ----------------------------------------------------------------------------------------------------
+
+
+def _extended(resources: Mapping[str, Any]) -> dict[str, int]:
+    """Extended resources: those with a domain that is not Kubernetes' own."""
+    counts = {name: int(_number(value)) for name, value in resources.items() if _is_extended(name)}
+    return {name: count for name, count in sorted(counts.items()) if count > 0}
+
+
+def _number(quantity: object) -> float:
+    return float(amount(str(quantity)) or 0)
+
+
+def _is_extended(name: str) -> bool:
+    domain, slash, _ = name.partition("/")
+    return bool(slash) and domain != "kubernetes.io" and not domain.endswith(".kubernetes.io")
+
+
+def _requests(spec: Json) -> _Amounts:
+    """What the scheduler reserves for a pod.
+
+    The highest of: containers and sidecars together; each init container with the sidecars started before it. Then
+    overhead; and pod-level resources stand in for what they name.
+    https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers
+    """
+    running, peak = _Amounts(), _Amounts()
+    for container in spec.get("initContainers") or ():
+        together = running.plus(_asked(container))
+        peak = peak.or_more(together)
+        running = together if container.get("restartPolicy") == "Always" else running
+    for container in spec.get("containers") or ():
+        running = running.plus(_asked(container))
+    total = peak.or_more(running)
+    total.update(_asked(spec))
+    return total.plus(_Amounts({name: _number(value) for name, value in (spec.get("overhead") or {}).items()}))
+
+
+class _Amounts(dict[str, float]):
+    """Amounts by resource name; what is not named is zero."""
+
+    def __missing__(self, name: str) -> float:
+        return 0.0
+
+    def plus(self, other: _Amounts) -> _Amounts:
+        return _Amounts({name: self[name] + other[name] for name in {**self, **other}})
+
+    def or_more(self, other: _Amounts) -> _Amounts:
+        return _Amounts({name: max(self[name], other[name]) for name in {**self, **other}})
+
+
+def _asked(holder: Json) -> _Amounts:
+    requests = (holder.get("resources") or {}).get("requests") or {}
+    return _Amounts({name: _number(value) for name, value in requests.items()})
+
+
+# --- children ------------------------------------------------------------------------------------------------------
+
+
+def child(obj: Json) -> Child | None:
+    """An object that a TokenService owns; others that carry our label are not ours."""
+    metadata = obj["metadata"]
+    owner = _owner(metadata)
+    if owner is None:
+        return None
+    return Child(
+        key=ObjectKey(obj["kind"], metadata["namespace"], metadata["name"]),
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        owner=ServiceKey(metadata["namespace"], owner),
+        body=_without_managers(obj),
+    )
+
+
+def _owner(metadata: Json) -> str | None:
+    return next(
+        (
+            str(reference["name"])
+            for reference in metadata.get("ownerReferences") or ()
+            if reference["kind"] == "TokenService" and reference["apiVersion"].startswith(f"{GROUP}/")
+        ),
+        None,
+    )
+
+
+def _without_managers(obj: Json) -> Json:
+    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    return {**obj, "metadata": metadata}
+
+
+# --- what matters --------------------------------------------------------------------------------------------------
+
+
+def _timeless(body: Json) -> Json:
+    """A body without what changes by being written."""
+    volatile = ("resourceVersion", "managedFields")
+    metadata = {key: value for key, value in body["metadata"].items() if key not in volatile}
+    return {**body, "metadata": metadata}
+
+
+def seconds(timestamp: str) -> float:
+    """Seconds since the epoch."""
+    return datetime.fromisoformat(timestamp).timestamp()
+
+
+SERVICES = Projection(service, lambda value: replace(value, resource_version="", status={}))
+ACCELERATORS = Projection(accelerator)
+PROFILES = Projection(profile)
+FLEETS = Projection(fleet, lambda value: (value.spec, value.error, value.body["metadata"].get("uid")))
+NODES = Projection(node)
+PODS = Projection(pod, lambda value: replace(value, resource_version=""))
+CHILDREN = Projection(child, lambda value: _timeless(value.body))
+
+PROJECTIONS: Mapping[str, Projection[Any]] = {
+    "TokenService": SERVICES,
+    "AcceleratorClass": ACCELERATORS,
+    "CapacityProfile": PROFILES,
+    "TokenFleet": FLEETS,
+    "Node": NODES,
+    "Pod": PODS,
+}
+"""Every other kind is a child."""

@@ -1,0 +1,204 @@
+"""What is known of each kind: slim projections, how fresh they are, and whether our own writes came back.
+
+A store holds what a projection made of each object, never the object. It wakes the planner only when a projection
+changed in a way that matters: a pod's heartbeat or our own status write does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from tokenservice.core.model import Json
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+DISCONNECTED_LIMIT_SECONDS = 10.0
+"""A store without a watch is stale after this; a reconnect takes about one."""
+
+SILENT_LIMIT_SECONDS = 90.0
+"""A store with a watch hears a bookmark every minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection(Generic[T]):
+    """How objects of a kind are seen. `of` gives None for what is not of interest.
+
+    `essence` is what two versions are compared by; by default the projection itself.
+    """
+
+    of: Callable[[Json], T | None]
+    essence: Callable[[T], Any] = field(default=lambda value: value)
+
+
+class Store(Generic[T]):
+    """One kind in one namespace (or in all), filled by one reflector."""
+
+    def __init__(
+        self,
+        kind: str,
+        projection: Projection[T],
+        *,
+        namespace: str = "",
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.kind = kind
+        self.namespace = namespace
+        self.synced = False
+        self.connected = False
+        self.moved = asyncio.Event()
+        self._projection = projection
+        self._wake = wake
+        self._clock = clock
+        self._items: dict[tuple[str, str], T] = {}
+        self._revision = 0
+        self._active_at = clock()
+
+    def project(self, objects: Iterable[Json]) -> dict[tuple[str, str], T]:
+        """Projections of a chunk of a list, so that whole objects can be forgotten chunk by chunk."""
+        found = ((_identity(obj), self._read(obj)) for obj in objects)
+        return {identity: value for identity, value in found if value is not None}
+
+    def replace(self, items: dict[tuple[str, str], T], revision: str) -> None:
+        """Takes a whole list, with what vanished meanwhile."""
+        changed = not self.synced or _essences(self._projection, items) != _essences(self._projection, self._items)
+        self._items = items
+        self.synced = True
+        self._progress(revision, changed=changed)
+
+    def put(self, obj: Json) -> None:
+        """Takes one added or modified object."""
+        identity, old = _identity(obj), self._items.get(_identity(obj))
+        new = self._read(obj)
+        if new is None:
+            self._items.pop(identity, None)
+        else:
+            self._items[identity] = new
+        self._progress(_revision(obj), changed=self._differ(old, new))
+
+    def remove(self, obj: Json) -> None:
+        """Takes a deletion."""
+        gone = self._items.pop(_identity(obj), None)
+        self._progress(_revision(obj), changed=gone is not None)
+
+    def bookmark(self, revision: str) -> None:
+        """Takes word that nothing of interest happened up to `revision`."""
+        self._progress(revision, changed=False)
+
+    def touch(self, *, connected: bool) -> None:
+        """Notes that the watch was opened or lost."""
+        if connected:
+            self._active_at = self._clock()
+        self.connected = connected
+
+    def age(self) -> float:
+        """Seconds since anything was heard."""
+        return self._clock() - self._active_at
+
+    @property
+    def stale(self) -> bool:
+        """Whether what is here may no longer be true."""
+        limit = SILENT_LIMIT_SECONDS if self.connected else DISCONNECTED_LIMIT_SECONDS
+        return not self.synced or self.age() > limit
+
+    def has_seen(self, revision: str) -> bool:
+        """Whether a write that came back with `revision` is in here. Revisions of one cluster are ordered numbers."""
+        return revision.isdigit() and self._revision >= int(revision)
+
+    def values(self) -> list[T]:
+        """Everything, sorted by namespace and name."""
+        return [value for _, value in sorted(self._items.items(), key=lambda item: item[0])]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _read(self, obj: Json) -> T | None:
+        """The projection; an object that defies it is left out, so that it cannot stop the others."""
+        try:
+            return self._projection.of(obj)
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("%s %s/%s is left out: %r", self.kind, *_identity(obj), error)
+            return None
+
+    def _differ(self, old: T | None, new: T | None) -> bool:
+        if old is None or new is None:
+            return old is not new
+        return bool(self._projection.essence(old) != self._projection.essence(new))
+
+    def _progress(self, revision: str, *, changed: bool) -> None:
+        self._active_at = self._clock()
+        self._revision = max(self._revision, int(revision)) if revision.isdigit() else self._revision
+        self.moved.set()
+        if changed:
+            self._wake()
+
+
+class Stores:
+    """All stores, by kind."""
+
+    def __init__(self, stores: Iterable[Store[Any]]) -> None:
+        self._by_kind: dict[str, list[Store[Any]]] = {}
+        for store in stores:
+            self._by_kind.setdefault(store.kind, []).append(store)
+
+    @property
+    def synced(self) -> bool:
+        """Whether every kind was listed once."""
+        return all(store.synced for store in self)
+
+    def __iter__(self) -> Any:
+        return (store for stores in self._by_kind.values() for store in stores)
+
+    def values(self, kind: str) -> list[Any]:
+        """All projections of a kind, sorted by namespace and name."""
+        stores = sorted(self._by_kind.get(kind, ()), key=lambda store: store.namespace)
+        return [value for store in stores for value in store.values()]
+
+    def stale_kinds(self) -> tuple[str, ...]:
+        """Kinds whose view may no longer be true."""
+        return tuple(sorted({store.kind for store in self if store.stale}))
+
+    def missing_kinds(self) -> tuple[str, ...]:
+        """Kinds that were never listed."""
+        return tuple(sorted({store.kind for store in self if not store.synced}))
+
+    def ages(self) -> dict[str, float]:
+        """Seconds since anything was heard, by kind."""
+        return {kind: max(store.age() for store in stores) for kind, stores in sorted(self._by_kind.items())}
+
+    def has_seen(self, kind: str, namespace: str, revision: str) -> bool:
+        """Whether a write is in; True for kinds and namespaces that nobody watches."""
+        watching = [store for store in self._by_kind.get(kind, ()) if store.namespace in ("", namespace)]
+        return all(store.has_seen(revision) for store in watching)
+
+    async def moved(self, kinds: Iterable[str]) -> None:
+        """Returns once any of the stores of these kinds has heard something."""
+        stores = [store for kind in kinds for store in self._by_kind.get(kind, ())]
+        for store in stores:
+            store.moved.clear()
+        waits = [asyncio.ensure_future(store.moved.wait()) for store in stores]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+def _essences(projection: Projection[T], items: dict[tuple[str, str], T]) -> dict[tuple[str, str], Any]:
+    return {identity: projection.essence(value) for identity, value in items.items()}
+
+
+def _identity(obj: Json) -> tuple[str, str]:
+    metadata = obj["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+def _revision(obj: Json) -> str:
+    return str(obj["metadata"].get("resourceVersion", ""))
