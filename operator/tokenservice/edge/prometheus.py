@@ -1,0 +1,338 @@
+"""Reads Prometheus: one round gives `ServiceMetrics` or `Missing` for every service asked about.
+
+No data is never zero. Whatever is wrong (no answer, no right, not Prometheus, no series, old samples, NaN) becomes a
+`Missing` whose message names the place and the fix, and nothing is scaled down on it. The client is synchronous, so a
+round runs in a thread; the first failing query ends the round, so that a dead server costs one timeout and not many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import requests
+from prometheus_api_client.exceptions import PrometheusApiClientException
+from prometheus_api_client.prometheus_connect import PrometheusConnect
+from urllib3.util.retry import Retry
+
+from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics
+from tokenservice.edge import promql
+from tokenservice.edge.promql import Windows
+
+TIMEOUT_SECONDS = 5
+
+Row = tuple[str, str]
+"""Namespace and served model name, as the engines' series carry them."""
+
+Buckets = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What to ask, and where."""
+
+    address: str | None
+    services: Mapping[Row, ServiceKey]
+    windows: Windows
+    utilization_query: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What Prometheus says; `utilization` is that of the user's own query."""
+
+    services: Mapping[ServiceKey, ServiceMetrics | Missing]
+    utilization: float | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Raw results of one round."""
+
+    figures: Mapping[str, Mapping[Row, float]]
+    ttft: Mapping[Row, Buckets]
+    tpot: Mapping[Row, Buckets]
+    utilization: float | Missing
+
+
+class _NoAnswer(Exception):  # noqa: N818 - carries a value, never leaves this module
+    def __init__(self, missing: Missing) -> None:
+        super().__init__(missing.message)
+        self.missing = missing
+
+
+NO_QUERY = Missing("NoQuery", "no utilizationQuery is set: the operator's own figure counts")
+_NO_ADDRESS = Missing(
+    "NoAddress", "no Prometheus address is set: give prometheus.address in the chart's values or in the TokenFleet"
+)
+
+
+class PrometheusReader:
+    """Asks one Prometheus at a time; the address may change between rounds."""
+
+    def __init__(
+        self,
+        *,
+        bearer_token_file: str | None = None,
+        timeout_seconds: int = TIMEOUT_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._token_file = bearer_token_file
+        self._timeout = timeout_seconds
+        self._peaks = _Peaks(clock)
+
+    async def read(self, question: Question) -> Answer:
+        """One round."""
+        if not question.address:
+            return _nothing(question, _NO_ADDRESS)
+        try:
+            found = await asyncio.to_thread(self._ask, question, question.address)
+        except _NoAnswer as error:
+            return _nothing(question, error.missing)
+        read = {key: _metrics(row, found, question) for row, key in sorted(question.services.items())}
+        return Answer(services=self._peaks.held(read, question.windows.peak), utilization=found.utilization)
+
+    def _ask(self, question: Question, address: str) -> _Round:
+        with _Client(address, self._headers(), self._timeout) as client:
+            figures = {name: _by_row(client.query(text)) for name, text in promql.figures(question.windows).items()}
+            ttft, tpot = (
+                _histograms(client.query(promql.buckets(histogram, question.windows)))
+                for histogram in (promql.TTFT, promql.TPOT)
+            )
+            return _Round(figures, ttft, tpot, self._utilization(client, question.utilization_query))
+
+    def _utilization(self, client: _Client, query: str | None) -> float | Missing:
+        """A user's query that fails spoils only its own figure."""
+        if query is None:
+            return NO_QUERY
+        try:
+            return _share(client.query(query))
+        except _NoAnswer as error:
+            return Missing(error.missing.reason, f"prometheus.utilizationQuery: {error.missing.message}")
+
+    def _headers(self) -> dict[str, str]:
+        if self._token_file is None:
+            return {}
+        try:
+            return {"Authorization": f"Bearer {Path(self._token_file).read_text(encoding='utf-8').strip()}"}
+        except OSError as error:
+            raise _NoAnswer(Missing("NoToken", f"the bearer token for Prometheus cannot be read: {error}")) from error
+
+
+class _Client:
+    """`PrometheusConnect` without its retries, and with one kind of error."""
+
+    def __init__(self, address: str, headers: dict[str, str], timeout: int) -> None:
+        self._address = address.rstrip("/")
+        self._connect = PrometheusConnect(
+            url=self._address, headers=headers, retry=Retry(total=0, redirect=2), timeout=timeout
+        )
+
+    def __enter__(self) -> _Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connect.close()
+
+    def query(self, text: str) -> list[Any]:
+        """The `result` of an instant query. Raises _NoAnswer with what to tell the user."""
+        try:
+            return list(self._connect.custom_query(text))
+        except PrometheusApiClientException as error:
+            raise _NoAnswer(self._refused(str(error))) from error
+        except (KeyError, TypeError, ValueError) as error:  # no JSON, other JSON, or an address that is no URL
+            raise _NoAnswer(self._not_prometheus()) from error
+        except requests.exceptions.RequestException as error:
+            raise _NoAnswer(self._unreachable(error)) from error
+
+    def _refused(self, text: str) -> Missing:
+        match = re.match(r"HTTP Status Code (\d+)", text)
+        code = match.group(1) if match else "?"
+        if code in ("401", "403"):
+            fix = "give the operator a token that may query it (prometheus.bearerTokenFile)"
+            return Missing("Unauthorized", f"Prometheus at {self._address} answers {code}: {fix}")
+        if code == "404":
+            return self._not_prometheus()
+        return Missing("QueryFailed", f"Prometheus at {self._address} answers {text[:300]}")
+
+    def _not_prometheus(self) -> Missing:
+        fix = "check prometheus.address, it must be the base URL of a Prometheus HTTP API"
+        return Missing("NotPrometheus", f"what answers at {self._address} is not a Prometheus API: {fix}")
+
+    def _unreachable(self, error: Exception) -> Missing:
+        what = "did not answer in time" if isinstance(error, requests.exceptions.Timeout) else "cannot be reached"
+        fix = "check prometheus.address, that Prometheus runs, and that network policies allow it"
+        return Missing("Unreachable", f"Prometheus at {self._address} {what}: {fix}")
+
+
+# --- from results to metrics ---------------------------------------------------------------------------------------
+
+
+def _nothing(question: Question, missing: Missing) -> Answer:
+    utilization = NO_QUERY if question.utilization_query is None else missing
+    return Answer(services=dict.fromkeys(question.services.values(), missing), utilization=utilization)
+
+
+def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Missing:
+    own = {name: values[row] for name, values in found.figures.items() if row in values}
+    namespace, model = row
+    if "running" not in own:
+        fix = "check that Prometheus scrapes its pods and keeps their namespace as a label"
+        return Missing("NoSeries", f"no engine that serves {model} in {namespace} has reported: {fix}")
+    age, limit = own.get("age_seconds", math.inf), question.windows.staleness
+    if not age <= limit:
+        return Missing(
+            "Stale", f"the newest sample of {model} in {namespace} is {age:.0f} s old, {limit} s are allowed"
+        )
+    if "requests_per_second" not in own:
+        return Missing("TooFewSamples", f"{model} in {namespace} was scraped once; a rate needs two samples")
+    return _checked(own, found, row)
+
+
+_REQUIRED = (
+    "requests_per_second",
+    "output_tokens_per_second",
+    "input_tokens_per_second",
+    "running",
+    "waiting",
+    "kv_usage",
+    "engines_reporting",
+)
+
+
+def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetrics | Missing:
+    """Every figure that decisions rest on is a number that can be one."""
+    for name in _REQUIRED:
+        value = own.get(name)
+        if value is None or not math.isfinite(value) or value < 0:
+            shown = "absent" if value is None else f"{value:g}"
+            return Missing("NotANumber", f"{name} of {row[1]} in {row[0]} is {shown}")
+    arrivals = own["requests_per_second"]
+    return ServiceMetrics(
+        requests_per_second=arrivals,
+        peak_requests_per_second=max(arrivals, _finite(own.get("peak_requests_per_second"), 0.0)),
+        output_tokens_per_second=own["output_tokens_per_second"],
+        input_tokens_per_second=own["input_tokens_per_second"],
+        mean_input_tokens=_length(own.get("mean_input_tokens"), "prompts"),
+        mean_output_tokens=_length(own.get("mean_output_tokens"), "answers"),
+        prefix_hit_rate=min(1.0, _finite(own.get("prefix_hit_rate"), 0.0)),
+        running=own["running"],
+        waiting=own["waiting"],
+        kv_usage=own["kv_usage"],
+        engines_reporting=round(own["engines_reporting"]),
+        ttft_buckets=found.ttft.get(row, ()),
+        tpot_buckets=found.tpot.get(row, ()),
+    )
+
+
+def _finite(value: float | None, default: float) -> float:
+    return value if value is not None and math.isfinite(value) and value >= 0 else default
+
+
+def _length(value: float | None, what: str) -> float | Missing:
+    """A mean length; 0/0 is NaN and means that nothing finished."""
+    if value is None or not math.isfinite(value) or value <= 0:
+        return Missing("NothingFinished", f"no request finished lately: the mean length of {what} is not known")
+    return value
+
+
+def _share(result: Sequence[Any]) -> float | Missing:
+    """One number between 0 and 1, from a scalar or a vector of one."""
+    values = _values(result)
+    if len(values) != 1:
+        fix = "aggregate to one, for example with avg() or sum()"
+        return Missing("NotOneNumber", f"prometheus.utilizationQuery gives {len(values)} numbers: {fix}")
+    if not 0.0 <= values[0] <= 1.0:
+        fix = "it must be a share between 0 and 1"
+        return Missing("OutOfRange", f"prometheus.utilizationQuery gives {values[0]:g}: {fix}")
+    return values[0]
+
+
+def _values(result: Sequence[Any]) -> list[float]:
+    if len(result) == 2 and not isinstance(result[0], dict):  # a scalar: [time, "value"]
+        return [float(result[1])]
+    return [float(series["value"][1]) for series in result]
+
+
+def _by_row(result: Iterable[Any]) -> dict[Row, float]:
+    return {_row(series["metric"]): float(series["value"][1]) for series in result}
+
+
+def _row(labels: Mapping[str, str]) -> Row:
+    return labels.get("namespace", ""), labels.get("model_name", "")
+
+
+def _histograms(result: Iterable[Any]) -> dict[Row, Buckets]:
+    """Cumulative buckets by service, over both dialects."""
+    by_dialect: dict[tuple[Row, str], dict[float, float]] = {}
+    for series in result:
+        labels, value = series["metric"], float(series["value"][1])
+        bounds = by_dialect.setdefault((_row(labels), labels.get("dialect", "")), {})
+        bounds[float(labels["le"])] = value if math.isfinite(value) else 0.0
+    rows: dict[Row, Buckets] = {}
+    for (row, _), bounds in sorted(by_dialect.items()):
+        rows[row] = _merged(rows.get(row, ()), _rising(bounds))
+    return rows
+
+
+def _rising(bounds: Mapping[float, float]) -> Buckets:
+    """Ascending bounds with counts that never fall: rates of neighbouring buckets may differ by a sample."""
+    rising: list[tuple[float, float]] = []
+    for bound, count in sorted(bounds.items()):
+        rising.append((bound, max(count, rising[-1][1] if rising else 0.0)))
+    return tuple(rising)
+
+
+def _merged(left: Buckets, right: Buckets) -> Buckets:
+    """The sum of two histograms with different bounds, each taken as even within a bucket."""
+    if not left or not right:
+        return left or right
+    bounds = sorted({bound for bound, _ in (*left, *right)})
+    return tuple((bound, _at(left, bound) + _at(right, bound)) for bound in bounds)
+
+
+def _at(buckets: Buckets, bound: float) -> float:
+    lower, below = 0.0, 0.0
+    for upper, count in buckets:
+        if bound == upper:
+            return count
+        if bound < upper:
+            share = 0.0 if math.isinf(upper) else (bound - lower) / (upper - lower)
+            return below + (count - below) * share
+        lower, below = upper, count
+    return below
+
+
+@dataclass(slots=True)
+class _Peaks:
+    """Arrival rates that this process saw itself.
+
+    A Prometheus that comes back without its data would show a peak of nothing and let replicas go; what was seen
+    here within the window still counts.
+    """
+
+    clock: Callable[[], float]
+    seen: dict[ServiceKey, deque[tuple[float, float]]] = field(default_factory=dict)
+
+    def held(
+        self, read: Mapping[ServiceKey, ServiceMetrics | Missing], window: float
+    ) -> dict[ServiceKey, ServiceMetrics | Missing]:
+        self.seen = {key: rates for key, rates in self.seen.items() if key in read}
+        return {key: self._held(key, metrics, window) for key, metrics in read.items()}
+
+    def _held(self, key: ServiceKey, metrics: ServiceMetrics | Missing, window: float) -> ServiceMetrics | Missing:
+        if isinstance(metrics, Missing):
+            return metrics
+        now, rates = self.clock(), self.seen.setdefault(key, deque())
+        while rates and (rates[0][0] < now - window or len(rates) > 4096):
+            rates.popleft()
+        rates.append((now, metrics.requests_per_second))
+        peak = max(metrics.peak_requests_per_second, *(rate for _, rate in rates))
+        return replace(metrics, peak_requests_per_second=peak)

@@ -1,0 +1,110 @@
+"""The PromQL of one round: a constant number of queries, each grouped by service, whatever the size of the fleet.
+
+vLLM and SGLang name the same things differently; `{__name__=~...}` reads both, as one pod speaks only one of them.
+
+Arrivals are counted when a request gets its first token, plus what the queue grew by: the sum is exact in the window
+whether or not the engine keeps up, and it moves long before requests finish. (SGLang counts the first token of a
+request that is not streamed when it finishes; such traffic is seen later, through the queue first.) A service whose
+gauges were scraped twice but that has no first token yet had no arrivals; one scrape says nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BY = "namespace, model_name"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialects:
+    """One thing under the names of both engines; `suffix` is `_sum`, `_bucket`, ... of a histogram."""
+
+    vllm: str
+    sglang: str
+
+    def selector(self, suffix: str = "") -> str:
+        return f'{{__name__=~"vllm:{self.vllm}{suffix}|sglang:{self.sglang}{suffix}",namespace!=""}}'
+
+
+RUNNING = Dialects("num_requests_running", "num_running_reqs")
+WAITING = Dialects("num_requests_waiting", "num_queue_reqs")
+KV_USAGE = Dialects("kv_cache_usage_perc", "token_usage")
+PROMPT_TOKENS = Dialects("prompt_tokens_total", "prompt_tokens_total")
+OUTPUT_TOKENS = Dialects("generation_tokens_total", "generation_tokens_total")
+CACHED_TOKENS = Dialects("prefix_cache_hits_total", "cached_tokens_total")
+LOOKED_UP_TOKENS = Dialects("prefix_cache_queries_total", "prompt_tokens_total")
+PROMPT_LENGTH = Dialects("request_prompt_tokens", "prompt_tokens_histogram")
+OUTPUT_LENGTH = Dialects("request_generation_tokens", "generation_tokens_histogram")
+TTFT = Dialects("time_to_first_token_seconds", "time_to_first_token_seconds")
+TPOT = Dialects("request_time_per_output_token_seconds", "request_time_per_output_token_seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Seconds: of rates, of the peak, of means, and from which age a sample is stale."""
+
+    rate: int
+    peak: int
+    staleness: int
+
+    @property
+    def mean(self) -> int:
+        """Lengths of prompts and answers change slowly and are known only of finished requests."""
+        return max(self.peak, 10 * self.rate)
+
+    @property
+    def peak_step(self) -> int:
+        """Half a window apart nothing is missed; more than 120 points a service are not asked for."""
+        return max(self.rate // 2, self.peak // 120, 1)
+
+
+def figures(windows: Windows) -> dict[str, str]:
+    """Query by figure; every result has one series a service."""
+    rate, mean = f"[{windows.rate}s]", f"[{windows.mean}s]"
+    arrivals = _arrivals(rate, windows.rate)
+    return {
+        "requests_per_second": arrivals,
+        "peak_requests_per_second": f"max_over_time(({arrivals})[{max(windows.peak, 1)}s:{windows.peak_step}s])",
+        "output_tokens_per_second": f"{_rate(OUTPUT_TOKENS, rate)} or {_silent(rate)}",
+        "input_tokens_per_second": f"{_rate(PROMPT_TOKENS, rate)} or {_silent(rate)}",
+        "mean_input_tokens": f"{_rate(PROMPT_LENGTH, mean, '_sum')} / {_rate(PROMPT_LENGTH, mean, '_count')}",
+        "mean_output_tokens": f"{_rate(OUTPUT_LENGTH, mean, '_sum')} / {_rate(OUTPUT_LENGTH, mean, '_count')}",
+        "prefix_hit_rate": f"{_rate(CACHED_TOKENS, mean)} / {_rate(LOOKED_UP_TOKENS, mean)}",
+        "running": f"sum by ({BY}) ({RUNNING.selector()})",
+        "waiting": f"sum by ({BY}) ({WAITING.selector()})",
+        "kv_usage": f"max by ({BY}) ({KV_USAGE.selector()})",
+        "engines_reporting": _engines(windows.staleness),
+        "age_seconds": f"time() - max by ({BY}) (timestamp({RUNNING.selector()}))",
+    }
+
+
+def buckets(histogram: Dialects, windows: Windows) -> str:
+    """Rates of a histogram's buckets by service, engine and bound; the engines' bounds differ."""
+    rate = f"[{windows.rate}s]"
+    by_engine = " or ".join(
+        f'label_replace(rate({{__name__="{prefix}:{name}_bucket",namespace!=""}}{rate}), "dialect", "{prefix}", "", "")'
+        for prefix, name in (("vllm", histogram.vllm), ("sglang", histogram.sglang))
+    )
+    return f"sum by ({BY}, dialect, le) ({by_engine})"
+
+
+def _arrivals(rate: str, seconds: int) -> str:
+    first_tokens = f"({_rate(TTFT, rate, '_count')} or {_silent(rate)})"
+    growth = f"sum by ({BY}) (delta({WAITING.selector()}{rate})) / {seconds}"
+    return f"clamp_min({first_tokens} + {growth}, 0)"
+
+
+def _rate(counter: Dialects, window: str, suffix: str = "") -> str:
+    return f"sum by ({BY}) (rate({counter.selector(suffix)}{window}))"
+
+
+def _silent(rate: str) -> str:
+    """Zero for services whose engines were scraped at least twice in the window."""
+    return f"0 * sum by ({BY}) (delta({RUNNING.selector()}{rate}))"
+
+
+def _engines(staleness: int) -> str:
+    """Engines with a fresh sample; an engine with data parallelism reports several series under one instance."""
+    selector = RUNNING.selector()
+    fresh = f"(time() - timestamp({selector})) < {staleness}"
+    return f"count by ({BY}) (count by ({BY}, instance) ({fresh}))"
