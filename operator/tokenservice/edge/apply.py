@@ -1,0 +1,235 @@
+"""Carries a plan's actions out.
+
+Actions run as soon as those they come after have succeeded, eight at a time. Before every write the fence is asked
+whether this process still leads; every write carries what it expects to find. Each action is safe to repeat, so a
+crash at any point needs no cleaning up, and nothing is retried in here: a conflict or a vanished object ends the
+action quietly, the next plan is made from what is then there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from graphlib import TopologicalSorter
+from typing import Protocol
+
+from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Place, SetDeletionCost, SetServing
+from tokenservice.core.names import DELETION_COST_ANNOTATION, FIELD_MANAGER, PLACEMENT_GATE, SERVING_CONDITION
+from tokenservice.edge.kube import Patch
+from tokenservice.errors import ApiError, Conflict, NotFound, Retryable
+
+PARALLEL_WRITES = 8
+
+
+class Writer(Protocol):
+    """What carrying out needs of the API server."""
+
+    async def apply(
+        self, manifest: Json, *, manager: str = FIELD_MANAGER, force: bool = True, subresource: str = ""
+    ) -> Json: ...
+
+    async def patch(self, key: ObjectKey, body: Json | list[Json], how: Patch, subresource: str = "") -> Json: ...
+
+    async def delete(self, key: ObjectKey, *, uid: str, resource_version: str) -> Json: ...
+
+
+class Fence(Protocol):
+    """Whether this process may write."""
+
+    def held(self) -> bool: ...
+
+
+class Result(StrEnum):
+    """How an action ended."""
+
+    DONE = "Done"
+    CONFLICT = "Conflict"
+    GONE = "Gone"
+    FAILED = "Failed"
+    RETRYABLE = "Retryable"
+    SKIPPED = "Skipped"
+    FENCED = "Fenced"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one action; `revision` is the resourceVersion that it wrote."""
+
+    action: Action
+    result: Result
+    message: str = ""
+    after_seconds: float = 0.0
+    written: tuple[tuple[ObjectKey, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of all of them."""
+
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def done(self) -> tuple[Action, ...]:
+        return tuple(outcome.action for outcome in self.outcomes if outcome.result is Result.DONE)
+
+    @property
+    def failures(self) -> tuple[Outcome, ...]:
+        """What someone should hear of: refused for good, or worth another try."""
+        return tuple(o for o in self.outcomes if o.result in (Result.FAILED, Result.RETRYABLE))
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds that the API server asked us to wait."""
+        return max((outcome.after_seconds for outcome in self.outcomes), default=0.0)
+
+    @property
+    def written(self) -> tuple[tuple[ObjectKey, str], ...]:
+        """Objects that were written, with the resourceVersion of the answer."""
+        return tuple(pair for outcome in self.outcomes for pair in outcome.written)
+
+
+class Applier:
+    """Turns actions into writes."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        fence: Fence,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        parallel: int = PARALLEL_WRITES,
+    ) -> None:
+        self._writer = writer
+        self._fence = fence
+        self._wall_clock = wall_clock
+        self._slots = asyncio.Semaphore(parallel)
+
+    async def apply(self, actions: Sequence[Action]) -> Report:
+        """Runs all actions in the order they ask for. Raises ValueError for a plan that has none."""
+        run = _Run(actions)
+        pending: set[asyncio.Task[Outcome]] = set()
+        try:
+            while run.active:
+                pending |= {asyncio.create_task(self._act(run, action)) for action in run.ready()}
+                finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished:
+                    run.finish(task.result())
+        finally:
+            for task in pending:
+                task.cancel()
+        return Report(tuple(run.outcomes[action.id] for action in actions))
+
+    async def _act(self, run: _Run, action: Action) -> Outcome:
+        if blocker := run.blocker(action):
+            return Outcome(action=action, result=Result.SKIPPED, message=f"waits for {blocker}")
+        async with self._slots:
+            if not self._fence.held():
+                return Outcome(action=action, result=Result.FENCED, message="this process leads no more")
+            return await self._attempt(action)
+
+    async def _attempt(self, action: Action) -> Outcome:
+        try:
+            return Outcome(action=action, result=Result.DONE, written=tuple(await self._write(action)))
+        except Conflict as error:
+            return Outcome(action=action, result=Result.CONFLICT, message=error.message)
+        except NotFound as error:
+            return Outcome(action=action, result=Result.GONE, message=error.message)
+        except Retryable as error:
+            return Outcome(action=action, result=Result.RETRYABLE, message=error.message, after_seconds=error.after)
+        except ApiError as error:
+            return Outcome(action=action, result=Result.FAILED, message=f"{error.reason}: {error.message}")
+
+    async def _write(self, action: Action) -> Iterable[tuple[ObjectKey, str]]:
+        match action:
+            case Apply():
+                return [await self._apply(action)]
+            case Delete():
+                await self._writer.delete(action.key, uid=action.uid, resource_version=action.resource_version)
+                return []
+            case SetDeletionCost():
+                return [await self._mark(action)]
+            case SetServing():
+                return [await self._set_serving(action.pod, action.uid, serving=action.serving)]
+            case Place():
+                return [await self.place(action.pod, action.uid, action.node)]
+            case _:
+                raise TypeError(f"{type(action).__name__} is not an action that can be carried out")
+
+    async def _apply(self, action: Apply) -> tuple[ObjectKey, str]:
+        manifest = action.manifest
+        if action.resource_version is not None:
+            metadata = {**manifest["metadata"], "resourceVersion": action.resource_version}
+            manifest = {**manifest, "metadata": metadata}
+        return _written(await self._writer.apply(manifest))
+
+    async def _mark(self, action: SetDeletionCost) -> tuple[ObjectKey, str]:
+        annotations = {DELETION_COST_ANNOTATION: str(action.cost)}
+        body = {"metadata": {"uid": action.uid, "annotations": annotations}}
+        return _written(await self._writer.patch(action.pod, body, Patch.MERGE))
+
+    async def _set_serving(self, pod: ObjectKey, uid: str, *, serving: bool) -> tuple[ObjectKey, str]:
+        body = {"metadata": {"uid": uid}, "status": {"conditions": [self._serving(serving)]}}
+        return _written(await self._writer.patch(pod, body, Patch.STRATEGIC, "status"))
+
+    async def place(self, pod: ObjectKey, uid: str, node: str | None) -> tuple[ObjectKey, str]:
+        """Nominates, lets it serve, and only then lifts our gate: a pod without its gate can always become Ready.
+
+        Both are strategic merges, so that the conditions and the gates of others stay as they are.
+        """
+        status: Json = {"conditions": [self._serving(True)]}
+        if node is not None:
+            status["nominatedNodeName"] = node
+        await self._writer.patch(pod, {"metadata": {"uid": uid}, "status": status}, Patch.STRATEGIC, "status")
+        lifted = {"schedulingGates": [{"$patch": "delete", "name": PLACEMENT_GATE}]}
+        return _written(await self._writer.patch(pod, {"metadata": {"uid": uid}, "spec": lifted}, Patch.STRATEGIC))
+
+    def _serving(self, serving: bool) -> Json:
+        now = datetime.fromtimestamp(self._wall_clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "type": SERVING_CONDITION,
+            "status": str(serving),
+            "reason": "Serving" if serving else "Shifted",
+            "lastTransitionTime": now,
+        }
+
+
+class _Run:
+    """The order of one plan, and how far it got."""
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self._actions = {action.id: action for action in actions}
+        if len(self._actions) < len(actions):
+            raise ValueError("two actions of the plan have the same id")
+        known = self._actions.keys()
+        self._sorter = TopologicalSorter({action.id: known & set(action.after) for action in actions})
+        self._sorter.prepare()
+
+    @property
+    def active(self) -> bool:
+        return self._sorter.is_active()
+
+    def ready(self) -> list[Action]:
+        """Actions that nothing holds up any more, each once."""
+        return [self._actions[id_] for id_ in self._sorter.get_ready()]
+
+    def blocker(self, action: Action) -> str | None:
+        """The first action that had to succeed before and did not; one that was never planned did not."""
+        return next((id_ for id_ in action.after if not self._succeeded(id_)), None)
+
+    def finish(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.action.id] = outcome
+        self._sorter.done(outcome.action.id)
+
+    def _succeeded(self, id_: str) -> bool:
+        outcome = self.outcomes.get(id_)
+        return outcome is not None and outcome.result is Result.DONE
+
+
+def _written(obj: Json) -> tuple[ObjectKey, str]:
+    metadata = obj["metadata"]
+    return ObjectKey(obj["kind"], metadata.get("namespace", ""), metadata["name"]), str(metadata["resourceVersion"])
