@@ -1,0 +1,152 @@
+"""Adds the placement gate and the serving readiness gate to new engine pods, while someone is there to lift them.
+
+It must never be in the way: the configuration says `Ignore`, and a process that does not lead, or whose planning is
+not healthy, admits every pod as it came. kopf's own webhook server writes its keys to files and hands handlers a merge
+patch; this is smaller than bending it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from aiohttp import web
+
+from tokenservice.core.model import Json, ObjectKey
+from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
+from tokenservice.edge.certificates import SERVER_LIFETIME, Authority, load
+from tokenservice.edge.kube import Patch
+from tokenservice.errors import ApiError, Conflict
+
+_log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 30.0
+"""How often the published CA is looked at: an upgrade of the chart may have taken it out."""
+
+_BODY_LIMIT_BYTES = 8 * 2**20
+
+
+class ConfigurationApi(Protocol):
+    """What publishing the CA needs of the API server."""
+
+    async def get(self, key: ObjectKey) -> Json: ...
+
+    async def patch(self, key: ObjectKey, body: Json | list[Json], how: Patch, subresource: str = "") -> Json: ...
+
+
+def review(body: Json, *, active: bool) -> Json:
+    """The answer to an AdmissionReview; always allows."""
+    request = body["request"]
+    answer: Json = {"uid": request["uid"], "allowed": True}
+    operations = gates(request.get("object") or {}) if active and request.get("operation") == "CREATE" else []
+    if operations:
+        patch = base64.b64encode(json.dumps(operations).encode()).decode()
+        answer |= {"patchType": "JSONPatch", "patch": patch}
+    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": answer}
+
+
+def gates(pod: Json) -> list[Json]:
+    """JSON patch that adds both gates; empty for pods that are not engines or already have a node."""
+    spec, labels = pod.get("spec") or {}, (pod.get("metadata") or {}).get("labels") or {}
+    if SERVICE_LABEL not in labels or spec.get("nodeName"):
+        return []
+    return [
+        *_appended(spec, "schedulingGates", {"name": PLACEMENT_GATE}),
+        *_appended(spec, "readinessGates", {"conditionType": SERVING_CONDITION}),
+    ]
+
+
+def _appended(spec: Json, name: str, entry: Json) -> list[Json]:
+    present = spec.get(name) or []
+    if entry in present:
+        return []
+    if not present:
+        return [{"op": "add", "path": f"/spec/{name}", "value": [entry]}]
+    return [{"op": "add", "path": f"/spec/{name}/-", "value": entry}]
+
+
+@dataclass(kw_only=True)
+class Webhook:
+    """The HTTPS server, and the CA that the API server is told to trust.
+
+    `active` says whether gates may be added; `leads` whether this process may publish its CA; `hosts` are the names
+    and addresses that the API server reaches it under.
+    """
+
+    api: ConfigurationApi
+    configuration: ObjectKey
+    hosts: Sequence[str]
+    address: str
+    port: int
+    active: Callable[[], bool]
+    leads: Callable[[], bool]
+    count: Callable[[str], None] = lambda result: None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    authority: Authority = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.authority = Authority.create(self.now())
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._renewed_at = self._renew()
+
+    async def run(self) -> None:
+        """Serves until cancelled; renews its certificate long before it ends."""
+        application = web.Application(client_max_size=_BODY_LIMIT_BYTES)
+        application.add_routes([web.post("/{path:.*}", self._answer)])
+        runner = web.AppRunner(application, handle_signals=False, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self.address, self.port, ssl_context=self._context).start()
+            while True:
+                await self.maintain()
+                await asyncio.sleep(CHECK_SECONDS)
+        finally:
+            await runner.cleanup()
+
+    async def maintain(self) -> None:
+        """Renews what is due and publishes what is missing."""
+        if self.now() - self._renewed_at > SERVER_LIFETIME / 2:
+            self._renewed_at = self._renew()
+        if self.leads():
+            try:
+                await self._publish()
+            except Conflict:
+                pass  # someone else writes it; the next look finds out what
+            except ApiError as error:
+                _log.warning("the webhook's CA could not be published, pods are not gated: %s", error)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        active = self.active()
+        answer = review(await request.json(), active=active)
+        self.count("gated" if "patch" in answer["response"] else "passed" if active else "inactive")
+        return web.json_response(answer)
+
+    async def _publish(self) -> None:
+        """Puts our CA into every webhook of the configuration that lacks it, on the revision that was read."""
+        bundle = base64.b64encode(self.authority.pem).decode()
+        live = await self.api.get(self.configuration)
+        lacking = [hook["name"] for hook in live.get("webhooks") or () if _bundle_of(hook) != bundle]
+        if lacking:
+            body = {
+                "metadata": {"resourceVersion": live["metadata"]["resourceVersion"]},
+                "webhooks": [{"name": name, "clientConfig": {"caBundle": bundle}} for name in lacking],
+            }
+            await self.api.patch(self.configuration, body, Patch.STRATEGIC)
+            _log.info("published the CA of the webhook in %s", self.configuration.name)
+
+    def _renew(self) -> datetime:
+        now = self.now()
+        load(self._context, *self.authority.issue(self.hosts, now))
+        return now
+
+
+def _bundle_of(hook: Json) -> str | None:
+    bundle: str | None = (hook.get("clientConfig") or {}).get("caBundle")
+    return bundle
