@@ -1,0 +1,87 @@
+"""kopf in a thread and an event loop of its own.
+
+kopf takes every task in its loop for one of its own and cancels them all when it ends; here it cannot reach ours. Its
+health endpoint also answers when our loop hangs, and can then say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import kopf
+
+from tokenservice.app.handlers import Hooks, registry, settings
+
+_log = logging.getLogger(__name__)
+
+_STOP_SECONDS = 10.0
+
+
+async def run_kopf(hooks: Hooks, *, namespaces: Sequence[str], health_address: str, health_port: int) -> None:
+    """Runs kopf until cancelled. Raises what ended it, should it end by itself."""
+    stop = threading.Event()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    endpoint = f"http://{health_address}:{health_port}/healthz"
+    work = threading.Thread(
+        target=_run, args=(asyncio.get_running_loop(), ended, hooks, namespaces, endpoint, stop), name="kopf"
+    )
+    work.start()
+    try:
+        await ended
+    finally:
+        stop.set()
+        await asyncio.to_thread(work.join, _STOP_SECONDS)
+
+
+def _run(
+    main: asyncio.AbstractEventLoop,
+    ended: asyncio.Future[None],
+    hooks: Hooks,
+    namespaces: Sequence[str],
+    endpoint: str,
+    stop: threading.Event,
+) -> None:
+    error: BaseException | None = None
+    try:
+        asyncio.run(_operate(hooks, namespaces, endpoint, stop))
+    except BaseException as caught:
+        error = caught
+    if not stop.is_set():
+        main.call_soon_threadsafe(_settle, ended, error)
+
+
+async def _operate(hooks: Hooks, namespaces: Sequence[str], endpoint: str, stop: threading.Event) -> None:
+    await kopf.operator(
+        registry=registry(hooks),
+        settings=settings(),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        liveness_endpoint=endpoint,
+        stop_flag=stop,
+    )
+
+
+def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if not ended.done():
+        ended.set_exception(error or RuntimeError("kopf ended by itself"))
+
+
+def connection_info(configuration: object) -> kopf.ConnectionInfo:
+    """How kopf reaches the API server: as we do, with the token of this moment."""
+    host = str(getattr(configuration, "host", ""))
+    keys: dict[str, str] = getattr(configuration, "api_key", {})
+    scheme, _, token = keys.get("BearerToken", "").rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=host,
+        insecure=not getattr(configuration, "verify_ssl", True) and urlsplit(host).scheme == "https",
+        ca_path=getattr(configuration, "ssl_ca_cert", None),
+        certificate_path=getattr(configuration, "cert_file", None),
+        private_key_path=getattr(configuration, "key_file", None),
+        scheme=scheme.capitalize() or None,
+        token=token or None,
+    )

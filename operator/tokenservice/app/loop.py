@@ -1,0 +1,213 @@
+"""The planning task: observe -> decide -> apply -> report, one pass at a time.
+
+A pass begins a second after something changed (so that a burst is one pass), at once when metrics were read, and in
+any case when neither has happened for three intervals. Errors of a pass are logged, counted and followed by a pause
+that doubles with jitter; the next pass starts from what is then there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+from tokenservice.core.model import Action, Event, ObjectKey, Plan, Proposal, Reason, Snapshot
+from tokenservice.edge.apply import Report, Result
+from tokenservice.edge.projections import Unreadable
+
+_log = logging.getLogger(__name__)
+
+DEBOUNCE_SECONDS = 1.0
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+_HEALTHY_INTERVALS = 6
+
+T = TypeVar("T")
+
+Decide = Callable[[Snapshot, float], Plan]
+Written = Iterable[tuple[ObjectKey, str]]
+
+
+class Observes(Protocol):
+    """Gives the facts."""
+
+    def snapshot(self, lagging: Iterable[str], proposals: tuple[Proposal, ...]) -> Snapshot | None: ...
+
+    def unreadable(self) -> list[Unreadable]: ...
+
+
+class Applies(Protocol):
+    """Carries actions out."""
+
+    async def apply(self, actions: Sequence[Action]) -> Report: ...
+
+
+class Reports(Protocol):
+    """Writes statuses and events."""
+
+    async def report(self, plan: Plan) -> tuple[tuple[ObjectKey, str], ...]: ...
+
+
+class Expects(Protocol):
+    """Knows which of our writes the stores have not shown yet."""
+
+    def add(self, written: Written) -> None: ...
+
+    async def settle(self) -> tuple[str, ...]: ...
+
+
+class Measures(Protocol):
+    """Takes what a pass is measured by."""
+
+    def time(self, stage: str, seconds: float) -> None: ...
+
+    def count_action(self, reason: str, result: str) -> None: ...
+
+    def count_error(self, error: str) -> None: ...
+
+    def show(self, plan: Plan) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Planner:
+    """Runs passes while this process leads."""
+
+    observes: Observes
+    decide: Decide
+    applies: Applies
+    reports: Reports
+    expects: Expects
+    measures: Measures
+    interval_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    jitter: Callable[[], float] = random.random
+    plan: Plan = field(default_factory=Plan)
+    passed_at: float = float("-inf")
+    _dirty: asyncio.Event = field(default_factory=asyncio.Event)
+    _due: asyncio.Event = field(default_factory=asyncio.Event)
+    _failing: set[tuple[str, str]] = field(default_factory=set)
+    _pause: float = 0.0
+
+    def mark_dirty(self) -> None:
+        """Something changed: a pass follows within a second."""
+        self._dirty.set()
+
+    def tick(self) -> None:
+        """Metrics are fresh: a pass follows at once."""
+        self._due.set()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether passes succeed; nobody should wait for us when they do not."""
+        return self.clock() - self.passed_at < max(10.0, _HEALTHY_INTERVALS * self.interval_seconds)
+
+    async def run(self) -> None:
+        """Passes, for ever."""
+        while True:
+            await self._wait()
+            try:
+                await self.turn()
+            except Exception as error:  # the queue's own: whatever went wrong, the next pass starts afresh
+                _log.exception("the pass failed")
+                self.measures.count_error(type(error).__name__)
+                self._slow_down(0.0)
+            await self.sleep(self._pause * (0.5 + self.jitter() / 2))
+
+    async def turn(self) -> None:
+        """One pass."""
+        lagging = await self.expects.settle()
+        snapshot = self.observes.snapshot(lagging, self.plan.proposals)
+        if snapshot is None:
+            _log.info("waiting for the first list of every kind")
+            return
+        self.plan = await self._decide(snapshot)
+        report = await self._apply(self.plan)
+        told = (*self.plan.events, *_complaints(report, snapshot), *_unreadable(self.observes.unreadable()))
+        self.expects.add(await self._timed("report", self.reports.report(replace(self.plan, events=told))))
+        self.measures.show(self.plan)
+        self.passed_at = self.clock()
+        self._settle_pace(report)
+
+    async def _decide(self, snapshot: Snapshot) -> Plan:
+        """In a thread: a large fleet takes a quarter of a second, and webhook and Lease must not wait for it."""
+        return await self._timed("decide", asyncio.to_thread(self.decide, snapshot, self.wall_clock()))
+
+    async def _apply(self, plan: Plan) -> Report:
+        report = await self._timed("apply", self.applies.apply(plan.actions))
+        self.expects.add(report.written)
+        for outcome in report.outcomes:
+            self.measures.count_action(str(outcome.action.reason), str(outcome.result))
+        self._log(report)
+        return report
+
+    def _log(self, report: Report) -> None:
+        """One line an action; what fails the same way in pass after pass is said once."""
+        failing = {(outcome.action.id, outcome.message) for outcome in report.failures}
+        for outcome in report.outcomes:
+            known = (outcome.action.id, outcome.message) in self._failing
+            level = logging.DEBUG if known else _LEVELS.get(outcome.result, logging.DEBUG)
+            action, why = outcome.action, f" ({outcome.message})" if outcome.message else ""
+            _log.log(level, "%s %s %s: %s%s", outcome.result, action.reason, action.id, action.message, why)
+        self._failing = failing
+
+    async def _timed(self, stage: str, work: Awaitable[T]) -> T:
+        began = self.clock()
+        try:
+            return await work
+        finally:
+            self.measures.time(stage, self.clock() - began)
+
+    async def _wait(self) -> None:
+        """Returns when a pass is due."""
+        dirty, due = (asyncio.ensure_future(event.wait()) for event in (self._dirty, self._due))
+        try:
+            timeout = 3 * self.interval_seconds
+            await asyncio.wait((dirty, due), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not self._due.is_set() and self._dirty.is_set():
+                await asyncio.wait((due,), timeout=DEBOUNCE_SECONDS)
+        finally:
+            dirty.cancel()
+            due.cancel()
+        self._dirty.clear()
+        self._due.clear()
+
+    def _settle_pace(self, report: Report) -> None:
+        """An API server in trouble gets rest; what it refuses for good does not slow the others down."""
+        if any(outcome.result is Result.RETRYABLE for outcome in report.outcomes):
+            self._slow_down(report.retry_after)
+        else:
+            self._pause = 0.0
+
+    def _slow_down(self, at_least: float) -> None:
+        doubled = max(FIRST_PAUSE_SECONDS, 2 * self._pause, 2 * at_least)
+        self._pause = min(doubled, LONGEST_PAUSE_SECONDS)
+
+
+_LEVELS = {Result.DONE: logging.INFO, Result.FAILED: logging.ERROR, Result.RETRYABLE: logging.WARNING}
+
+
+def _complaints(report: Report, snapshot: Snapshot) -> Iterable[Event]:
+    """What could not be done, told to whom it concerns."""
+    uids = {service.key: service.uid for service in snapshot.services}
+    for outcome in report.failures:
+        service = outcome.action.service
+        if service is not None and service in uids:
+            yield Event(
+                regarding=ObjectKey("TokenService", *service),
+                uid=uids[service],
+                type="Warning",
+                reason=outcome.action.reason,
+                message=f"not done: {outcome.action.message}: {outcome.message}",
+            )
+
+
+def _unreadable(objects: Iterable[Unreadable]) -> Iterable[Event]:
+    for found in objects:
+        message = f"{found.error}: it is left out until this is mended"
+        yield Event(regarding=found.key, uid=found.uid, type="Warning", reason=Reason.INVALID_SPEC, message=message)

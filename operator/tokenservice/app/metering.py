@@ -1,0 +1,91 @@
+"""Keeps the last round of metrics at hand, so that a slow Prometheus never holds up a placement."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.core.model import Missing, Service, ServiceKey
+from tokenservice.edge.prometheus import NO_QUERY, Answer, Question, Row
+from tokenservice.edge.promql import Windows
+
+
+class MetricsReader(Protocol):
+    """Asks Prometheus."""
+
+    async def read(self, question: Question) -> Answer: ...
+
+
+class Metering:
+    """Asks once an interval; `on_round` is told after each."""
+
+    def __init__(
+        self,
+        reader: MetricsReader,
+        *,
+        default_address: str | None,
+        interval_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reader = reader
+        self._default_address = default_address
+        self._interval = interval_seconds
+        self._clock = clock
+        self._last: tuple[float, Answer] | None = None
+
+    async def run(
+        self, facts: Callable[[], tuple[tuple[Service, ...], TokenFleetSpec]], on_round: Callable[[], None]
+    ) -> None:
+        """Rounds at a steady pace, for ever."""
+        while True:
+            began = self._clock()
+            await self.round(*facts())
+            on_round()
+            await asyncio.sleep(max(0.0, began + self._interval - self._clock()))
+
+    async def round(self, services: Iterable[Service], fleet: TokenFleetSpec) -> None:
+        """One round. What was read counts from when it was asked for."""
+        began = self._clock()
+        self._last = (began, await self._reader.read(self._question(services, fleet)))
+
+    def answer(self, services: Iterable[Service], fleet: TokenFleetSpec) -> Answer:
+        """The last round, or Missing for everyone once it is too old to decide on."""
+        if self._last is None:
+            return _all_missing(services, Missing("NotRead", "metrics were not read yet"))
+        at, answer = self._last
+        age, limit = self._clock() - at, fleet.prometheus.staleness_seconds
+        if age <= limit:
+            return answer
+        return _all_missing(
+            services, Missing("Stale", f"metrics were last read {age:.0f} s ago, {limit} s are allowed")
+        )
+
+    def _question(self, services: Iterable[Service], fleet: TokenFleetSpec) -> Question:
+        return Question(
+            address=fleet.prometheus.address or self._default_address,
+            services=served_names(services),
+            windows=Windows(
+                rate=fleet.prometheus.window_seconds,
+                peak=fleet.consolidation.scale_down_window_seconds,
+                staleness=fleet.prometheus.staleness_seconds,
+            ),
+            utilization_query=fleet.prometheus.utilization_query,
+        )
+
+
+def served_names(services: Iterable[Service]) -> dict[Row, ServiceKey]:
+    """Which service the series of a model belong to; of two that claim one name, the older."""
+    youngest_first = sorted(services, key=lambda service: (-service.created_at, service.key))
+    return {
+        (service.key.namespace, service.spec.model.served_name or service.key.name): service.key
+        for service in youngest_first
+        if service.spec is not None
+    }
+
+
+def _all_missing(services: Iterable[Service], missing: Missing) -> Answer:
+    found = {service.key: missing for service in services}
+    return Answer(services=found, utilization=missing if missing.reason == "Stale" else NO_QUERY)

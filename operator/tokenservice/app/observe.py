@@ -1,0 +1,90 @@
+"""Builds the Snapshot: everything that is known at one moment, from the stores and the last round of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_service import Architecture
+from tokenservice.app.metering import Metering
+from tokenservice.core.model import Accelerator, Node, ObjectKey, Pod, Profile, Proposal, Service, Settings, Snapshot
+from tokenservice.edge.projections import Fleet, Unreadable
+from tokenservice.edge.resources import OWNED_KINDS
+from tokenservice.edge.store import Stores
+
+T = TypeVar("T")
+
+CHILD_KINDS = (*OWNED_KINDS, "PodMonitor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observer:
+    """Reads the stores; does no I/O of its own."""
+
+    stores: Stores
+    metering: Metering
+    settings: Settings
+    architectures: Mapping[str, Architecture]
+    status_written_at: Callable[[], Mapping[ObjectKey, float]]
+
+    def snapshot(self, lagging: Iterable[str] = (), proposals: tuple[Proposal, ...] = ()) -> Snapshot | None:
+        """None until every kind was listed once: a plan from half a view would take the missing half for gone."""
+        if not self.stores.synced:
+            return None
+        accelerators = self._readable("AcceleratorClass", Accelerator)
+        resources = frozenset(accelerator.spec.resource_name for accelerator in accelerators)
+        fleet = self.fleet()
+        answer = self.metering.answer(self.services(), fleet.spec if fleet else TokenFleetSpec())
+        children = [child for kind in CHILD_KINDS for child in self.stores.values(kind)]
+        return Snapshot(
+            services=self.services(),
+            nodes=tuple(_nodes(self.stores.values("Node"), resources)),
+            pods=tuple(_pods(self.stores.values("Pod"), resources)),
+            children={child.key: child for child in children},
+            accelerators=accelerators,
+            profiles=self._readable("CapacityProfile", Profile),
+            architectures=self.architectures,
+            metrics=answer.services,
+            settings=self.settings,
+            fleet=fleet.spec if fleet else TokenFleetSpec(),
+            fleet_object=fleet.body if fleet else None,
+            fleet_utilization=answer.utilization,
+            stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
+            status_written_at=self.status_written_at(),
+            proposals=proposals,
+        )
+
+    def services(self) -> tuple[Service, ...]:
+        """All TokenServices."""
+        return tuple(self.stores.values("TokenService"))
+
+    def fleet(self) -> Fleet | None:
+        """The TokenFleet, if there is one."""
+        fleets: list[Fleet] = self.stores.values("TokenFleet")
+        return next((fleet for fleet in fleets if fleet.name == "default"), None)
+
+    def unreadable(self) -> list[Unreadable]:
+        """Cluster-wide objects of ours that nobody can read."""
+        values = [*self.stores.values("AcceleratorClass"), *self.stores.values("CapacityProfile")]
+        return [value for value in values if isinstance(value, Unreadable)]
+
+    def _readable(self, kind: str, of: type[T]) -> tuple[T, ...]:
+        return tuple(value for value in self.stores.values(kind) if isinstance(value, of))
+
+
+def _nodes(nodes: Iterable[Node], resources: frozenset[str]) -> Iterable[Node]:
+    """Nodes with accelerators; other extended resources (network cards, devices) are none."""
+    for node in nodes:
+        held = {name: count for name, count in node.allocatable.items() if name in resources}
+        if held:
+            yield node if len(held) == len(node.allocatable) else replace(node, allocatable=held)
+
+
+def _pods(pods: Iterable[Pod], resources: frozenset[str]) -> Iterable[Pod]:
+    """Engine pods, and foreign pods that hold accelerators."""
+    for pod in pods:
+        held = {name: count for name, count in pod.accelerators.items() if name in resources}
+        if held or pod.service is not None:
+            yield pod if len(held) == len(pod.accelerators) else replace(pod, accelerators=held)

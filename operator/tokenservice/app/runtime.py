@@ -1,0 +1,279 @@
+"""Puts the process together and takes it apart; the only place that constructs anything with I/O.
+
+    reflectors -> stores -----+
+                              +-> observer -> planner (decide) -> applier  -> API server
+    Prometheus -> metering ---+                               -> reporter -> status, events, /metrics
+
+Everything but planning runs in every process, so that a second one is a warm standby. Planning needs the Lease; who
+loses it exits. On the way out everything stops first, then gates that are left are lifted, then the Lease is given
+back, so that nothing waits for a process that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.app.framework import connection_info, run_kopf
+from tokenservice.app.gatekeeper import Gatekeeper
+from tokenservice.app.handlers import Hooks
+from tokenservice.app.loop import Decide, Planner
+from tokenservice.app.metering import Metering
+from tokenservice.app.observe import CHILD_KINDS, Observer
+from tokenservice.app.settings import Settings, identity, load
+from tokenservice.catalogue import accelerator_class_objects, architectures, capacity_profile_objects
+from tokenservice.core.model import Json, ObjectKey, Pod, Service
+from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL
+from tokenservice.edge.apply import Applier
+from tokenservice.edge.catalogue import apply_catalogue
+from tokenservice.edge.events import Events
+from tokenservice.edge.expectations import Expectations
+from tokenservice.edge.kube import Kube, connect
+from tokenservice.edge.lease import Lease
+from tokenservice.edge.metrics import Metrics
+from tokenservice.edge.projections import CHILDREN, PROJECTIONS
+from tokenservice.edge.prometheus import PrometheusReader
+from tokenservice.edge.reflector import Reflector
+from tokenservice.edge.report import Reporter
+from tokenservice.edge.resources import RESOURCES
+from tokenservice.edge.store import Store, Stores
+from tokenservice.edge.webhook import Webhook
+from tokenservice.errors import TokenServiceError
+
+_log = logging.getLogger(__name__)
+
+_CATALOGUE_RETRY_SECONDS = 10.0
+
+STUCK_SECONDS = 300.0
+"""A leader without a finished pass for this long is restarted by its liveness probe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Where the cluster is (None: the one this process runs in) and where the settings are (None: defaults)."""
+
+    kubeconfig: str | None = None
+    context: str | None = None
+    config: str | None = None
+
+
+def run(options: Options, decide: Decide | None = None) -> int:
+    """Runs the operator until it is told to stop; returns the exit code."""
+    try:
+        asyncio.run(_main(options, decide or _core_decide()))
+    except TokenServiceError as error:
+        _log.error("stopping: %s", error)
+        return 1
+    return 0
+
+
+def _core_decide() -> Decide:
+    decide: Decide = importlib.import_module("tokenservice.core.decide").decide
+    return decide
+
+
+async def _main(options: Options, decide: Decide) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    settings = load(options.config)
+    _set_up_logging(settings.log_level)
+    metrics = Metrics()
+    client = await connect(options.kubeconfig, options.context)
+    kube = Kube(client, observer=metrics.observe_request)
+    operator = Operator(kube, settings, metrics, decide)
+    hooks = operator.hooks(asyncio.get_running_loop(), client.configuration)
+    try:
+        async with AsyncExitStack() as stack:
+            stack.callback(metrics.serve(settings.metrics.port, settings.listen_address))
+            stack.push_async_callback(operator.leave)
+            await _until(
+                stop,
+                *operator.tasks(),
+                run_kopf(
+                    hooks,
+                    namespaces=settings.watch_namespaces,
+                    health_address=settings.listen_address,
+                    health_port=settings.health.port,
+                ),
+            )
+    finally:
+        await kube.close()
+
+
+def _set_up_logging(level: str) -> None:
+    """One line a record. kopf speaks of every event at INFO; what it has to say is said at WARNING."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("kopf", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that signals are not its own
+
+
+async def _until(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work` until `stop`, or until one of them fails, whose error is raised; ends the others either way."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    waiter = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiter}:
+            task.result()
+    finally:
+        for task in (waiter, *tasks):
+            task.cancel()
+        await asyncio.gather(waiter, *tasks, return_exceptions=True)
+
+
+class Operator:
+    """All parts of one process."""
+
+    def __init__(self, kube: Kube, settings: Settings, metrics: Metrics, decide: Decide) -> None:
+        self._kube = kube
+        self._settings = settings
+        self._metrics = metrics
+        self.stores, self._reflectors = _views(kube, settings, self._mark_dirty)
+        lease_key = ObjectKey("Lease", settings.lease.namespace, settings.lease.name)
+        self.lease = Lease(kube, lease_key, identity())
+        self._applier = Applier(kube, self.lease)
+        self._gatekeeper = Gatekeeper(pods=self._pods, lifts=self._applier)
+        reporter = Reporter(kube, Events(kube, self.lease.identity), self.lease)
+        self._metering = Metering(
+            PrometheusReader(
+                bearer_token_file=settings.prometheus.token_file or None,
+                timeout_seconds=settings.prometheus.timeout_seconds,
+            ),
+            default_address=settings.prometheus.address or None,
+            interval_seconds=settings.plan_interval_seconds,
+        )
+        self._observer = Observer(
+            stores=self.stores,
+            metering=self._metering,
+            settings=settings.core,
+            architectures=architectures(),
+            status_written_at=lambda: reporter.status_written_at,
+        )
+        self.planner = Planner(
+            observes=self._observer,
+            decide=decide,
+            applies=self._applier,
+            reports=reporter,
+            expects=Expectations(self.stores),
+            measures=metrics,
+            interval_seconds=settings.plan_interval_seconds,
+        )
+        self._webhook = self._make_webhook()
+        self._leading_since: float | None = None
+        self._watch_metrics()
+
+    def tasks(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """What runs for as long as the process does."""
+        yield from (reflector.run() for reflector in self._reflectors)
+        yield self._gatekeeper.run()
+        yield self._lead()
+        if self._webhook is not None:
+            yield self._webhook.run()
+
+    def hooks(self, loop: asyncio.AbstractEventLoop, configuration: object) -> Hooks:
+        """What kopf, in its own thread, may reach."""
+        return Hooks(
+            mark_dirty=lambda: _from_thread(loop, self._mark_dirty),
+            connection=lambda: connection_info(configuration),
+            state=self._state,
+            stuck=self._stuck,
+        )
+
+    async def leave(self) -> None:
+        """After everything has stopped: nothing may wait for this process."""
+        if self.lease.held():
+            await self._gatekeeper.lift()
+        await self.lease.release()
+
+    async def _lead(self) -> None:
+        """Waits for the Lease, then plans for as long as it is held."""
+        await self.lease.acquire()
+        self._leading_since = time.monotonic()
+        await _until(asyncio.Event(), self.lease.hold(), self._plan())
+
+    async def _plan(self) -> None:
+        """The catalogue comes first, or the first plan would call every service unknown."""
+        objects = [*accelerator_class_objects(), *capacity_profile_objects()] if self._settings.catalogue else []
+        left = await apply_catalogue(self._kube, objects, self.lease)
+        if self._webhook is not None:
+            await self._webhook.maintain()
+        await _until(
+            asyncio.Event(),
+            self.planner.run(),
+            self._metering.run(self._asked, self.planner.tick),
+            self._publish(left),
+        )
+
+    async def _publish(self, left: list[Json]) -> None:
+        """Tries the rest of the catalogue for ever; CRDs may be younger than this process."""
+        while True:
+            await asyncio.sleep(_CATALOGUE_RETRY_SECONDS)
+            left = await apply_catalogue(self._kube, left, self.lease)
+
+    def _asked(self) -> tuple[tuple[Service, ...], TokenFleetSpec]:
+        fleet = self._observer.fleet()
+        return self._observer.services(), fleet.spec if fleet else TokenFleetSpec()
+
+    def _make_webhook(self) -> Webhook | None:
+        chosen = self._settings.webhook
+        if not chosen.enabled:
+            return None
+        return Webhook(
+            api=self._kube,
+            configuration=ObjectKey("MutatingWebhookConfiguration", "", chosen.configuration),
+            hosts=[chosen.server_name],
+            address=self._settings.listen_address,
+            port=chosen.port,
+            active=lambda: self.lease.held() and self.planner.healthy,
+            leads=self.lease.held,
+            count=self._metrics.count_review,
+        )
+
+    def _pods(self) -> list[Pod]:
+        return [pod for pod in self.stores.values("Pod") if pod.service is not None]
+
+    def _mark_dirty(self) -> None:
+        self.planner.mark_dirty()
+
+    def _state(self) -> dict[str, Any]:
+        return {"leading": self.lease.held(), "planning": self.planner.healthy, "unlisted": self.stores.missing_kinds()}
+
+    def _stuck(self) -> str | None:
+        since = max(self.planner.passed_at, self._leading_since or float("inf"))
+        quiet = time.monotonic() - since
+        return f"no pass was finished for {quiet:.0f} s" if quiet > STUCK_SECONDS else None
+
+    def _watch_metrics(self) -> None:
+        watch, watch_all = self._metrics.watch, self._metrics.watch_all
+        watch("lease_held", "Whether this process leads.", lambda: float(self.lease.held()))
+        watch("planning_healthy", "Whether passes succeed.", lambda: float(self.planner.healthy))
+        watch_all("store_age_seconds", "Seconds since a kind was heard of.", "kind", self.stores.ages)
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
+
+
+def _views(kube: Kube, settings: Settings, wake: Callable[[], None]) -> tuple[Stores, list[Reflector]]:
+    """A store and a reflector for every kind and namespace."""
+    stores, reflectors = [], []
+    kinds = [*PROJECTIONS, *(kind for kind in CHILD_KINDS if kind != "PodMonitor" or settings.pod_monitors)]
+    for kind in kinds:
+        namespaces = settings.watch_namespaces if RESOURCES[kind].namespaced and settings.watch_namespaces else ("",)
+        for namespace in namespaces:
+            store: Store[Any] = Store(kind, PROJECTIONS.get(kind, CHILDREN), namespace=namespace, wake=wake)
+            selector = "" if kind in PROJECTIONS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
+            stores.append(store)
+            reflectors.append(Reflector(kube, store, selector=selector, optional=kind == "PodMonitor"))
+    return Stores(stores), reflectors
