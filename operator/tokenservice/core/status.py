@@ -1,0 +1,424 @@
+"""What the objects of the API show of themselves: from the facts of a report to a status.
+
+A report holds exactly what is shown. A figure is a number or Missing, and what is missing is absent from the status,
+never 0. Whether a status is worth writing is decided in `status_changes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import floor, isfinite, log10
+
+from tokenservice.api.conditions import ConditionType
+from tokenservice.api.token_service import Latency, Mode, Objectives
+from tokenservice.core.conditions import FALSE, TRUE, UNKNOWN, Verdict, rendered, shortened, stalled
+from tokenservice.core.engines import pinned_digest
+from tokenservice.core.model import (
+    Accelerator,
+    Json,
+    Missing,
+    Node,
+    Pod,
+    Problem,
+    Reason,
+    Service,
+    Variant,
+)
+from tokenservice.core.names import SERVICE_LABEL
+from tokenservice.core.network import endpoint
+from tokenservice.core.room import of_class
+from tokenservice.core.utilization import Waterfall
+
+NOT_MEASURED = Missing("NotMeasured", "nothing was measured yet")
+_FINISHED = ("Succeeded", "Failed")
+_SIGNIFICANT_DIGITS = 3
+
+Figure = float | Missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantReport:
+    """Replicas of one variant: wanted and serving."""
+
+    variant: Variant
+    replicas: int
+    ready: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadingReport:
+    """Replicas that have a node and start."""
+
+    replicas: int
+    oldest_seconds: float
+    expected_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionReport:
+    """The last decision: the words of condition, event and `explain`."""
+
+    reason: Reason
+    message: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    rejected: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceReport:
+    """Everything that a TokenService's status shows.
+
+    `floor` replicas must serve before the service is Ready. `acting` is False where the operator only looks: mode
+    Observe or Recommend, paused, or a namespace that it must not touch. `changing` says that Deployments are to be
+    applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `metrics`
+    is None when they are fresh. Latencies are at the percentiles of the objectives.
+    """
+
+    service: Service
+    floor: int
+    desired: int
+    existing: int
+    ready: int
+    cluster_domain: str
+    problems: tuple[Problem, ...] = ()
+    acting: bool = True
+    changing: bool = False
+    variants: tuple[VariantReport, ...] = ()
+    loading: LoadingReport | None = None
+    without_room: int = 0
+    room_message: str = "no node that the service may use has room"
+    metrics: Missing | None = None
+    tokens_per_second: Figure = NOT_MEASURED
+    requests_per_second: Figure = NOT_MEASURED
+    utilization: Figure = NOT_MEASURED
+    ttft_seconds: Figure = NOT_MEASURED
+    tpot_seconds: Figure = NOT_MEASURED
+    cost_per_million_tokens: Figure = NOT_MEASURED
+    joules_per_token: Figure = NOT_MEASURED
+    forecast: str | None = None
+    decision: DecisionReport | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetReport:
+    """Everything that a TokenFleet's status shows. `previous` is the status that stands there."""
+
+    generation: int
+    previous: Json
+    services: int
+    accelerators: int
+    accelerators_in_use: int
+    accelerators_fragmented: int
+    cost_per_hour: float
+    problems: tuple[Problem, ...] = ()
+    metrics: Missing | None = None
+    utilization: Figure = NOT_MEASURED
+    utilization_1h: Figure = NOT_MEASURED
+    utilization_24h: Figure = NOT_MEASURED
+    waterfall: Waterfall | Missing = NOT_MEASURED
+    cost_per_million_tokens: Figure = NOT_MEASURED
+    joules_per_token: Figure = NOT_MEASURED
+
+
+# --- TokenService --------------------------------------------------------------------------------------------------
+
+
+def service_status(report: ServiceReport, now: float) -> Json:
+    """The status of a TokenService."""
+    service = report.service
+    status = {
+        "observedGeneration": service.generation,
+        "conditions": rendered(_verdicts(report), service.status, service.generation, now),
+        "endpoint": endpoint(service.key, report.cluster_domain) if report.existing else None,
+        "replicas": report.existing,
+        "readyReplicas": report.ready,
+        "desiredReplicas": report.desired,
+        "replicaSummary": f"{report.ready}/{report.desired}",
+        "variantSummary": shortened(", ".join(v.variant.name for v in report.variants), 256) or None,
+        "selector": f"{SERVICE_LABEL}={service.key.name}",
+        "variants": [_variant(variant) for variant in report.variants] or None,
+        "forecast": shortened(report.forecast, 256) if report.forecast else None,
+        "loading": _loading(report.loading),
+        "decision": _decision(report.decision),
+    }
+    return _present(status | _measured(report))
+
+
+def _measured(report: ServiceReport) -> Json:
+    return {
+        "tokensPerSecond": rounded(report.tokens_per_second),
+        "requestsPerSecond": rounded(report.requests_per_second),
+        "utilization": rounded(report.utilization),
+        "objectives": _objectives(report),
+        "costPerMillionTokens": rounded(report.cost_per_million_tokens),
+        "joulesPerToken": rounded(report.joules_per_token),
+    }
+
+
+def _verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
+    return {
+        ConditionType.READY: _ready(report),
+        ConditionType.RECONCILING: _reconciling(report),
+        ConditionType.STALLED: stalled(report.problems),
+        ConditionType.OBJECTIVES_MET: _objectives_met(report),
+        ConditionType.CAPACITY_AVAILABLE: _capacity_available(report),
+        ConditionType.METRICS_AVAILABLE: _metrics_available(report),
+        ConditionType.MODEL_VERIFIED: _model_verified(report),
+    }
+
+
+def _ready(report: ServiceReport) -> Verdict:
+    """True only while at least the replicas of the floor serve what the spec says now."""
+    serving = f"{report.ready} of {max(report.desired, report.floor)} replicas serve"
+    if report.problems:
+        first = report.problems[0]
+        still = f"; {report.ready} replicas of the last valid spec serve on" if report.ready else ""
+        return Verdict(FALSE, first.reason, shortened(f"{first.field}: {first.message}{still}"))
+    if report.ready >= max(1, report.floor):
+        return Verdict(TRUE, Reason.SERVING, serving)
+    if not report.acting:
+        return Verdict(FALSE, _idle_reason(report), f"{serving}, and the operator only looks on")
+    if report.desired == 0:
+        return Verdict(FALSE, Reason.NOT_SERVING, "no replicas are asked for")
+    return Verdict(FALSE, *_on_the_way(report, serving))
+
+
+def _on_the_way(report: ServiceReport, serving: str) -> tuple[Reason, str]:
+    """Why fewer replicas serve than must."""
+    if report.loading is not None:
+        return Reason.STARTING, f"{serving}, {report.loading.replicas} start"
+    if report.without_room:
+        return Reason.INSUFFICIENT, f"{serving}: {report.room_message}"
+    if report.existing == 0:
+        return Reason.PENDING, f"{serving}: they are being created"
+    return Reason.NOT_SERVING, serving
+
+
+def _reconciling(report: ServiceReport) -> Verdict:
+    """True while something is on its way that ends by itself.
+
+    Replicas beyond the floor that wait for room are not: they may wait for days, while the service keeps its promise.
+    """
+    if report.problems:
+        return Verdict(FALSE, Reason.HOLDING, "nothing is changed until the spec is mended")
+    if not report.acting:
+        return Verdict(FALSE, _idle_reason(report), "the operator only looks on")
+    if report.changing:
+        return Verdict(TRUE, Reason.ROLLING_OUT, "changes are being rolled out")
+    if report.loading is not None:
+        return Verdict(TRUE, Reason.STARTING, f"{report.loading.replicas} replicas start")
+    if report.ready < max(1, report.floor) and report.desired:
+        return Verdict(TRUE, *_on_the_way(report, f"{report.ready} of {report.floor} replicas serve"))
+    return Verdict(FALSE, Reason.STEADY, "everything is as decided")
+
+
+def _idle_reason(report: ServiceReport) -> Reason:
+    spec = report.service.spec
+    if spec is not None and spec.paused:
+        return Reason.PAUSED
+    return Reason.RECOMMENDED if spec is not None and spec.mode is Mode.RECOMMEND else Reason.OBSERVING
+
+
+def _objectives_met(report: ServiceReport) -> Verdict:
+    spec = report.service.spec
+    if spec is None:
+        return Verdict(UNKNOWN, Reason.UNKNOWN, "the objectives could not be read")
+    ttft, tpot = report.ttft_seconds, report.tpot_seconds
+    missing = next((figure for figure in (ttft, tpot) if isinstance(figure, Missing)), None)
+    if isinstance(ttft, Missing) or isinstance(tpot, Missing):
+        return Verdict(UNKNOWN, Reason.UNKNOWN, missing.message if missing else "")
+    goals = spec.objectives
+    met = ttft <= goals.time_to_first_token.seconds and tpot <= goals.time_per_output_token.seconds
+    words = objectives_summary(goals, ttft, tpot)
+    return Verdict(TRUE, Reason.MET, words) if met else Verdict(FALSE, Reason.MISSED, words)
+
+
+def _capacity_available(report: ServiceReport) -> Verdict:
+    if report.problems:
+        return Verdict(UNKNOWN, Reason.NOT_CHECKED, "the spec must be mended first")
+    if report.without_room:
+        return Verdict(
+            FALSE, Reason.INSUFFICIENT, shortened(f"{report.without_room} replicas wait: {report.room_message}")
+        )
+    return Verdict(TRUE, Reason.AVAILABLE, "every replica that is wanted has room")
+
+
+def _metrics_available(report: ServiceReport) -> Verdict:
+    """Unknown before an engine serves: there is nothing yet that could be measured."""
+    if report.metrics is None:
+        return Verdict(TRUE, Reason.METRICS_FRESH, "metrics are fresh")
+    if report.ready == 0:
+        return Verdict(UNKNOWN, Reason.PENDING, "no replica serves that could be measured")
+    held = f"{report.metrics.message}; replicas are held, none is removed"
+    return Verdict(FALSE, Reason.METRICS_MISSING, shortened(held))
+
+
+def _model_verified(report: ServiceReport) -> Verdict:
+    """The kubelet pulls an image by digest or not at all; no other source is checked by anyone."""
+    spec = report.service.spec
+    if spec is None:
+        return Verdict(UNKNOWN, Reason.NOT_CHECKED, "the source could not be read")
+    digest = pinned_digest(spec.model)
+    if digest is None:
+        scheme = spec.model.uri.partition("://")[0]
+        message = f"{scheme}:// sources are not checked; an oci:// source is, by its digest"
+        return Verdict(UNKNOWN, Reason.NOT_CHECKED, message)
+    if report.ready == 0:
+        return Verdict(UNKNOWN, Reason.PENDING, "checked when the first replica has it")
+    return Verdict(TRUE, Reason.VERIFIED, f"mounted by its digest {digest}")
+
+
+def _variant(report: VariantReport) -> Json:
+    variant = report.variant
+    return {
+        "name": variant.name,
+        "accelerator": variant.accelerator.name,
+        "engine": variant.engine,
+        "tensorParallelSize": variant.tensor_parallel_size,
+        "precision": variant.precision,
+        "replicas": report.replicas,
+        "readyReplicas": report.ready,
+    }
+
+
+def _loading(report: LoadingReport | None) -> Json | None:
+    if report is None:
+        return None
+    return {
+        "replicas": report.replicas,
+        "oldestSeconds": rounded(report.oldest_seconds),
+        "expectedSeconds": rounded(report.expected_seconds),
+    }
+
+
+def _decision(report: DecisionReport | None) -> Json | None:
+    """Within the bounds of the schema, or the whole status would be refused."""
+    if report is None:
+        return None
+    return {
+        "reason": report.reason.value,
+        "message": shortened(report.message),
+        "inputs": {name: shortened(text, 256) for name, text in sorted(report.inputs.items())[:32]},
+        "rejected": [shortened(text, 512) for text in report.rejected[:16]],
+    }
+
+
+# --- Objectives in words -------------------------------------------------------------------------------------------
+
+
+def _objectives(report: ServiceReport) -> Json | None:
+    spec = report.service.spec
+    if spec is None:
+        return None
+    measured = {
+        "timeToFirstTokenSeconds": rounded(report.ttft_seconds),
+        "timePerOutputTokenSeconds": rounded(report.tpot_seconds),
+        "summary": objectives_summary(spec.objectives, report.ttft_seconds, report.tpot_seconds),
+    }
+    return _present(measured)
+
+
+def objectives_summary(objectives: Objectives, ttft: Figure, tpot: Figure) -> str:
+    """`TTFT 0.41s/2s, TPOT 48ms/200ms`: measured against target, in the target's unit."""
+    first, each = objectives.time_to_first_token, objectives.time_per_output_token
+    return f"TTFT {_against(ttft, first)}, TPOT {_against(tpot, each)}"
+
+
+def _against(figure: Figure, goal: Latency) -> str:
+    if isinstance(figure, Missing) or not isfinite(figure):
+        return f"-/{goal.target}"
+    unit, factor = ("ms", 1000) if goal.target.endswith("ms") else ("s", 1)
+    return f"{_short(figure * factor)}{unit}/{goal.target}"
+
+
+def _short(number: float) -> str:
+    """Two significant digits, and every digit before the point."""
+    if number == 0:
+        return "0"
+    decimals = max(0, 1 - floor(log10(abs(number))))
+    text = f"{number:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+# --- TokenFleet and AcceleratorClass -------------------------------------------------------------------------------
+
+
+def fleet_status(report: FleetReport, now: float) -> Json:
+    """The status of a TokenFleet."""
+    status = {
+        "observedGeneration": report.generation,
+        "conditions": rendered(_fleet_verdicts(report), report.previous, report.generation, now),
+        "utilization": rounded(report.utilization),
+        "utilization1h": rounded(report.utilization_1h),
+        "utilization24h": rounded(report.utilization_24h),
+        "waterfall": _waterfall(report.waterfall),
+        "accelerators": report.accelerators,
+        "acceleratorsInUse": report.accelerators_in_use,
+        "acceleratorsFragmented": report.accelerators_fragmented,
+        "costPerHour": rounded(report.cost_per_hour),
+        "costPerMillionTokens": rounded(report.cost_per_million_tokens),
+        "joulesPerToken": rounded(report.joules_per_token),
+    }
+    return _present(status)
+
+
+def _fleet_verdicts(report: FleetReport) -> dict[ConditionType, Verdict]:
+    if report.problems:
+        ready = Verdict(FALSE, report.problems[0].reason, shortened(report.problems[0].message))
+    else:
+        ready = Verdict(TRUE, Reason.ACCEPTED, "the policy is in force")
+    if report.metrics is None:
+        metrics = Verdict(TRUE, Reason.METRICS_FRESH, "metrics are fresh")
+    elif report.services == 0:
+        metrics = Verdict(UNKNOWN, Reason.PENDING, "there is no TokenService that could be measured")
+    else:
+        metrics = Verdict(FALSE, Reason.METRICS_MISSING, shortened(report.metrics.message))
+    return {
+        ConditionType.READY: ready,
+        ConditionType.RECONCILING: Verdict(FALSE, Reason.STEADY, "a policy needs no rollout"),
+        ConditionType.STALLED: stalled(report.problems),
+        ConditionType.METRICS_AVAILABLE: metrics,
+    }
+
+
+def _waterfall(parts: Waterfall | Missing) -> Json | None:
+    if isinstance(parts, Missing):
+        return None
+    return _present(
+        {
+            "headroom": rounded(parts.headroom),
+            "coldStart": rounded(parts.cold_start),
+            "draining": rounded(parts.draining),
+            "fragmentation": rounded(parts.fragmentation),
+            "idleNodes": rounded(parts.idle_nodes),
+            "sloMisses": rounded(parts.slo_misses),
+        }
+    )
+
+
+def accelerator_status(accelerator: Accelerator, nodes: Sequence[Node], pods: Sequence[Pod]) -> Json:
+    """The status of an AcceleratorClass: what exists of it, and what any pod holds."""
+    mine = {node.name: node for node in nodes if of_class(node, accelerator)}
+    name = accelerator.spec.resource_name
+    held = [pod.accelerators.get(name, 0) for pod in pods if pod.node in mine and pod.phase not in _FINISHED]
+    return {
+        "nodes": len(mine),
+        "accelerators": sum(node.allocatable.get(name, 0) for node in mine.values()),
+        "allocated": sum(held),
+    }
+
+
+# --- Figures -------------------------------------------------------------------------------------------------------
+
+
+def rounded(figure: Figure) -> float | None:
+    """Three significant digits: more would be noise, and would be written for ever. None for what is not known."""
+    if isinstance(figure, Missing):
+        return None
+    short = float(f"{figure:.{_SIGNIFICANT_DIGITS}g}")
+    return short if isfinite(short) else None
+
+
+def _present(fields: Json) -> Json:
+    return {name: value for name, value in fields.items() if value is not None}
