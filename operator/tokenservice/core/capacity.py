@@ -8,7 +8,8 @@ Percentiles need the spread around that:
   requests, whatever the lengths' distribution: variance `B / (1 - L*O*g)`, divided by the replicas that share the
   load through least-loaded routing.
 - Interference. A request of o tokens meets a compound Poisson number of foreign prefills; a short answer is hit
-  rarely but hard, so hits and no hits are kept apart. Least-loaded routing spaces arrivals: see `_met`.
+  rarely but hard, so hits and no hits are kept apart. Least-loaded routing spaces arrivals (see `_met`) and spares
+  busy replicas while others are idle (see `_State.sharing`).
 - The first token. It waits for the iteration under way and those prefills that arrived before it, and then takes its
   own prefill; a single server with gated batches, of which mean and variance are known.
 - Lengths are spread as in Azure's 2023 conversation trace (CC-BY-4.0: 19,366 requests; coefficient of variation 0.96
@@ -211,6 +212,7 @@ class _State(NamedTuple):
     """The steady state at a rate."""
 
     rate: float  # requests per ms
+    sharing: float  # chance that an arrival finds every replica busy, Sakasegawa's approximation
     regularity: float  # of arrivals, by routing: 0 of Poisson's, 1/2 of a clock's
     batch: float
     batch_variance: float
@@ -263,6 +265,7 @@ def _state(shape: _Shape, rate: float, pool: int = REFERENCE_REPLICAS) -> _State
     variance = rate * iteration * shape.prefill_square / (1 - prefill_load**2)
     return _State(
         rate=rate,
+        sharing=min(1.0, batch + prefill_load) ** (sqrt(2 * (pool + 1)) - 1),
         regularity=(1 - 1 / pool) / 2,
         batch=batch,
         batch_variance=batch / (pool * slack) + 0.25,  # whole requests: routing cannot do better
@@ -316,7 +319,7 @@ def _tpot_attainment(shape: _Shape, state: _State, target: float, needed: float)
     share = 0.0
     for multiple, weight in _OUTPUTS:
         gaps = max(1.0, multiple * shape.output - 1)
-        met = _met(state.rate * (state.tpot * gaps + met_within), state.regularity)
+        met = _met(state.sharing * state.rate * (state.tpot * gaps + met_within), state.regularity)
         spared = exp(-met)
         if spared > 1 - 1e-9:
             share += weight * undisturbed
@@ -340,6 +343,7 @@ def _met(expected: float, regularity: float) -> float:
 def _ttft_attainment(shape: _Shape, state: _State, target: float) -> float:
     """Share of requests whose first token comes within `target` ms."""
     load, seen = state.prefill_load, state.seen
+    shared = load * state.sharing
     jitter = 2.25 * shape.own**2 * state.batch_variance
     calm, calm_variance = 1.5 * state.decode, state.decode**2 / 12
     busy, busy_variance = calm, calm_variance
@@ -354,8 +358,8 @@ def _ttft_attainment(shape: _Shape, state: _State, target: float) -> float:
     share = 0.0
     for multiple, weight in _INPUTS:
         left = target - multiple * (shape.prefill + state.decode * shape.chunks)
-        within = (1 - load) * _gamma(left, calm, calm_variance + jitter)
-        share += weight * (within + load * _gamma(left, busy, busy_variance + jitter))
+        within = (1 - shared) * _gamma(left, calm, calm_variance + jitter)
+        share += weight * (within + shared * _gamma(left, busy, busy_variance + jitter))
     return share
 
 
@@ -373,7 +377,7 @@ def _gamma(x: float, mean: float, variance: float) -> float:
     """P(X <= x) of a Gamma variable, by Wilson and Hilferty's cube root."""
     if x <= 0:
         return 0.0
-    if variance <= 1e-12 * mean * mean:
+    if mean <= 0 or variance <= 1e-12 * mean * mean:
         return 1.0 if x >= mean else 0.0
     k = mean * mean / variance
     z = 3 * sqrt(k) * ((x / mean) ** (1 / 3) - 1 + 1 / (9 * k))

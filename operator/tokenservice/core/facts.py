@@ -81,7 +81,7 @@ class Facts:
         service = self.services.get(pod.service) if pod.service is not None else None
         if service is None or service.spec is None:
             return False
-        accelerator = self._accelerator_of(pod)
+        accelerator = self.accelerator_of(pod)
         return (
             accelerator is not None
             and of_class(room.node, accelerator)
@@ -93,9 +93,14 @@ class Facts:
         """Usable nodes of the fleet that belong to the class."""
         return tuple(node for node in self.fleet_nodes if usable(node) and of_class(node, accelerator))
 
-    def _accelerator_of(self, pod: Pod) -> Accelerator | None:
+    def accelerator_of(self, pod: Pod) -> Accelerator | None:
+        """Class of an engine pod: the one that its variant is named after."""
         named = [a for a in self.snapshot.accelerators if pod.variant.startswith(f"{a.name}-")]
         return max(named, key=lambda a: len(a.name)) if named else None
+
+    def class_of(self, node: Node) -> Accelerator | None:
+        """Class of a node; the first by name where labels match several."""
+        return next((a for a in self.snapshot.accelerators if of_class(node, a)), None)
 
     def _in_fleet(self, node: Node) -> bool:
         fleet = self.snapshot.fleet

@@ -68,12 +68,7 @@ def _may_empty(
     room: Room, residents: tuple[Pod, ...], movable: Callable[[Pod], bool], rules: Rules, now: float
 ) -> bool:
     rested = all(now - pod.created_at >= rules.cooldown_seconds for pod in residents)
-    return (
-        usable(room.node)
-        and room.foreign == 0
-        and rested
-        and all(movable(pod) for pod in residents)
-    )
+    return usable(room.node) and room.foreign == 0 and rested and all(movable(pod) for pod in residents)
 
 
 def _all_fit_elsewhere(residents: tuple[Pod, ...], source: Room, rooms: Mapping[str, Room], admits: Admits) -> bool:

@@ -150,17 +150,12 @@ def mark(pod: Pod, cost: int, reason: Reason, why: str) -> SetDeletionCost:
     )
 
 
-def retirements(
-    facts: Facts, service: ServiceKey, counts: Mapping[str, int], reason: str
-) -> tuple[tuple[Child, bool], ...]:
-    """Deployments of variants that are wanted no more, and whether their successors already serve."""
+def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int]) -> tuple[Child, ...]:
+    """Deployments of variants that are wanted no more, once their successors serve what is wanted."""
     wanted = sum(counts.values())
     serving = sum(pod.ready for variant in counts for pod in facts.pods.get((service, variant), ()))
-    return tuple(
-        (child, serving >= wanted > 0)
-        for variant, child in sorted(facts.deployments.get(service, {}).items())
-        if variant not in counts
-    )
+    old = [child for variant, child in sorted(facts.deployments.get(service, {}).items()) if variant not in counts]
+    return tuple(old) if serving >= wanted else tuple(child for child in old if replicas(child) == 0)
 
 
 def delete(child: Child, service: ServiceKey, reason: Reason, message: str, after: tuple[str, ...] = ()) -> Delete:

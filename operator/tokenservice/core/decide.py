@@ -1,0 +1,105 @@
+"""`decide(snapshot, now) -> Plan`: one decision for the whole fleet.
+
+Each service is first seen by itself (`outlook`), then all of them compete for the accelerators that there are
+(`allocation`), then each is moved one step towards what it was granted (`rollout`), pods that wait are given nodes and
+nodes that could be free are emptied (`moves`), and what is said about it all follows (`reporting`). The function is
+total and deterministic: equal snapshots give equal plans, and after a plan was carried out the next one is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tokenservice.core.allocation import Grant, allocate
+from tokenservice.core.drift import differs
+from tokenservice.core.facts import Facts
+from tokenservice.core.manifests import deployment, shared_children
+from tokenservice.core.model import Action, Json, ObjectKey, Plan, Reason, Service, ServiceKey, Snapshot
+from tokenservice.core.moves import placements, repacking
+from tokenservice.core.outlook import Outlook, outlook
+from tokenservice.core.reporting import Decided, acting, told
+from tokenservice.core.rollout import Step, apply, delete, retired, step
+
+
+def decide(snapshot: Snapshot, now: float) -> Plan:
+    """What to do now, and what to say about it."""
+    facts = Facts(snapshot)
+    outlooks = [outlook(facts, service) for service in snapshot.services if not service.deleting]
+    grants = {grant.want.service.key: grant for grant in allocate([o.want for o in outlooks if o.want], facts)}
+    actions: list[Action] = list(placements(facts, now))
+    for seen in outlooks:
+        grant = grants.get(seen.service.key)
+        if grant is not None and acting(facts, seen.service):
+            actions += _service_actions(facts, seen, grant)
+    moves, proposals = repacking(facts, _settled(outlooks, grants, actions), now)
+    actions += moves
+    plan = told(Decided(facts=facts, outlooks=outlooks, grants=grants, actions=actions), now)
+    return replace(plan, proposals=proposals)
+
+
+def _service_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
+    """Shared children first, then one step for each variant, then variants that are wanted no more."""
+    shared = _shared_actions(facts, seen, grant)
+    before = tuple(action.id for action in shared)
+    engines = [action for name, count in grant.counts.items() for action in _engine(facts, seen, name, count, before)]
+    return [*shared, *engines, *_retirements(facts, seen, grant)]
+
+
+def _shared_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
+    spec = seen.service.spec
+    assert spec is not None
+    total = sum(grant.counts.values())
+    manifests = shared_children(seen.service, spec, facts.snapshot.settings, total, seen.needed)
+    return [action for manifest in manifests for action in _applied(facts, seen.service, manifest, Reason.UPDATED)]
+
+
+def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[str, ...]) -> list[Action]:
+    service = seen.service
+    variant = next(variant for variant, _ in seen.ranked if variant.name == name)
+    live = facts.deployments.get(service.key, {}).get(name)
+    next_step = step(facts, service.key, name, count, live)
+    manifest = deployment(
+        service, variant, next_step.replicas, facts.snapshot.settings, fleet=facts.snapshot.fleet, scaled_at=None
+    )
+    after = (*before, *(action.id for action in next_step.before))
+    return [*next_step.before, *_applied(facts, service, manifest, _reason(next_step), next_step.message, after)]
+
+
+def _reason(next_step: Step) -> Reason:
+    return Reason.UPDATED if next_step.reason is Reason.STEADY else next_step.reason
+
+
+def _applied(
+    facts: Facts, service: Service, manifest: Json, reason: Reason, message: str = "", after: tuple[str, ...] = ()
+) -> Iterable[Action]:
+    """The apply of a child, if it differs from what is there."""
+    metadata = manifest["metadata"]
+    live = facts.snapshot.children.get(ObjectKey(manifest["kind"], metadata["namespace"], metadata["name"]))
+    if live is not None and not differs(manifest, live.body):
+        return
+    first = reason if live is not None or reason is not Reason.UPDATED else Reason.CREATED
+    said = message or f"{manifest['kind']} {metadata['name']} {'changed' if live else 'created'}"
+    yield apply(manifest, live, service.key, first, said, after)
+
+
+def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
+    if facts.snapshot.stale_kinds:
+        return []
+    gone = retired(facts, seen.service.key, grant.counts)
+    return [
+        delete(child, seen.service.key, Reason.REMOVED, f"{child.key.name}: its variant is no longer used")
+        for child in gone
+    ]
+
+
+def _settled(
+    outlooks: list[Outlook], grants: dict[ServiceKey, Grant], actions: list[Action]
+) -> dict[ServiceKey, float]:
+    """Services with nothing to do, and the seconds that a start of theirs takes."""
+    busy = {action.service for action in actions}
+    return {
+        seen.service.key: max(variant.cold_start_seconds for variant, _ in seen.ranked)
+        for seen in outlooks
+        if seen.service.key in grants and seen.service.key not in busy
+    }

@@ -1,0 +1,121 @@
+"""Which gated pods go where, and which pods should leave a node so that it becomes free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tokenservice.api.token_service import Mode
+from tokenservice.core.facts import Facts, replicas, rolling_out
+from tokenservice.core.model import Action, ObjectKey, Place, Pod, Proposal, Reason, ServiceKey
+from tokenservice.core.packing import place
+from tokenservice.core.repack import LEAVING, Rules, due, proposals
+from tokenservice.core.rollout import mark
+from tokenservice.core.room import Room
+
+GATE_SECONDS = 30.0
+"""A pod is never kept from the scheduler for longer than this."""
+
+SECOND_LOOK_SECONDS = 10.0
+
+
+def placements(facts: Facts, now: float) -> tuple[Place, ...]:
+    """Lifts our gate from every pod that has it: with a node where there is room, else without."""
+    gated = [pod for pod in facts.engine_pods if pod.gated and not pod.other_gates and not pod.deleting]
+    emptied = frozenset(pod.node for pod in facts.engine_pods if pod.node is not None and facts.leaving(pod))
+    chosen = place(gated, facts.rooms, facts.admits, avoid=emptied)
+    return tuple(_placed(pod, chosen[pod.uid], now) for pod in gated)
+
+
+def _placed(pod: Pod, node: str | None, now: float) -> Place:
+    if now - pod.created_at > GATE_SECONDS:
+        node, reason, message = None, Reason.GATE_EXPIRED, f"gated for more than {GATE_SECONDS:.0f} s"
+    elif node is None:
+        reason, message = Reason.NO_ROOM, "no node has room: left to the scheduler and a node autoscaler"
+    else:
+        reason, message = Reason.PLACED, f"placed on {node}, the fullest node that fits"
+    return Place(
+        id=f"place/{pod.namespace}/{pod.name}",
+        service=pod.service,
+        reason=reason,
+        message=f"{pod.name}: {message}",
+        pod=ObjectKey("Pod", pod.namespace, pod.name),
+        uid=pod.uid,
+        node=node,
+    )
+
+
+def repacking(
+    facts: Facts, settled: Mapping[ServiceKey, float], now: float
+) -> tuple[tuple[Action, ...], tuple[Proposal, ...]]:
+    """Marks pods that should leave a node, and what is proposed for the next look.
+
+    `settled` holds the services that are as they should be, and how long a replica of each takes to start, in seconds.
+    """
+    policy = facts.snapshot.fleet.consolidation
+    rules = Rules(
+        cooldown_seconds=policy.cooldown_seconds,
+        payback_hours=policy.payback_hours,
+        second_look_seconds=SECOND_LOOK_SECONDS,
+        max_moves=policy.max_concurrent_moves,
+    )
+    under_way = [pod for pod in facts.engine_pods if pod.deletion_cost <= LEAVING and not pod.deleting]
+    cancelled = _cancellations(facts, under_way)
+    if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
+        return cancelled, ()
+    found = proposals(
+        [pod for pod in facts.engine_pods if not pod.deleting],
+        facts.rooms,
+        facts.admits,
+        lambda pod: _movable(facts, pod, settled),
+        lambda room, residents: _pays_back(room, residents, settled, policy.payback_hours),
+        rules,
+        facts.snapshot.proposals,
+        now,
+    )
+    started = [move for proposal in found if due(proposal, rules, now) for move in _start(facts, proposal, rules)]
+    return tuple(started), found
+
+
+def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
+    residents = [pod for pod in facts.engine_pods if f"{pod.namespace}/{pod.name}" in proposal.pods]
+    why = f"leaves {proposal.node}, so that the node becomes free"
+    return [mark(pod, LEAVING, Reason.MOVE_STARTED, why) for pod in residents[: rules.max_moves]]
+
+
+def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[Action, ...]:
+    """A move whose successor finds no room is given up: the pod stays where it is."""
+    stuck = {(pod.service, pod.variant) for pod in facts.engine_pods if pod.unschedulable and not pod.deleting}
+    return tuple(
+        mark(pod, 0, Reason.MOVE_CANCELLED, "its successor found no room")
+        for pod in under_way
+        if (pod.service, pod.variant) in stuck
+    )
+
+
+def _movable(facts: Facts, pod: Pod, settled: Mapping[ServiceKey, float]) -> bool:
+    """Only a serving pod of a settled service that may be acted on."""
+    service = facts.services.get(pod.service) if pod.service is not None else None
+    if service is None or service.spec is None or pod.service not in settled:
+        return False
+    deployment = facts.deployments.get(service.key, {}).get(pod.variant)
+    siblings = facts.pods.get((service.key, pod.variant), ())
+    return (
+        pod.ready
+        and service.spec.mode is Mode.ACT
+        and not service.spec.paused
+        and deployment is not None
+        and not rolling_out(deployment)
+        and len(siblings) == replicas(deployment)
+        and all(sibling.ready for sibling in siblings)
+    )
+
+
+def _pays_back(room: Room, residents: Iterable[Pod], settled: Mapping[ServiceKey, float], payback_hours: float) -> bool:
+    """Whether the accelerator-hours freed within the payback time exceed those that warming up again takes."""
+    freed = sum(room.node.allocatable.values()) * payback_hours
+    warm_up = sum(
+        settled.get(pod.service, 0.0) / 3600 * sum(pod.accelerators.values())
+        for pod in residents
+        if pod.service is not None
+    )
+    return freed > warm_up

@@ -1,0 +1,108 @@
+"""One service seen by itself: what is wrong with it, how it could be run, what is asked of it, what that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tokenservice.core.allocation import Ranked, Want
+from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for, targets
+from tokenservice.core.checks import problems, with_image
+from tokenservice.core.demand import Demand, demand, workload_of
+from tokenservice.core.facts import Facts
+from tokenservice.core.model import Missing, Problem, Reason, Service, ServiceMetrics, Variant
+from tokenservice.core.scaling import Scaling, desired
+from tokenservice.core.variants import candidates, ranked
+
+NOT_READ = Missing("NotRead", "metrics were not read yet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """A service's part of the decision before the fleet is considered; `want` is None when nothing can be decided."""
+
+    service: Service
+    problems: tuple[Problem, ...] = ()
+    targets: Targets | None = None
+    workload: Workload = DEFAULT
+    ranked: Ranked = ()
+    metrics: ServiceMetrics | Missing = NOT_READ
+    demand: Demand | Missing = NOT_READ
+    scaling: Scaling | None = None
+    want: Want | None = None
+
+    @property
+    def needed(self) -> int:
+        """Replicas that the demand of now takes without headroom: what an eviction must leave."""
+        if self.want is None or self.scaling is None or isinstance(self.demand, Missing):
+            return self.scaling.replicas if self.scaling is not None else 0
+        return min(self.scaling.replicas, replicas_for(self.demand.requests_per_second, self.want.capacity))
+
+
+def outlook(facts: Facts, service: Service) -> Outlook:
+    """Judges one service on the facts."""
+    spec, snapshot = service.spec, facts.snapshot
+    metrics = snapshot.metrics.get(service.key, NOT_READ)
+    if spec is None:
+        return Outlook(service=service, problems=problems(facts, service, (), ()), metrics=metrics)
+    found, wrong = candidates(spec, snapshot.accelerators, snapshot.profiles, snapshot.architectures)
+    deployable = with_image(spec, found, snapshot.settings.images)
+    work, goals = workload_of(metrics), targets(spec.objectives)
+    order, unreachable = ranked(spec, deployable, work, goals)
+    seen = Outlook(
+        service=service,
+        problems=problems(facts, service, found, (*wrong, *unreachable)),
+        targets=goals,
+        workload=work,
+        ranked=order,
+        metrics=metrics,
+    )
+    return _scaled(facts, seen) if order and not seen.problems else seen
+
+
+def _scaled(facts: Facts, seen: Outlook) -> Outlook:
+    """Adds what is asked of the service, and how many replicas of which variant that takes."""
+    spec = seen.service.spec
+    assert spec is not None
+    current = facts.counts(seen.service.key)
+    primary = _primary(seen.ranked, current)
+    variant, capacity = seen.ranked[primary]
+    asked = demand(seen.metrics, seen.workload, lead_seconds=variant.cold_start_seconds)
+    count = _equivalent(seen.ranked, primary, current)
+    scaling = _held_if_partial(
+        facts, seen, desired(spec, count, asked, capacity, facts.snapshot.fleet, seen.workload), count
+    )
+    want = Want(service=seen.service, ranked=seen.ranked, primary=primary, replicas=scaling.replicas, current=current)
+    return replace(seen, demand=asked, scaling=scaling, want=want)
+
+
+def _primary(order: Ranked, current: Mapping[str, int]) -> int:
+    """The variant in use with most replicas while it is a candidate: a better one on paper is no reason to reload."""
+    in_use = [(current.get(variant.name, 0), -index) for index, (variant, _) in enumerate(order)]
+    most, negative_index = max(in_use)
+    return -negative_index if most > 0 else 0
+
+
+def _equivalent(order: Ranked, primary: int, current: Mapping[str, int]) -> int:
+    """What there is, in replicas of the primary variant, rounded up."""
+    reference = order[primary][1].requests_per_second
+    worth: float = sum(
+        current.get(variant.name, 0) * capacity.requests_per_second / reference for variant, capacity in order
+    )
+    return int(worth + 0.999)
+
+
+def _held_if_partial(facts: Facts, seen: Outlook, scaling: Scaling, current: int) -> Scaling:
+    """Demand seen by only some of the engines is a lower bound: it may raise the count and never lower it."""
+    if isinstance(seen.metrics, Missing) or scaling.replicas >= current:
+        return scaling
+    ready = facts.ready(seen.service.key)
+    if seen.metrics.engines_reporting >= ready or seen.service.spec is None or seen.service.spec.replicas is not None:
+        return scaling
+    message = f"{seen.metrics.engines_reporting} of {ready} engines report metrics: holding {current}"
+    return replace(scaling, replicas=current, reason=Reason.METRICS_MISSING, message=message)
+
+
+def primary_variant(seen: Outlook) -> Variant | None:
+    """The variant that a service is planned with."""
+    return seen.want.variant if seen.want is not None else None

@@ -1,0 +1,387 @@
+"""What is said about a decision: statuses that differ enough to be written, events, and the operator's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tokenservice.api.token_service import Mode
+from tokenservice.core.allocation import Grant
+from tokenservice.core.capacity import Capacity
+from tokenservice.core.facts import Facts, rolling_out
+from tokenservice.core.histogram import attainment, quantile
+from tokenservice.core.model import (
+    Action,
+    Apply,
+    Event,
+    Json,
+    Missing,
+    ObjectKey,
+    Place,
+    Plan,
+    Pod,
+    Reason,
+    Service,
+    ServiceKey,
+    ServiceMetrics,
+    SetServing,
+    StatusWrite,
+    Variant,
+)
+from tokenservice.core.outlook import Outlook
+from tokenservice.core.room import Room
+from tokenservice.core.status import (
+    DecisionReport,
+    Figure,
+    FleetReport,
+    LoadingReport,
+    ServiceReport,
+    VariantReport,
+    fleet_status,
+    service_status,
+)
+from tokenservice.core.status_changes import changed, events
+from tokenservice.core.utilization import (
+    Counts,
+    Interval,
+    Served,
+    Waterfall,
+    dollars_per_million_tokens,
+    fleet_utilization,
+    joint_attainment,
+    joules_per_token,
+    service_utilization,
+    waterfall,
+    watts,
+    work_per_request,
+)
+from tokenservice.core.variants import cost_per_million_tokens
+
+Labels = tuple[tuple[str, str], ...]
+_ZERO_TO_ONE = Interval(0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A decision, as far as it is to be told."""
+
+    facts: Facts
+    outlooks: Sequence[Outlook]
+    grants: Mapping[ServiceKey, Grant]
+    actions: Sequence[Action]
+
+
+def told(decided: Decided, now: float) -> Plan:
+    """The plan: the decision's actions, with statuses, events and figures. Proposals are the caller's to add."""
+    written, said, figures = list[StatusWrite](), list[Event](), dict[str, dict[Labels, float]]()
+    for seen in decided.outlooks:
+        report = _service_report(decided, seen, now)
+        status = service_status(report, now)
+        mine = [action for action in decided.actions if action.service == seen.service.key]
+        said += events(seen.service, status, mine)
+        written += _write(decided.facts, _key(seen.service), seen.service.uid, seen.service.status, status, now)
+        _add_service_figures(figures, seen.service.key, report)
+    written += _fleet(decided, figures, now)
+    return Plan(actions=tuple(decided.actions), statuses=tuple(written), events=tuple(said), metrics=figures)
+
+
+def _key(service: Service) -> ObjectKey:
+    return ObjectKey("TokenService", service.key.namespace, service.key.name)
+
+
+def _write(facts: Facts, key: ObjectKey, uid: str, previous: Json, status: Json, now: float) -> tuple[StatusWrite, ...]:
+    wanted = changed(previous, status, facts.snapshot.status_written_at.get(key), now)
+    return (StatusWrite(key=key, uid=uid, status=wanted),) if wanted is not None else ()
+
+
+# --- One service ---------------------------------------------------------------------------------------------------
+
+
+def _service_report(decided: Decided, seen: Outlook, now: float) -> ServiceReport:
+    facts, service = decided.facts, seen.service
+    grant = decided.grants.get(service.key)
+    mine = [action for action in decided.actions if action.service == service.key]
+    pods = [pod for (key, _), found in facts.pods.items() if key == service.key for pod in found]
+    metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
+    return ServiceReport(
+        service=service,
+        floor=seen.scaling.floor if seen.scaling is not None else 1,
+        desired=sum(grant.counts.values()) if grant is not None else len(pods),
+        existing=len(pods),
+        ready=sum(pod.ready for pod in pods),
+        cluster_domain=facts.snapshot.settings.cluster_domain,
+        problems=seen.problems,
+        acting=acting(facts, service),
+        changing=_changing(facts, service, mine),
+        variants=_variants(facts, seen, grant),
+        loading=_loading(pods, seen, now),
+        without_room=sum(pod.unschedulable for pod in pods),
+        room_message=_room_message(seen, pods),
+        metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
+        tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
+        requests_per_second=metrics.requests_per_second if metrics else _missing(seen),
+        utilization=_utilization(facts, seen),
+        ttft_seconds=_latency(seen, "ttft"),
+        tpot_seconds=_latency(seen, "tpot"),
+        cost_per_million_tokens=_cost(facts, seen, pods),
+        joules_per_token=_energy(facts, seen, pods),
+        forecast=_forecast(seen),
+        decision=_decision(seen, grant, mine),
+    )
+
+
+def acting(facts: Facts, service: Service) -> bool:
+    """Whether the operator may change anything of this service."""
+    spec = service.spec
+    return (
+        spec is not None
+        and spec.mode is Mode.ACT
+        and not spec.paused
+        and service.key.namespace not in facts.snapshot.fleet.never_touch.namespaces
+    )
+
+
+def _changing(facts: Facts, service: Service, mine: Sequence[Action]) -> bool:
+    exchanging = any(rolling_out(child) for child in facts.deployments.get(service.key, {}).values())
+    return exchanging or any(isinstance(action, Apply | SetServing | Place) for action in mine)
+
+
+def _variants(facts: Facts, seen: Outlook, grant: Grant | None) -> tuple[VariantReport, ...]:
+    counts = grant.counts if grant is not None else {}
+    return tuple(
+        VariantReport(
+            variant=variant,
+            replicas=counts[variant.name],
+            ready=sum(pod.ready for pod in facts.pods.get((seen.service.key, variant.name), ())),
+        )
+        for variant, _ in seen.ranked
+        if variant.name in counts
+    )
+
+
+def _loading(pods: Sequence[Pod], seen: Outlook, now: float) -> LoadingReport | None:
+    starting = [pod for pod in pods if pod.starting and pod.node is not None]
+    if not starting or seen.want is None:
+        return None
+    return LoadingReport(
+        replicas=len(starting),
+        oldest_seconds=round(now - min(pod.created_at for pod in starting), 0),
+        expected_seconds=seen.want.variant.cold_start_seconds,
+    )
+
+
+def _room_message(seen: Outlook, pods: Sequence[Pod]) -> str:
+    waiting = sum(pod.unschedulable for pod in pods)
+    size = seen.want.variant.accelerators if seen.want is not None else 0
+    name = seen.want.variant.accelerator.name if seen.want is not None else "the allowed classes"
+    return f"{waiting} replicas of {size} accelerators each find no room on nodes of {name}"
+
+
+def _missing(seen: Outlook) -> Missing:
+    return seen.metrics if isinstance(seen.metrics, Missing) else Missing(Reason.UNKNOWN, "not measured")
+
+
+def _utilization(facts: Facts, seen: Outlook) -> Figure:
+    if seen.want is None or isinstance(seen.metrics, Missing):
+        return _missing(seen)
+    reference = seen.want.capacity.requests_per_second
+    serving = sum(
+        capacity.requests_per_second / reference
+        for variant, capacity in seen.ranked
+        for pod in facts.pods.get((seen.service.key, variant.name), ())
+        if pod.ready
+    )
+    if serving <= 0:
+        return Missing(Reason.UNKNOWN, "no replica serves")
+    share = service_utilization(seen.metrics.requests_per_second, 1, seen.want.capacity)
+    return share if isinstance(share, Missing) else share / serving
+
+
+def _latency(seen: Outlook, which: str) -> Figure:
+    if isinstance(seen.metrics, Missing) or seen.targets is None:
+        return _missing(seen)
+    if which == "ttft":
+        return quantile(seen.metrics.ttft_buckets, seen.targets.ttft_fraction)
+    return quantile(seen.metrics.tpot_buckets, seen.targets.tpot_fraction)
+
+
+def _cost(facts: Facts, seen: Outlook, pods: Sequence[Pod]) -> Figure:
+    if isinstance(seen.metrics, Missing):
+        return seen.metrics
+    dollars = sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None)
+    return dollars_per_million_tokens(dollars, seen.metrics.output_tokens_per_second)
+
+
+def _price_per_hour(facts: Facts, pod: Pod) -> float:
+    accelerator = facts.accelerator_of(pod)
+    return sum(pod.accelerators.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
+
+
+def _energy(facts: Facts, seen: Outlook, pods: Sequence[Pod]) -> Figure:
+    busy = _utilization(facts, seen)
+    if isinstance(seen.metrics, Missing) or isinstance(busy, Missing):
+        return _missing(seen)
+    return joules_per_token(_watts(facts, pods, busy), seen.metrics.output_tokens_per_second)
+
+
+def _watts(facts: Facts, pods: Sequence[Pod], busy: float) -> float:
+    drawn = 0.0
+    for pod in pods:
+        accelerator = facts.accelerator_of(pod)
+        if pod.node is not None and accelerator is not None:
+            share = busy if pod.ready else 0.0
+            spec = accelerator.spec
+            drawn += watts(sum(pod.accelerators.values()), share, spec.idle_watts, spec.busy_watts)
+    return drawn
+
+
+def _forecast(seen: Outlook) -> str | None:
+    if seen.want is None or isinstance(seen.demand, Missing):
+        return None
+    lead = seen.want.variant.cold_start_seconds
+    return f"{seen.demand.forecast_requests_per_second:.3g} requests/s in {lead:.0f} s, when a start now would serve"
+
+
+def _decision(seen: Outlook, grant: Grant | None, mine: Sequence[Action]) -> DecisionReport | None:
+    if seen.scaling is None:
+        return None
+    others = tuple(
+        f"{variant.name}: {cost_per_million_tokens(variant, capacity, seen.workload):.2f} $ per million tokens"
+        for variant, capacity in seen.ranked[:6]
+        if grant is not None and variant.name not in grant.counts
+    )
+    notes = grant.notes if grant is not None else ()
+    return DecisionReport(
+        reason=seen.scaling.reason,
+        message=seen.scaling.message,
+        inputs=seen.scaling.inputs,
+        rejected=(*seen.scaling.rejected, *others, *notes),
+    )
+
+
+def _add_service_figures(figures: dict[str, dict[Labels, float]], service: ServiceKey, report: ServiceReport) -> None:
+    labels: Labels = (("namespace", service.namespace), ("service", service.name))
+    values: dict[str, Figure] = {
+        "service_desired_replicas": float(report.desired),
+        "service_ready_replicas": float(report.ready),
+        "service_utilization_ratio": report.utilization,
+        "service_tokens_per_second": report.tokens_per_second,
+        "service_dollars_per_million_tokens": report.cost_per_million_tokens,
+    }
+    for name, value in values.items():
+        if not isinstance(value, Missing):
+            figures.setdefault(name, {})[labels] = value
+
+
+# --- The fleet -----------------------------------------------------------------------------------------------------
+
+
+def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float) -> tuple[StatusWrite, ...]:
+    facts, found = decided.facts, decided.facts.snapshot.fleet_object
+    counts = fleet_counts(facts)
+    served = [one for seen in decided.outlooks if (one := _served(seen)) is not None]
+    parts = waterfall(served, counts)
+    price = sum(_node_price(facts, room) for room in facts.rooms.values())
+    _add_fleet_figures(figures, counts, parts, price)
+    if found is None:
+        return ()
+    metadata = found.get("metadata", {})
+    report = FleetReport(
+        generation=int(metadata.get("generation", 0)),
+        previous=found.get("status", {}),
+        services=len(decided.outlooks),
+        accelerators=counts.existing,
+        accelerators_in_use=counts.held,
+        accelerators_fragmented=counts.free_on_used_nodes,
+        cost_per_hour=price,
+        metrics=_fleet_metrics(decided.outlooks),
+        utilization=_fleet_utilization(facts, served, counts),
+        waterfall=parts,
+        cost_per_million_tokens=dollars_per_million_tokens(price, _output(decided.outlooks)),
+    )
+    key = ObjectKey("TokenFleet", "", str(metadata.get("name", "default")))
+    status = fleet_status(report, now)
+    return _write(facts, key, str(metadata.get("uid", "")), report.previous, status, now)
+
+
+def fleet_counts(facts: Facts) -> Counts:
+    """Every accelerator of the fleet, counted once; what foreign pods hold is not the fleet's."""
+    ready = starting = draining = 0
+    for pod in facts.engine_pods:
+        held = sum(pod.accelerators.values()) if pod.node in facts.rooms else 0
+        if pod.deleting or pod.serving is False:
+            draining += held
+        elif pod.ready:
+            ready += held
+        else:
+            starting += held
+    free_on_used = free_on_empty = 0
+    for room in facts.rooms.values():
+        free = sum(room.free.values())
+        free_on_used, free_on_empty = (
+            (free_on_used + free, free_on_empty) if room.used else (free_on_used, free_on_empty + free)
+        )
+    return Counts(
+        ready=ready,
+        starting=starting,
+        draining=draining,
+        free_on_used_nodes=max(0, free_on_used),
+        free_on_empty_nodes=free_on_empty,
+    )
+
+
+def _served(seen: Outlook) -> Served | None:
+    """A service's goodput in units of its reference variant: the cheapest for its tokens."""
+    if isinstance(seen.metrics, Missing) or not seen.ranked or seen.targets is None:
+        return None
+    variant, capacity = min(seen.ranked, key=lambda pair: _reference_order(pair, seen))
+    work = work_per_request(variant, capacity)
+    if isinstance(work, Missing):
+        return None
+    met = joint_attainment(
+        attainment(seen.metrics.ttft_buckets, seen.targets.ttft_seconds),
+        attainment(seen.metrics.tpot_buckets, seen.targets.tpot_seconds),
+    )
+    return Served(
+        requests_per_second=seen.metrics.requests_per_second,
+        work_per_request=work,
+        attainment=_ZERO_TO_ONE if isinstance(met, Missing) else met,
+    )
+
+
+def _reference_order(pair: tuple[Variant, Capacity], seen: Outlook) -> tuple[float, str]:
+    variant, capacity = pair
+    return (cost_per_million_tokens(variant, capacity, seen.workload), variant.name)
+
+
+def _fleet_utilization(facts: Facts, served: Sequence[Served], counts: Counts) -> Figure:
+    """The user's own query if there is one, else ours: the lower end of the interval."""
+    if facts.snapshot.fleet.prometheus.utilization_query:
+        return facts.snapshot.fleet_utilization
+    found = fleet_utilization(served, counts)
+    return found if isinstance(found, Missing) else found.low
+
+
+def _fleet_metrics(outlooks: Sequence[Outlook]) -> Missing | None:
+    missing = [seen.metrics for seen in outlooks if isinstance(seen.metrics, Missing)]
+    return missing[0] if missing and len(missing) == len(outlooks) else None
+
+
+def _output(outlooks: Sequence[Outlook]) -> float:
+    return sum(s.metrics.output_tokens_per_second for s in outlooks if isinstance(s.metrics, ServiceMetrics))
+
+
+def _node_price(facts: Facts, room: Room) -> float:
+    accelerator = facts.class_of(room.node)
+    return sum(room.node.allocatable.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
+
+
+def _add_fleet_figures(
+    figures: dict[str, dict[Labels, float]], counts: Counts, parts: Waterfall | Missing, price: float
+) -> None:
+    figures["fleet_accelerators"] = {(): float(counts.existing)}
+    figures["fleet_dollars_per_hour"] = {(): price}
+    if not isinstance(parts, Missing):
+        figures["fleet_utilization_ratio"] = {(): parts.utilization}
+        names = ("headroom", "cold_start", "draining", "fragmentation", "idle_nodes", "slo_misses")
+        figures["fleet_waterfall_ratio"] = {(("part", name),): getattr(parts, name) for name in names}

@@ -1,0 +1,258 @@
+"""Decisions run in a circle against a miniature cluster: do they keep their promises?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.build import make_metrics, make_node, make_pod, make_service
+from tests.support.world import World
+from tokenservice.core.model import Apply, Delete, Missing, Place, Reason, Service, SetDeletionCost, SetServing
+from tokenservice.core.repack import LEAVING
+
+CHAT = make_service("chat", scaling={"minReplicas": 2})
+NO_DATA = Missing("Unreachable", "Prometheus does not answer")
+
+
+def world(*services: Service, nodes: int = 3, rate: float = 0.5, **changes: Any) -> World:
+    made = World(services=list(services or (CHAT,)), nodes=[make_node(f"n{i}") for i in range(1, nodes + 1)], **changes)
+    made.metrics = {service.key: measured(made, service, rate) for service in made.services}
+    return made
+
+
+def measured(made: World, service: Service, rate: float, peak: float | None = None) -> Any:
+    return make_metrics(rate, engines_reporting=1000, peak_requests_per_second=rate if peak is None else peak)
+
+
+def test_a_new_service_gets_its_children_and_serves() -> None:
+    made = world()
+    made.run(8)
+    kinds = {key.kind for key in made.children}
+    assert kinds >= {"Deployment", "Service", "PodDisruptionBudget", "ServiceAccount", "NetworkPolicy"}
+    assert made.serving(CHAT.key) == 2
+
+
+def test_a_settled_world_is_left_alone() -> None:
+    made = world()
+    made.run(30)
+    for plan in made.run(20):
+        assert plan.actions == ()
+        assert plan.statuses == ()
+        assert plan.events == ()
+
+
+def test_more_demand_brings_more_replicas_at_once() -> None:
+    made = world()
+    made.run(10)
+    made.metrics[CHAT.key] = measured(made, CHAT, 60.0)
+    plan = made.round()
+    assert any(isinstance(a, Apply) and a.reason is Reason.SCALED_UP for a in plan.actions)
+
+
+def test_missing_metrics_never_scale_down() -> None:
+    made = world(rate=60.0)
+    made.run(10)
+    before = made.serving(CHAT.key)
+    assert before > 2
+    made.metrics[CHAT.key] = NO_DATA
+    made.run(50)
+    assert made.serving(CHAT.key) == before
+
+
+def test_partial_metrics_never_scale_down() -> None:
+    made = world(rate=60.0)
+    made.run(10)
+    before = made.serving(CHAT.key)
+    made.metrics[CHAT.key] = replace(measured(made, CHAT, 0.1), engines_reporting=1)
+    made.run(50)
+    assert made.serving(CHAT.key) == before
+
+
+def test_less_demand_takes_the_replicas_away_and_stays_above_the_floor() -> None:
+    made = world(rate=60.0)
+    made.run(10)
+    made.metrics[CHAT.key] = measured(made, CHAT, 0.1)
+    made.run(30)
+    assert made.serving(CHAT.key) == 2
+
+
+def test_replicas_of_small_services_share_a_node() -> None:
+    services = [make_service(f"s{i}", created_at=i, scaling={"minReplicas": 2}) for i in range(4)]
+    made = world(*services, nodes=4)
+    made.run(10)
+    assert len({pod.node for pod in made.pods.values()}) == 1
+
+
+def test_a_node_that_can_be_emptied_is_emptied_without_losing_a_serving_replica() -> None:
+    made = world()
+    made.run(10)
+    (used,) = {pod.node for pod in made.pods.values()}
+    other = next(node.name for node in made.nodes if node.name != used)
+    pods = sorted(made.pods.values(), key=lambda pod: pod.name)
+    made.pods[pods[0].name] = replace(pods[0], node=other)
+    made.now += 10_000
+    least = 99
+    for _ in range(60):
+        made.round()
+        least = min(least, made.serving(CHAT.key))
+    assert len({pod.node for pod in made.pods.values()}) == 1
+    assert least == 2
+    assert any(isinstance(a, SetServing) and not a.serving for a in made.history)
+
+
+def test_a_move_whose_successor_finds_no_room_is_given_up() -> None:
+    made = world(nodes=1)
+    made.run(10)
+    pod = next(iter(made.pods.values()))
+    made.pods[pod.name] = replace(pod, deletion_cost=LEAVING)
+    made.nodes[0] = replace(made.nodes[0], allocatable={"nvidia.com/gpu": 2})
+    made.run(30)
+    assert all(pod.deletion_cost > LEAVING for pod in made.pods.values())
+    assert made.serving(CHAT.key) == 2
+
+
+def test_two_services_race_for_the_last_accelerators_and_the_guaranteed_one_wins() -> None:
+    guaranteed = make_service(
+        "owed",
+        created_at=2.0,
+        tier="Guaranteed",
+        objectives={"volume": {"guaranteedTokensPerSecond": 10}},
+        scaling={"minReplicas": 8},
+    )
+    elastic = make_service("elastic", created_at=1.0, scaling={"minReplicas": 8})
+    made = world(elastic, guaranteed, nodes=1)
+    made.round()
+    nominated = [a for a in made.round(0).actions if isinstance(a, Place) and a.node]
+    made.run(10)
+    assert nominated
+    assert sum(pod.node is not None for pod in made.pods.values()) == 8
+
+
+def test_foreign_pods_hold_their_room() -> None:
+    made = world(nodes=1)
+    made.pods["foreign"] = make_pod("foreign", node="n1", service=None, gpus=7)
+    made.run(10)
+    assert made.serving(CHAT.key) == 1
+    conditions = {c["type"]: c for c in made.services[0].status["conditions"]}
+    assert conditions["CapacityAvailable"]["status"] == "False"
+
+
+def test_residency_is_never_traded() -> None:
+    resident = make_service("chat", scaling={"minReplicas": 2}, placement={"residency": {"regions": ["eu-1"]}})
+    made = World(
+        services=[resident],
+        nodes=[
+            make_node("us", **{"topology.kubernetes.io/region": "us-1"}),
+            make_node("eu", **{"topology.kubernetes.io/region": "eu-1"}),
+        ],
+    )
+    made.metrics = {resident.key: measured(made, resident, 500.0)}
+    made.run(5)
+    assert not any(isinstance(a, Place) and a.node == "us" for a in made.history)
+
+
+def test_an_invalid_service_harms_no_other_and_keeps_what_it_has() -> None:
+    bad = make_service("bad", created_at=5.0)
+    made = world(CHAT, bad)
+    made.run(10)
+    serving = made.serving(bad.key)
+    made.services = [
+        replace(s, spec=None, error="spec.engine: no such engine", generation=2) if s.key == bad.key else s
+        for s in made.services
+    ]
+    made.run(20)
+    assert made.serving(bad.key) == serving
+    assert made.serving(CHAT.key) == 2
+    stalled = {c["type"]: c["status"] for s in made.services if s.key == bad.key for c in s.status["conditions"]}
+    assert stalled["Stalled"] == "True"
+
+
+@pytest.mark.parametrize("change", [{"mode": "Observe"}, {"mode": "Recommend"}, {"paused": True}])
+def test_who_may_only_look_touches_nothing(change: dict[str, Any]) -> None:
+    looked_at = make_service("chat", **change)
+    made = world(looked_at)
+    made.run(5)
+    assert made.history == []
+    assert made.services[0].status["decision"]["message"]
+
+
+def test_a_gated_pod_is_lifted_even_when_its_service_is_paused() -> None:
+    paused = make_service("chat", paused=True)
+    made = world(paused)
+    made.pods["p"] = make_pod("p", node=None, gated=True, serving=None, created_at=made.now)
+    made.round()
+    assert any(isinstance(a, Place) for a in made.history)
+
+
+def test_nothing_is_removed_while_a_view_is_stale() -> None:
+    made = world(rate=60.0)
+    made.run(10)
+    before = made.serving(CHAT.key)
+    made.metrics[CHAT.key] = measured(made, CHAT, 0.1)
+    made.extra["stale_kinds"] = ("pods",)
+    plans = made.run(20)
+    assert made.serving(CHAT.key) == before
+    assert not any(isinstance(a, Delete | SetDeletionCost) for plan in plans for a in plan.actions)
+
+
+def test_a_cordoned_node_is_left_by_surge_and_shift() -> None:
+    made = world()
+    made.run(10)
+    (used,) = {pod.node for pod in made.pods.values()}
+    made.nodes = [replace(node, schedulable=node.name != used) for node in made.nodes]
+    least = 99
+    for _ in range(30):
+        made.round()
+        least = min(least, made.serving(CHAT.key))
+    assert used not in {pod.node for pod in made.pods.values()}
+    assert (least, made.serving(CHAT.key)) == (2, 2)
+
+
+def test_a_fixed_count_follows_kubectl_scale() -> None:
+    fixed = make_service("chat", replicas=3)
+    made = world(fixed)
+    made.run(10)
+    assert made.serving(fixed.key) == 3
+    made.services = [replace(made.services[0], spec=make_service("chat", replicas=1).spec, generation=2)]
+    made.run(10)
+    assert made.serving(fixed.key) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("rate"), st.floats(0, 200)),
+            st.tuples(st.just("missing"), st.just(0.0)),
+            st.tuples(st.just("cordon"), st.integers(1, 3)),
+            st.tuples(st.just("uncordon"), st.integers(1, 3)),
+            st.tuples(st.just("restart"), st.just(0.0)),
+        ),
+        max_size=8,
+    )
+)
+def test_whatever_happens_the_floor_serves_and_silence_follows(happenings: list[tuple[str, float]]) -> None:
+    made = world()
+    made.run(10)
+    for what, value in happenings:
+        if what == "rate":
+            made.metrics[CHAT.key] = measured(made, CHAT, value)
+        elif what == "missing":
+            made.metrics[CHAT.key] = NO_DATA
+        elif what == "restart":
+            made.proposals = ()
+        else:
+            made.nodes = [
+                replace(node, schedulable=what == "uncordon") if node.name == f"n{value}" else node
+                for node in made.nodes
+            ]
+        for _ in range(4):
+            made.round()
+            assert made.serving(CHAT.key) >= 2
+    made.nodes = [replace(node, schedulable=True) for node in made.nodes]
+    made.run(80)
+    assert all(not plan.actions for plan in made.run(5))
