@@ -377,9 +377,11 @@ def _gamma(x: float, mean: float, variance: float) -> float:
     """P(X <= x) of a Gamma variable, by Wilson and Hilferty's cube root."""
     if x <= 0:
         return 0.0
-    if mean <= 0 or variance <= 1e-12 * mean * mean:
+    if variance <= 1e-12 * mean * mean:
         return 1.0 if x >= mean else 0.0
     k = mean * mean / variance
+    if k < 1e-9:  # all but nothing of it lies above zero
+        return 1.0
     z = 3 * sqrt(k) * ((x / mean) ** (1 / 3) - 1 + 1 / (9 * k))
     return erfc(-z / 1.4142135623730951) / 2
 
