@@ -118,6 +118,11 @@ class Processes:
         if child := self._children.get(name):
             self._stop([child], grace_seconds)
 
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to one child, if it is there."""
+        if child := self._children.get(name):
+            _signal(child, number)
+
     def stop(self, *, grace_seconds: float = 5) -> None:
         """Stop every child, the last started first, and the watchdog."""
         self._stop(list(reversed(self._children.values())), grace_seconds)
