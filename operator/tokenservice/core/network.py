@@ -37,17 +37,19 @@ def disruption_spec(service: ServiceKey, replicas: int, needed: int) -> Json:
 def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings) -> Json:
     """Denies everything, then opens the API to the settings' peers and the model's source to the engine.
 
-    Engines answer more than /v1 without a key (peers: vLLM's security guide), so who may connect is decided here. An
-    empty list of peers must leave the rule out: `from: []` would let everyone in.
+    Engines answer more than /v1 without a key (vLLM's security guide), so who may connect is decided here. Without
+    peers the rule is left out, for `from: []` would let everyone in; and so are empty lists, for the server counts
+    each apply of one as a change.
     """
     peers = [*settings.gateway_peers, *settings.metrics_peers]
-    ingress = [{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else []
+    rules: Json = {
+        "ingress": [{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else [],
+        "egress": _egress(spec),
+    }
     return {
         "podSelector": {"matchLabels": {SERVICE_LABEL: service.name}},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": ingress,
-        "egress": _egress(spec),
-    }
+    } | {direction: opened for direction, opened in rules.items() if opened}
 
 
 def monitor_spec(service: ServiceKey) -> Json:

@@ -33,6 +33,7 @@ from tokenservice.core.utilization import Waterfall
 NOT_MEASURED = Missing("NotMeasured", "nothing was measured yet")
 _FINISHED = ("Succeeded", "Failed")
 _SIGNIFICANT_DIGITS = 3
+_LARGEST_SHOWN = 1e6
 
 Figure = float | Missing
 
@@ -333,10 +334,10 @@ def _against(figure: Figure, goal: Latency) -> str:
 
 
 def _short(number: float) -> str:
-    """Two significant digits, and every digit before the point."""
-    if number == 0:
-        return "0"
-    decimals = max(0, 1 - floor(log10(abs(number))))
+    """Two significant digits and every digit before the point, at most four behind it; a column must stay one."""
+    if abs(number) >= _LARGEST_SHOWN:
+        return f"{number:.1e}"
+    decimals = min(4, max(0, 1 - floor(log10(abs(number))))) if number else 0
     text = f"{number:.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
