@@ -78,6 +78,7 @@ class EnginePod:
     running: bool = False
     finished: bool = False
     ready_reported: bool = False
+    drained_reported: bool = False
     prestop_seconds: float = 0.0
     deletion: Deletion | None = None
 
@@ -126,6 +127,7 @@ def read_pod(pod: Json) -> EnginePod:
         running=phase == "Running" and bool(spec.get("nodeName")),
         finished=phase in ("Succeeded", "Failed"),
         ready_reported=annotations.get(READY_ANNOTATION) == "true",
+        drained_reported=annotations.get(DRAINED_ANNOTATION) == "true",
         prestop_seconds=_prestop_seconds(container),
         deletion=_deletion(metadata),
     )

@@ -76,15 +76,14 @@ class Fleet:
         if engine is not None and engine.pod.uid != pod.uid:
             self.pod_gone(pod.key)
             engine = None
-        if engine is not None:
+        if engine is not None and engine.state != State.GONE:
             engine.pod = pod
             if pod.finished:
                 engine.kill()
             engine.terminate()
         elif pod.deletion is not None:
-            self._awaiting_profile.pop(pod.key, None)
-            self._reports.drained(pod)  # it never had a process here
-        elif pod.running and pod.node not in self._lost_nodes:
+            self._let_go(pod)
+        elif engine is None and pod.running and pod.node not in self._lost_nodes:
             self._start(pod)
 
     def pod_gone(self, key: PodKey) -> None:
@@ -118,9 +117,10 @@ class Fleet:
         if node not in self._lost_nodes:
             return
         self._lost_nodes.discard(node)
-        for engine in [e for e in self if e.pod.node == node and e.state == State.GONE and e.pod.deletion is None]:
+        for engine in [engine for engine in self if engine.pod.node == node and engine.state == State.GONE]:
             del self._engines[engine.pod.key]
-            self._reports.ready(engine.pod, False)
+            if engine.pod.deletion is None:
+                self._reports.ready(engine.pod, False)
             self.pod_seen(replace(engine.pod, ready_reported=False))
 
     # -- what tests do
@@ -128,6 +128,14 @@ class Fleet:
     def set_start_rules(self, rules: list[StartRule]) -> None:
         """Replace them all; a failing start is retried until its rule is gone."""
         self._start_rules = rules
+
+    def _let_go(self, pod: EnginePod) -> None:
+        """A deleted pod that has no process; on a lost node nobody is there to say so."""
+        self._awaiting_profile.pop(pod.key, None)
+        if (engine := self._engines.get(pod.key)) is not None:
+            engine.pod = pod
+        if pod.node not in self._lost_nodes and not pod.drained_reported:
+            self._reports.drained(pod)
 
     def _start(self, pod: EnginePod) -> None:
         profile = self._profiles.get(pod.profile)

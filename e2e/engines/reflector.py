@@ -60,16 +60,20 @@ class Sink(Protocol):
 
 async def follow(source: Source, path: str, sink: Sink, **query: str) -> None:
     """Keep `sink` up to date with a resource, for ever: list, watch, and list again whenever history is lost."""
+    said = ""
     while True:
         try:
             items, version = await source.list(path, **query)
             sink.listed(items)
+            said = ""
             while True:
                 version = await _watch_once(source, path, sink, version, query)
         except GoneError:
             log.info("%s: history is gone, listing again", path)
         except ApiError as error:
-            log.info("%s: %s, listing again", path, error)
+            if str(error) != said:  # a resource that is not installed yet is worth one line, not one a second
+                said = str(error)
+                log.info("%s: %s; trying again", path, said.strip())
             await asyncio.sleep(RETRY_SECONDS)
 
 

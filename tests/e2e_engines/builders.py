@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from tokenservice.core.step import StepModel
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 FAST = Profile(StepModel(4.0, 0.05, 0.02, 0.01), kv_capacity_tokens=100_000, cold_start_seconds=60.0)
+NEVER_UP = replace(FAST, cold_start_seconds=1e9)
 
 
 def pod(
@@ -43,6 +45,13 @@ def pod(
 def deleted(engine_pod: EnginePod, grace_seconds: float) -> EnginePod:
     """The same pod, told to go."""
     return replace(engine_pod, deletion=Deletion(grace_seconds, float("inf")))
+
+
+async def until(what: Callable[[], bool], *, seconds: float = 10.0) -> None:
+    """Wait for something that a busy machine may take its time for."""
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110 - what is waited for has no event to offer
+            await asyncio.sleep(0.005)
 
 
 class _Alarm:

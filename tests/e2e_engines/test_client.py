@@ -19,7 +19,7 @@ from e2e.load.client import LoadGenerator, Target
 from e2e.load.endpoints import ServiceKey, SliceEndpoints, StaticEndpoints
 from e2e.load.scenario import read_scenario, summary
 from e2e.load.trace import Arrival, Kind
-from tests.e2e_engines.builders import FAST, Notes, deleted, pod
+from tests.e2e_engines.builders import FAST, NEVER_UP, Notes, deleted, pod, until
 
 CHAT = ServiceKey("team", "chat")
 TARGET = Target(CHAT, "chat", Objectives(ttft_s=1.0, tpot_s=0.05))
@@ -46,6 +46,7 @@ async def ground() -> AsyncIterator[Ground]:
     options = FleetOptions(time_scale=6000)
     fleet = Fleet(asyncio.get_running_loop(), Notes(), options=options, wall_clock=time.time)
     fleet.profile_seen("fast", FAST)
+    fleet.profile_seen("never up", NEVER_UP)
     runner, port = await serve(fleet, 0)
     yield Ground(fleet, f"http://127.0.0.1:{port}")
     await runner.cleanup()
@@ -99,15 +100,21 @@ async def test_the_load_is_spread_over_the_ready_endpoints(ground: Ground) -> No
 
 async def test_a_refusal_is_tried_once_elsewhere(ground: Ground) -> None:
     ground.add("serves")
-    ground.fleet.pod_seen(pod("starts"))
-    ground.fleet.set_start_rules([])
-    ground.endpoints.set(CHAT, ["serves", "starts", "never-was"])
+    ground.fleet.pod_seen(pod("starts", profile="never up"))
+    ground.endpoints.set(CHAT, ["serves", "starts"])
     generator = ground.generator()
     await generator.run(burst(30))
-    outcomes = generator.accounts["chat"].outcomes
-    assert outcomes[Outcome.OK] + outcomes[Outcome.REFUSED] == 30
-    assert outcomes[Outcome.OK] >= 15
-    assert max(result.attempts for result in ground.results) == 2
+    assert generator.accounts["chat"].outcomes[Outcome.OK] == 30
+    assert {result.attempts for result in ground.results} == {1, 2}
+
+
+async def test_a_second_refusal_is_the_last(ground: Ground) -> None:
+    ground.fleet.pod_seen(pod("starts", profile="never up"))
+    ground.endpoints.set(CHAT, ["starts", "never-was"])
+    generator = ground.generator()
+    await generator.run(burst(3))
+    assert generator.accounts["chat"].outcomes[Outcome.REFUSED] == 3
+    assert {result.attempts for result in ground.results} == {2}
 
 
 async def test_a_request_waits_for_an_endpoint_and_the_wait_is_in_its_ttft(ground: Ground) -> None:
@@ -119,7 +126,7 @@ async def test_a_request_waits_for_an_endpoint_and_the_wait_is_in_its_ttft(groun
     (result,) = ground.results
     assert result.outcome == Outcome.OK
     assert result.ttft_s is not None
-    assert 0.15 <= result.ttft_s <= 0.4
+    assert 0.15 <= result.ttft_s <= 5
 
 
 async def test_without_an_endpoint_requests_are_missed(ground: Ground) -> None:
@@ -133,8 +140,9 @@ async def test_a_killed_engine_cuts_its_requests_and_they_are_not_tried_again(gr
     ground.add("dies")
     ground.add("stays")
     generator = ground.generator()
-    sending = asyncio.create_task(generator.run(burst(20, output_tokens=200)))
-    await asyncio.sleep(0.2)
+    sending = asyncio.create_task(generator.run(burst(20, output_tokens=300)))
+    await until(lambda: min(engine.in_flight for engine in ground.fleet) > 5)
+    await asyncio.sleep(0.3)
     ground.fleet.pod_gone(pod("dies").key)
     await sending
     outcomes = generator.accounts["chat"].outcomes
@@ -142,7 +150,7 @@ async def test_a_killed_engine_cuts_its_requests_and_they_are_not_tried_again(gr
     assert outcomes[Outcome.CUT] == sum(result.pod == "dies" for result in ground.results) > 0
     cut = next(result for result in ground.results if result.outcome == Outcome.CUT)
     assert (cut.ttft_s, cut.met) == (None, False)
-    assert 0 < cut.delivered_tokens < 200
+    assert 0 < cut.delivered_tokens < 300
 
 
 async def test_a_drain_with_time_cuts_nothing(ground: Ground) -> None:
@@ -150,7 +158,7 @@ async def test_a_drain_with_time_cuts_nothing(ground: Ground) -> None:
     ground.add("stays")
     generator = ground.generator()
     sending = asyncio.create_task(generator.run(burst(40, output_tokens=60, every_s=0.01)))
-    await asyncio.sleep(0.2)
+    await until(lambda: min(engine.in_flight for engine in ground.fleet) > 0)
     ground.fleet.pod_seen(deleted(pod("goes", shutdown_timeout=30), 60))
     await sending
     assert generator.accounts["chat"].outcomes[Outcome.OK] == 40

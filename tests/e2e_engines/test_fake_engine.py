@@ -155,6 +155,26 @@ def test_a_lost_node_kills_its_engines_and_its_return_starts_them_from_cold() ->
     assert world.notes.heard[-1] == ("chat-0", "ready")
 
 
+def test_a_pod_deleted_on_a_lost_node_is_let_go_only_when_the_node_is_back() -> None:
+    world = World()
+    world.serving(pod())
+    world.fleet.node_lost("node-0")
+    world.fleet.pod_seen(deleted(pod(), 60))
+    assert world.notes.heard == []
+    world.fleet.node_present("node-0")
+    assert world.notes.heard == [("chat-0", "drained")]
+
+
+def test_a_pod_that_ended_by_itself_is_let_go_once_when_it_is_deleted() -> None:
+    world = World()
+    engine = world.serving(pod())
+    world.fleet.pod_seen(pod(finished=True, running=False))
+    assert engine.state == State.GONE
+    world.fleet.pod_seen(deleted(pod(finished=True, running=False), 60))
+    world.fleet.pod_seen(deleted(pod(finished=True, running=False, drained_reported=True), 60))
+    assert world.notes.heard == [("chat-0", "drained")]
+
+
 def test_a_crash_cuts_requests_resets_counters_and_starts_again() -> None:
     world = World()
     engine = world.serving(pod())

@@ -42,14 +42,19 @@ def serve_one(metrics: EngineMetrics) -> None:
 
 def value(page: str, name: str, **labels: str) -> float:
     """The one series of that name with those labels."""
-    found = [
-        sample.value
-        for family in text_string_to_metric_families(page)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    ]
+    lines = [line for line in page.splitlines() if line.startswith(f"{name}{{")]
+    wanted = [f'{label}="{text}"' for label, text in labels.items()]
+    found = [line for line in lines if all(want in line for want in wanted)]
     assert len(found) == 1, f"{name}{labels}: {found}"
-    return found[0]
+    return float(found[0].rpartition(" ")[2])
+
+
+def test_the_pages_are_prometheus_text() -> None:
+    for metrics, prefix in ((vllm(), "vllm:"), (sglang(), "sglang:")):
+        serve_one(metrics)
+        families = list(text_string_to_metric_families(metrics.render(IDLE)))
+        assert len(families) > 20
+        assert all(family.name.startswith(prefix) and family.samples for family in families)
 
 
 def skeleton(page: str) -> list[str]:
