@@ -141,9 +141,9 @@ class Operator:
         self.stores, self._reflectors = _views(kube, settings, self._mark_dirty)
         lease_key = ObjectKey("Lease", settings.lease.namespace, settings.lease.name)
         self.lease = Lease(kube, lease_key, identity())
-        self._applier = Applier(kube, self.lease)
+        self._applier = Applier(kube, self.lease, self.stores)
         self._gatekeeper = Gatekeeper(pods=self._pods, lifts=self._applier)
-        reporter = Reporter(kube, Events(kube, self.lease.identity), self.lease)
+        reporter = Reporter(kube, Events(kube, self.lease.identity), self.lease, self.stores)
         self._metering = Metering(
             PrometheusReader(
                 bearer_token_file=settings.prometheus.token_file or None,

@@ -19,7 +19,8 @@ from typing import Protocol
 
 from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Place, SetDeletionCost, SetServing
 from tokenservice.core.names import DELETION_COST_ANNOTATION, FIELD_MANAGER, PLACEMENT_GATE, SERVING_CONDITION
-from tokenservice.edge.kube import Patch
+from tokenservice.edge.kube import Patch, key_of
+from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound, Retryable
 
 PARALLEL_WRITES = 8
@@ -41,6 +42,12 @@ class Fence(Protocol):
     """Whether this process may write."""
 
     def held(self) -> bool: ...
+
+
+class Versions(Protocol):
+    """Which object was last seen under a name."""
+
+    def version(self, key: ObjectKey) -> Version | None: ...
 
 
 class Result(StrEnum):
@@ -99,12 +106,14 @@ class Applier:
         self,
         writer: Writer,
         fence: Fence,
+        versions: Versions,
         *,
         wall_clock: Callable[[], float] = time.time,
         parallel: int = PARALLEL_WRITES,
     ) -> None:
         self._writer = writer
         self._fence = fence
+        self._versions = versions
         self._wall_clock = wall_clock
         self._slots = asyncio.Semaphore(parallel)
 
@@ -160,10 +169,14 @@ class Applier:
                 raise TypeError(f"{type(action).__name__} is not an action that can be carried out")
 
     async def _apply(self, action: Apply) -> tuple[ObjectKey, str]:
+        """Over a live object the uid goes with the revision: a revision alone would create what was deleted."""
         manifest = action.manifest
         if action.resource_version is not None:
-            metadata = {**manifest["metadata"], "resourceVersion": action.resource_version}
-            manifest = {**manifest, "metadata": metadata}
+            seen = self._versions.version(key_of(manifest))
+            if seen is None:
+                raise NotFound("deleted since it was seen")
+            expected = {"uid": seen.uid, "resourceVersion": action.resource_version}
+            manifest = {**manifest, "metadata": {**manifest["metadata"], **expected}}
         return _written(await self._writer.apply(manifest))
 
     async def _mark(self, action: SetDeletionCost) -> tuple[ObjectKey, str]:
@@ -231,5 +244,4 @@ class _Run:
 
 
 def _written(obj: Json) -> tuple[ObjectKey, str]:
-    metadata = obj["metadata"]
-    return ObjectKey(obj["kind"], metadata.get("namespace", ""), metadata["name"]), str(metadata["resourceVersion"])
+    return key_of(obj), str(obj["metadata"]["resourceVersion"])

@@ -36,6 +36,8 @@ WATCH_SECONDS = 300
 SILENCE_SECONDS = 70.0
 """Bookmarks come every minute; a watch that is silent for longer is dead, whatever TCP believes."""
 
+_GOODBYE_SECONDS = 0.1
+
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, connect=10, sock_read=SILENCE_SECONDS)
 
@@ -104,8 +106,9 @@ class Kube:
         return str(self._client.configuration.host)
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections; TLS takes a moment to say goodbye after aiohttp considers it done."""
         await self._client.close()
+        await asyncio.sleep(_GOODBYE_SECONDS)
 
     async def get(self, key: ObjectKey) -> Json:
         """One object."""
@@ -277,10 +280,17 @@ def error_of(status: int, body: Json, *, retry_after: str | None = None) -> ApiE
     """The exception for a `Status` object."""
     message = str(body.get("message") or f"status {status}")
     reason, details = str(body.get("reason") or ""), body.get("details") or {}
+    if status == 422 and _is_another(details):
+        return Conflict(message, status=status, reason=reason, details=details)
     if known := _ERRORS.get(status):
         return known(message, status=status, reason=reason, details=details)
     after = retry_after or details.get("retryAfterSeconds") or 1
     return Retryable(message, status=status, reason=reason, details=details, after=_seconds(after))
+
+
+def _is_another(details: Mapping[str, Any]) -> bool:
+    """A patch that names the uid of an object made anew since is told that uids are immutable."""
+    return any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ())
 
 
 def _seconds(text: object) -> float:

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from tokenservice.edge.kube import Page, WatchEvent
-from tokenservice.edge.store import Store
+from tokenservice.edge.store import Items, Store
 from tokenservice.errors import ApiError, Gone, NotFound
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Reflector:
                 await self._recover(error)
 
     async def _list(self) -> None:
-        items: dict[tuple[str, str], Any] = {}
+        items: Items[Any] = {}
         revision = ""
         async for page in self._source.list_pages(self._store.kind, self._store.namespace, selector=self._selector):
             items |= self._store.project(page.items)

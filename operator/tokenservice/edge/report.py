@@ -1,7 +1,8 @@
 """Says what was decided: status, events, metrics.
 
-A status is applied server-side under a manager of its own and with the uid that it was made for, so that a resource
-deleted and made anew does not inherit it. What cannot be written is tried again by the next plan.
+A status is applied server-side under a manager of its own, on exactly the revision that was last seen: the API server
+does not check uids when a status is applied, and a resource that was deleted and made anew must not inherit one. What
+cannot be written is tried again by the next plan.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 from tokenservice.core.model import Event, Json, ObjectKey, Plan, StatusWrite
 from tokenservice.core.names import FIELD_MANAGER, STATUS_MANAGER
 from tokenservice.edge.resources import RESOURCES
+from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound
 
 _log = logging.getLogger(__name__)
@@ -42,15 +44,28 @@ class Fence(Protocol):
     def held(self) -> bool: ...
 
 
+class Versions(Protocol):
+    """Which object was last seen under a name."""
+
+    def version(self, key: ObjectKey) -> Version | None: ...
+
+
 class Reporter:
     """Writes statuses and events."""
 
     def __init__(
-        self, api: StatusApi, events: EventSink, fence: Fence, *, wall_clock: Callable[[], float] = time.time
+        self,
+        api: StatusApi,
+        events: EventSink,
+        fence: Fence,
+        versions: Versions,
+        *,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._events = events
         self._fence = fence
+        self._versions = versions
         self._wall_clock = wall_clock
         self._slots = asyncio.Semaphore(PARALLEL_WRITES)
         self._written_at: dict[ObjectKey, float] = {}
@@ -73,12 +88,14 @@ class Reporter:
 
     async def _status(self, write: StatusWrite) -> tuple[ObjectKey, str] | None:
         async with self._slots:
-            if not self._fence.held():
+            seen = self._versions.version(write.key)
+            if seen is None or seen.uid != write.uid or not self._fence.held():
                 return None
             try:
-                live = await self._api.apply(_manifest(write), manager=STATUS_MANAGER, subresource="status")
+                manifest = _manifest(write, seen)
+                live = await self._api.apply(manifest, manager=STATUS_MANAGER, subresource="status")
             except (Conflict, NotFound):
-                return None  # deleted, or deleted and made anew: the next plan sees it
+                return None  # changed or deleted meanwhile: the next plan sees it
             except ApiError as error:
                 _log.warning("status of %s %s/%s: %s", *write.key, error)
                 return None
@@ -95,8 +112,8 @@ class Reporter:
                 _log.warning("event %s of %s %s/%s: %s", event.reason, *event.regarding, error)
 
 
-def _manifest(write: StatusWrite) -> Json:
-    metadata = {"name": write.key.name, "uid": write.uid}
+def _manifest(write: StatusWrite, seen: Version) -> Json:
+    metadata = {"name": write.key.name, "resourceVersion": seen.revision}
     if write.key.namespace:
         metadata["namespace"] = write.key.namespace
     return {

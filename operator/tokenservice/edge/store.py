@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from tokenservice.core.model import Json
+from tokenservice.core.model import Json, ObjectKey
 
 T = TypeVar("T")
 
@@ -37,6 +37,18 @@ class Projection(Generic[T]):
     essence: Callable[[T], Any] = field(default=lambda value: value)
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which object, and which state of it, was last seen."""
+
+    uid: str
+    revision: str
+
+
+Items = dict[tuple[str, str], tuple[Version, T]]
+"""Versions and projections by namespace and name."""
+
+
 class Store(Generic[T]):
     """One kind in one namespace (or in all), filled by one reflector."""
 
@@ -57,36 +69,36 @@ class Store(Generic[T]):
         self._projection = projection
         self._wake = wake
         self._clock = clock
-        self._items: dict[tuple[str, str], T] = {}
+        self._items: Items[T] = {}
         self._revision = 0
         self._active_at = clock()
 
-    def project(self, objects: Iterable[Json]) -> dict[tuple[str, str], T]:
+    def project(self, objects: Iterable[Json]) -> Items[T]:
         """Projections of a chunk of a list, so that whole objects can be forgotten chunk by chunk."""
-        found = ((_identity(obj), self._read(obj)) for obj in objects)
-        return {identity: value for identity, value in found if value is not None}
+        found = ((_identity(obj), _version(obj), self._read(obj)) for obj in objects)
+        return {identity: (version, value) for identity, version, value in found if value is not None}
 
-    def replace(self, items: dict[tuple[str, str], T], revision: str) -> None:
+    def replace(self, items: Items[T], revision: str) -> None:
         """Takes a whole list, with what vanished meanwhile."""
-        changed = not self.synced or _essences(self._projection, items) != _essences(self._projection, self._items)
+        changed = not self.synced or self._essences(items) != self._essences(self._items)
         self._items = items
         self.synced = True
         self._progress(revision, changed=changed)
 
     def put(self, obj: Json) -> None:
         """Takes one added or modified object."""
-        identity, old = _identity(obj), self._items.get(_identity(obj))
-        new = self._read(obj)
+        identity, version, new = _identity(obj), _version(obj), self._read(obj)
+        _, old = self._items.get(identity, (None, None))
         if new is None:
             self._items.pop(identity, None)
         else:
-            self._items[identity] = new
-        self._progress(_revision(obj), changed=self._differ(old, new))
+            self._items[identity] = (version, new)
+        self._progress(version.revision, changed=self._differ(old, new))
 
     def remove(self, obj: Json) -> None:
         """Takes a deletion."""
         gone = self._items.pop(_identity(obj), None)
-        self._progress(_revision(obj), changed=gone is not None)
+        self._progress(_version(obj).revision, changed=gone is not None)
 
     def bookmark(self, revision: str) -> None:
         """Takes word that nothing of interest happened up to `revision`."""
@@ -114,7 +126,12 @@ class Store(Generic[T]):
 
     def values(self) -> list[T]:
         """Everything, sorted by namespace and name."""
-        return [value for _, value in sorted(self._items.items(), key=lambda item: item[0])]
+        return [value for _, (_, value) in sorted(self._items.items(), key=lambda item: item[0])]
+
+    def version(self, namespace: str, name: str) -> Version | None:
+        """Which object was last seen under a name."""
+        found = self._items.get((namespace, name))
+        return found[0] if found else None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -131,6 +148,9 @@ class Store(Generic[T]):
         if old is None or new is None:
             return old is not new
         return bool(self._projection.essence(old) != self._projection.essence(new))
+
+    def _essences(self, items: Items[T]) -> dict[tuple[str, str], Any]:
+        return {identity: self._projection.essence(value) for identity, (_, value) in items.items()}
 
     def _progress(self, revision: str, *, changed: bool) -> None:
         self._active_at = self._clock()
@@ -160,6 +180,11 @@ class Stores:
         """All projections of a kind, sorted by namespace and name."""
         stores = sorted(self._by_kind.get(kind, ()), key=lambda store: store.namespace)
         return [value for store in stores for value in store.values()]
+
+    def version(self, key: ObjectKey) -> Version | None:
+        """Which object was last seen under a name."""
+        found = (store.version(key.namespace, key.name) for store in self._by_kind.get(key.kind, ()))
+        return next((version for version in found if version is not None), None)
 
     def stale_kinds(self) -> tuple[str, ...]:
         """Kinds whose view may no longer be true."""
@@ -191,14 +216,11 @@ class Stores:
                 wait.cancel()
 
 
-def _essences(projection: Projection[T], items: dict[tuple[str, str], T]) -> dict[tuple[str, str], Any]:
-    return {identity: projection.essence(value) for identity, value in items.items()}
-
-
 def _identity(obj: Json) -> tuple[str, str]:
     metadata = obj["metadata"]
     return metadata.get("namespace", ""), metadata["name"]
 
 
-def _revision(obj: Json) -> str:
-    return str(obj["metadata"].get("resourceVersion", ""))
+def _version(obj: Json) -> Version:
+    metadata = obj["metadata"]
+    return Version(str(metadata.get("uid", "")), str(metadata.get("resourceVersion", "")))
