@@ -6,6 +6,7 @@ cost ten times the CPU for the few fields needed here.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class EngineCommand:
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
     shutdown_timeout_seconds: float = 0.0
+    caches_prefixes: bool = True
+    forces_usage: bool = False
+    ttft_bounds: tuple[float, ...] | None = None
+    token_gap_bounds: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,30 +172,53 @@ def read_command(words: Sequence[str], dialect: Dialect) -> EngineCommand:
     flags = _flags(words)
 
     def number(field: str) -> int | None:
-        given = [flags[name] for name in _FLAGS[dialect][field] if name in flags]
+        given = [value for name in _FLAGS[dialect][field] for value in flags.get(name, ())]
         return _integer(given[0]) if given else None
 
-    model = flags.get("--served-model-name") or flags.get("--model-path") or flags.get("--model")
+    names = [value for name in ("--served-model-name", "--model-path", "--model") for value in flags.get(name, ())]
+    ttft, token_gap = _vllm_bounds(flags) if dialect == Dialect.VLLM else _sglang_bounds(flags)
     return EngineCommand(
-        model_name=model or _positional_model(words) or "model",
+        model_name=(names or [_positional_model(words) or "model"])[0],
         tensor_parallel_size=number("tensor_parallel_size") or 1,
         max_num_seqs=number("max_num_seqs"),
         max_num_batched_tokens=number("max_num_batched_tokens"),
         max_model_len=number("max_model_len"),
-        shutdown_timeout_seconds=float(flags.get("--shutdown-timeout", 0)),
+        shutdown_timeout_seconds=float(flags.get("--shutdown-timeout", ["0"])[0]),
+        caches_prefixes=not {"--no-enable-prefix-caching", "--disable-radix-cache"} & set(flags),
+        forces_usage="--enable-force-include-usage" in flags,
+        ttft_bounds=ttft,
+        token_gap_bounds=token_gap,
     )
 
 
-def _flags(words: Sequence[str]) -> dict[str, str]:
-    """`--a b`, `--a=b` and bare `--a`; of several values (`--served-model-name a b`) the first."""
-    flags: dict[str, str] = {}
-    for index, word in enumerate(words):
-        if not word.startswith("-"):
-            continue
-        name, equals, value = word.partition("=")
-        following = words[index + 1] if index + 1 < len(words) else "-"
-        flags[name] = value if equals else ("" if following.startswith("-") else following)
+def _flags(words: Sequence[str]) -> dict[str, list[str]]:
+    """The values of `--a b`, `--a b c`, `--a=b` and bare `--a`, which has none."""
+    flags: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            values = flags[name] = [value] if equals else []
+        else:
+            values.append(word)
     return flags
+
+
+Bounds = tuple[float, ...] | None
+
+
+def _vllm_bounds(flags: Mapping[str, Sequence[str]]) -> tuple[Bounds, Bounds]:
+    """One JSON object; its family `inter_token_latency` is taken to hold the per-request time per token as well."""
+    families = json.loads(flags.get("--custom-histogram-buckets", ["{}"])[0])
+    return _bounds(families.get("time_to_first_token")), _bounds(families.get("inter_token_latency"))
+
+
+def _sglang_bounds(flags: Mapping[str, Sequence[str]]) -> tuple[Bounds, Bounds]:
+    return _bounds(flags.get("--bucket-time-to-first-token")), _bounds(flags.get("--bucket-inter-token-latency"))
+
+
+def _bounds(given: Sequence[str | float] | None) -> Bounds:
+    return tuple(float(bound) for bound in given) if given else None
 
 
 def _positional_model(words: Sequence[str]) -> str:

@@ -165,16 +165,22 @@ class FakeEngine:
         return EngineProcess(self.profile, limits, self._new_metrics(), self._timers, self._on_idle)
 
     def _new_metrics(self) -> EngineMetrics:
-        name, capacity = self.pod.command.model_name, self.profile.kv_capacity_tokens
+        command, capacity = self.pod.command, self.profile.kv_capacity_tokens
         if self.pod.dialect == Dialect.SGLANG:
             return SglangMetrics(
-                model_name=name, kv_capacity_tokens=capacity, startup_seconds=self.profile.cold_start_seconds
+                model_name=command.model_name,
+                kv_capacity_tokens=capacity,
+                startup_seconds=self.profile.cold_start_seconds,
+                ttft_bounds=command.ttft_bounds,
+                token_gap_bounds=command.token_gap_bounds,
             )
         return VllmMetrics(
-            model_name=name,
+            model_name=command.model_name,
             kv_capacity_tokens=capacity,
             max_model_len=self.max_model_len,
             started_epoch_s=self._wall_clock(),
+            ttft_bounds=command.ttft_bounds,
+            token_gap_bounds=command.token_gap_bounds,
         )
 
     def _stop_process(self) -> None:

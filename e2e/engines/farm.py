@@ -58,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--time-scale", type=float, default=1.0, help="divides cold starts (default: %(default)s)")
     parser.add_argument("--cold-start-spread", type=float, default=0.0, help="0.2 is ±20 %% (default: %(default)s)")
     parser.add_argument("--profiles", type=Path, help="YAML file of CapacityProfiles, beside those in the cluster")
+    parser.add_argument("--default-profile", default="", help="name of the profile of pods that name none")
     parser.add_argument("--log-level", default="INFO")
     return parser.parse_args()
 
@@ -71,7 +72,7 @@ async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     client = await connect(arguments.kubeconfig, arguments.context)
     try:
-        options = FleetOptions(arguments.time_scale, arguments.cold_start_spread)
+        options = FleetOptions(arguments.time_scale, arguments.cold_start_spread, arguments.default_profile)
         await run_farm(Api(client), arguments.port, options, [p for p in profiles if p], stop)
     finally:
         await client.close()  # type: ignore[no-untyped-call]

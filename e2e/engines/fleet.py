@@ -20,6 +20,8 @@ class FleetOptions:
 
     time_scale: float = 1.0
     cold_start_spread: float = 0.0
+    default_profile: str = ""
+    """Of pods that name none: variants that nobody measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Fleet:
     def profile_seen(self, name: str, profile: Profile) -> None:
         """Engines that wait for it start; running ones keep the figures they started with."""
         self._profiles[name] = profile
-        for pod in [pod for pod in self._awaiting_profile.values() if pod.profile == name]:
+        for pod in list(self._awaiting_profile.values()):
             self._start(pod)
 
     def node_lost(self, node: str) -> None:
@@ -138,10 +140,11 @@ class Fleet:
             self._reports.drained(pod)
 
     def _start(self, pod: EnginePod) -> None:
-        profile = self._profiles.get(pod.profile)
+        name = pod.profile or self._options.default_profile
+        profile = self._profiles.get(name)
         if profile is None:
             if pod.key not in self._awaiting_profile:
-                log.warning("pod %s/%s waits for profile %r", pod.key.namespace, pod.key.name, pod.profile)
+                log.warning("pod %s/%s waits for profile %r", pod.key.namespace, pod.key.name, name)
             self._awaiting_profile[pod.key] = pod
             return
         self._awaiting_profile.pop(pod.key, None)

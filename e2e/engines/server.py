@@ -11,6 +11,7 @@ import json
 import socket
 import time
 from collections import deque
+from dataclasses import replace
 from itertools import count
 
 from aiohttp import web
@@ -147,8 +148,14 @@ async def _generate(request: web.Request, *, is_chat: bool) -> web.StreamRespons
     mailbox = Mailbox()
     try:
         ask = read_ask(body, request.headers, is_chat=is_chat)
+        command = engine.pod.command
+        ask = replace(
+            ask,
+            includes_usage=ask.includes_usage or command.forces_usage,
+            cached_tokens=ask.cached_tokens if command.caches_prefixes else 0,
+        )
         output_tokens = ask.output_tokens or max(1, engine.max_model_len - ask.prompt_tokens)
-        model = engine.pod.command.model_name
+        model = command.model_name
         if ask.model and ask.model != model:
             message = f"The model `{ask.model}` does not exist."
             return web.Response(status=404, body=error_body(404, message), content_type=JSON_TYPE)

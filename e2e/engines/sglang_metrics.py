@@ -31,7 +31,15 @@ TOKEN_BOUNDS = (
 class SglangMetrics:
     """The metrics page of one SGLang process."""
 
-    def __init__(self, *, model_name: str, kv_capacity_tokens: int, startup_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        kv_capacity_tokens: int,
+        startup_seconds: float,
+        ttft_bounds: tuple[float, ...] | None = None,
+        token_gap_bounds: tuple[float, ...] | None = None,
+    ) -> None:
         self._page = Exposition(None)
         self._kv_capacity_tokens = kv_capacity_tokens
         self._scheduler: Labels = {
@@ -45,6 +53,7 @@ class SglangMetrics:
         self._window_s = self._window_tokens = 0.0
         self._declare_scheduler(startup_seconds)
         self._declare_requests()
+        self._declare_latencies(ttft_bounds or TTFT_BOUNDS, token_gap_bounds or TOKEN_GAP_BOUNDS)
 
     # -- what happens
 
@@ -179,25 +188,28 @@ class SglangMetrics:
             TOKEN_BOUNDS,
             lazy=True,
         )
+
+    def _declare_latencies(self, ttft_bounds: tuple[float, ...], token_gap_bounds: tuple[float, ...]) -> None:
+        histogram, labels = self._page.histogram, self._tokenizer
         self._ttft = histogram(
             "sglang:time_to_first_token_seconds",
             "Histogram of time to first token in seconds.",
             labels,
-            TTFT_BOUNDS,
+            ttft_bounds,
             lazy=True,
         )
         self._inter_token_latency = histogram(
             "sglang:inter_token_latency_seconds",
             "Histogram of inter-token latency in seconds.",
             labels,
-            TOKEN_GAP_BOUNDS,
+            token_gap_bounds,
             lazy=True,
         )
         self._tpot = histogram(
             "sglang:request_time_per_output_token_seconds",
             "Histogram of time per output token per request in seconds.",
             labels,
-            TOKEN_GAP_BOUNDS,
+            token_gap_bounds,
             lazy=True,
         )
         self._e2e = histogram(

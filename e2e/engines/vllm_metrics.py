@@ -74,7 +74,16 @@ def token_bounds(max_model_len: int) -> tuple[float, ...]:
 class VllmMetrics:
     """The metrics page of one vLLM process that started at `started_epoch_s`."""
 
-    def __init__(self, *, model_name: str, kv_capacity_tokens: int, max_model_len: int, started_epoch_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        kv_capacity_tokens: int,
+        max_model_len: int,
+        started_epoch_s: float,
+        ttft_bounds: tuple[float, ...] | None = None,
+        token_gap_bounds: tuple[float, ...] | None = None,
+    ) -> None:
         self._page = Exposition(started_epoch_s)
         self._labels: Labels = {"engine": "0", "model_name": model_name}
         self._token_bounds = token_bounds(max_model_len)
@@ -82,7 +91,7 @@ class VllmMetrics:
         self._declare_load()
         self._declare_counters(model_name)
         self._declare_sizes()
-        self._declare_times()
+        self._declare_times(ttft_bounds or TTFT_BOUNDS, token_gap_bounds or TOKEN_GAP_BOUNDS)
         self._declare_config(max_model_len)
 
     # -- what happens
@@ -236,17 +245,17 @@ class VllmMetrics:
             "request_params_max_tokens", "Histogram of the max_tokens request parameter.", tokens
         )
 
-    def _declare_times(self) -> None:
+    def _declare_times(self, ttft_bounds: tuple[float, ...], token_gap_bounds: tuple[float, ...]) -> None:
         self._ttft = self._histogram(
-            "time_to_first_token_seconds", "Histogram of time to first token in seconds.", TTFT_BOUNDS
+            "time_to_first_token_seconds", "Histogram of time to first token in seconds.", ttft_bounds
         )
         self._inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", TOKEN_GAP_BOUNDS
+            "inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", token_gap_bounds
         )
         self._tpot = self._histogram(
             "request_time_per_output_token_seconds",
             "Histogram of time_per_output_token_seconds per request.",
-            TOKEN_GAP_BOUNDS,
+            token_gap_bounds,
         )
         self._e2e = self._histogram(
             "e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", PHASE_BOUNDS

@@ -61,6 +61,18 @@ COMMANDS = {
         "--max-running-requests 48 --context-length 4096 --chunked-prefill-size 8192 --enable-metrics",
         EngineCommand("chat", 2, 48, 8192, 4096, 0.0),
     ),
+    "vLLM, histograms and switches": (
+        Dialect.VLLM,
+        "vllm serve /m --no-enable-prefix-caching --enable-force-include-usage --custom-histogram-buckets "
+        '{"inter_token_latency":[0.01,0.04],"time_to_first_token":[0.3,1]}',
+        EngineCommand("/m", 1, None, None, None, 0.0, False, True, (0.3, 1.0), (0.01, 0.04)),
+    ),
+    "SGLang, histograms and switches": (
+        Dialect.SGLANG,
+        "python3 -m sglang.launch_server --served-model-name a b --bucket-time-to-first-token 0.1 0.3 1 "
+        "--bucket-inter-token-latency 0.01 0.04 --disable-radix-cache",
+        EngineCommand("a", 1, None, None, None, 0.0, False, False, (0.1, 0.3, 1.0), (0.01, 0.04)),
+    ),
 }
 
 

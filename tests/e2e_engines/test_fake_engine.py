@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from e2e.engines.contract import Dialect, EnginePod
+from e2e.engines.contract import Dialect, EngineCommand, EnginePod
 from e2e.engines.fake_engine import FakeEngine, ImpossibleError, State, UnavailableError
 from e2e.engines.fleet import Fleet, FleetOptions, StartRule
 from tests.e2e_engines.builders import FAST, Listener, ManualTimers, Notes, deleted, pod
@@ -226,6 +228,32 @@ def test_an_engine_waits_for_its_profile() -> None:
     assert world.fleet.get(pod().key) is None
     world.fleet.profile_seen("later", FAST)
     assert world.fleet.get(pod().key) is not None
+
+
+def test_a_pod_that_names_no_profile_gets_the_default() -> None:
+    world = World()
+    world.fleet = Fleet(
+        world.timers, world.notes, options=FleetOptions(default_profile="fast"), wall_clock=world.timers.time
+    )
+    world.fleet.pod_seen(pod(profile=""))
+    world.fleet.profile_seen("fast", FAST)
+    assert world.fleet.get(pod().key) is not None
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_histogram_bounds_come_from_the_command_line(dialect: Dialect) -> None:
+    command = EngineCommand("chat", ttft_bounds=(0.3, 1.0), token_gap_bounds=(0.004, 0.03))
+    world = World()
+    engine = world.serving(pod(dialect=dialect, command=command))
+    ask(engine, 50)
+    world.timers.sleep(5)
+    page = engine.metrics_page()
+    for name, bounds in (
+        ("time_to_first_token_seconds", ["0.3", "1.0", "+Inf"]),
+        ("inter_token_latency_seconds", ["0.004", "0.03", "+Inf"]),
+        ("request_time_per_output_token_seconds", ["0.004", "0.03", "+Inf"]),
+    ):
+        assert re.findall(rf':{name}_bucket{{.*le="([^"]+)"', page) == bounds
 
 
 def test_an_engine_that_was_ready_before_the_fleet_started_serves_at_once() -> None:

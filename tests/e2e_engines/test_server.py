@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from e2e.engines.contract import Dialect
+from e2e.engines.contract import Dialect, EngineCommand
 from e2e.engines.fake_engine import FakeEngine, State
 from e2e.engines.fleet import Fleet, FleetOptions
 from e2e.engines.server import serve
@@ -90,6 +90,21 @@ async def test_without_usage_the_times_are_in_the_last_group(site: Site) -> None
     events = await site.stream(COMPLETIONS, prompt="hello", max_tokens=1)
     assert len(events) == 1
     assert events[0]["engine_times"]["first_token_ms"] == events[0]["engine_times"]["last_token_ms"]
+
+
+async def test_a_server_can_be_told_to_send_usage_always(site: Site) -> None:
+    site.fleet.pod_seen(pod("meters", ready_reported=True, command=EngineCommand("chat", forces_usage=True)))
+    events = await site.stream("/pods/team/meters/v1/completions", prompt="hello", max_tokens=3)
+    assert events[-1]["usage"]["completion_tokens"] == 3
+
+
+async def test_without_prefix_caching_nothing_is_cached(site: Site) -> None:
+    command = EngineCommand("chat", caches_prefixes=False)
+    site.fleet.pod_seen(pod("forgets", ready_reported=True, command=command))
+    headers = {"x-prompt-tokens": "300", "x-cached-tokens": "100"}
+    _, answer = await site.post("/pods/team/forgets/v1/completions", headers=headers, prompt="", max_tokens=2)
+    assert "prompt_tokens_details" not in answer["usage"]
+    assert (await site.metrics("/pods/team/forgets/metrics"))["vllm:prefix_cache_hits_total"] == 0
 
 
 async def test_a_chat_comes_both_ways(site: Site) -> None:
