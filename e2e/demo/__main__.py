@@ -83,6 +83,7 @@ async def _phases(
         stack.push_async_callback(client.close)
         api = Api(client)
         endpoints, pods, token_services = SliceEndpoints(), Store(), Store()
+        bed.autoscaler.pods = lambda: list(pods.items.values())
         tasks = [
             asyncio.create_task(follow(api, ENDPOINT_SLICES, endpoints, labelSelector=SERVICE_NAME_LABEL)),
             asyncio.create_task(follow(api, "/api/v1/pods", pods, labelSelector="taas.dev/service")),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,10 +114,11 @@ class Span:
 
 @dataclass
 class Autoscaler:
-    """Looks once a second; every node it ever asked for is in `spans`."""
+    """Looks once a second; every node it ever asked for is in `spans`. `pods` spares it a listing where one is kept."""
 
     cluster: Cluster
     pools: tuple[Pool, ...]
+    pods: Callable[[], list[Json]] | None = None
     spans: list[Span] = field(default_factory=list)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
     _empty_since: dict[str, float] = field(default_factory=dict)
@@ -138,7 +139,7 @@ class Autoscaler:
     def look(self, now: float) -> None:
         """One round: finish starts, remove what is empty, ask for what is missing."""
         self._finish_starts(now)
-        pods = self.cluster.get("pods", "-A")["items"]
+        pods = self.pods() if self.pods is not None else self.cluster.get("pods", "-A")["items"]
         used = {pod["spec"].get("nodeName") for pod in pods} | {
             pod.get("status", {}).get("nominatedNodeName") for pod in pods
         }
