@@ -95,6 +95,12 @@ def test_the_schema_is_structural(kind: Kind) -> None:
         assert not isinstance(node.get("exclusiveMinimum"), (int, float)) or node["exclusiveMinimum"] is True, path
 
 
+@every_kind
+def test_bounds_are_whole_numbers_for_the_server_drops_their_decimals_when_it_tells_them(kind: Kind) -> None:
+    for path, node in nodes(resource_schema(kind), kind.kind):
+        assert all(node.get(bound, 0) % 1 == 0 for bound in ("minimum", "maximum")), path
+
+
 def test_checked_in_files_are_what_the_models_say() -> None:
     wanted = generated_files(ROOT / "crds", ROOT / "charts" / "tokenservice", ROOT / "docs" / "reference.md")
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]

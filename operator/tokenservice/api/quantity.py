@@ -9,9 +9,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tokenservice.api.base import Rule, cel_text, is_text
+from tokenservice.api.base import Rule, between, cel_text, is_text
 
 NUMBER_OR_TEXT: dict[str, Any] = {"x-kubernetes-int-or-string": True}
+
+SHARE_OF_CAPACITY = between(
+    0.05, 0.95, "give a share between 0.05 and 0.95: without any room left no latency can be kept; for example 0.7"
+)
 
 _LATENCY = r"^[0-9]{1,7}(\.[0-9]{1,6})?(ms|s)$"
 _AMOUNT = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenservice.api.base import ApiModel, field, matches
 from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
+from tokenservice.api.quantity import SHARE_OF_CAPACITY
 
 _ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 _LABELS: dict[str, Any] = {"additionalProperties": {"type": "string", "maxLength": 63}}
@@ -78,8 +79,7 @@ class TokenFleetSpec(ApiModel):
         0.70,
         "Share of the capacity at the objectives that demand should fill",
         unit="ratio",
-        ge=0.05,
-        le=0.95,
+        rules=(SHARE_OF_CAPACITY,),
     )
     prometheus: PrometheusSource = field(PrometheusSource(), "Where metrics are read")
     budget_per_hour: float | None = field(

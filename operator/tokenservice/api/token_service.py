@@ -13,6 +13,7 @@ from tokenservice.api.base import REQUIRED, ApiModel, Rule, field, matches
 from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
 from tokenservice.api.quantity import (
     NUMBER_OR_TEXT,
+    SHARE_OF_CAPACITY,
     amount_rule,
     duration_seconds,
     latency_rules,
@@ -391,8 +392,7 @@ class Scaling(ApiModel):
         "Share of the capacity at the objectives that demand should fill",
         unit="ratio",
         default_text="the TokenFleet's",
-        ge=0.05,
-        le=0.95,
+        rules=(SHARE_OF_CAPACITY,),
     )
     standby_replicas: int = field(0, "Warm replicas beyond what demand needs", unit="replicas", ge=0, le=1000)
     max_request_seconds: int = field(

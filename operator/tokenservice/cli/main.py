@@ -5,6 +5,9 @@ from __future__ import annotations
 import typer
 
 from tokenservice.cli.crd import crd
+from tokenservice.cli.explain import explain
+from tokenservice.cli.lint import lint
+from tokenservice.cli.run import run
 
 app = typer.Typer(
     help="Serve language models as a contract: tokens at a promised volume, latency, quality and price.",
@@ -12,6 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(crd)
+app.command()(explain)
+app.command()(lint)
+app.command()(run)
 
 
 @app.callback()

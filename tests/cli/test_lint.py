@@ -1,0 +1,179 @@
+"""`tokenservice lint` on files: lines, suggestions, and the operator's own checks, all without a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tests.api.bad_input import ACCELERATOR, BAD, GOOD, SERVICE, Bad, changed
+from tokenservice.cli.lint import findings
+from tokenservice.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+HEAD = "apiVersion: taas.dev/v1alpha1\nkind: TokenService\nmetadata: {name: chat}\n"
+MODEL = "spec:\n  model: {uri: 'hf://Qwen/Qwen3-32B'}\n"
+
+
+def told(*texts: str) -> list[str]:
+    """Everything that is found in files called 0, 1, ..."""
+    return [str(finding) for finding in findings([(str(n), text) for n, text in enumerate(texts)])[0]]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_everything_that_the_server_refuses_is_found(bad: Bad) -> None:
+    (line,) = told(yaml.safe_dump(bad.resource))
+    assert bad.field in line
+    assert bad.says in line
+
+
+OUT_OF_REACH = {
+    "one millisecond": "spec.objectives.timePerOutputToken.target: 1ms per output token is out of reach",
+    "a thousandth of a second": "spec.objectives.timePerOutputToken.target: 1ms per output token is out of reach",
+    "every source": "spec.model",
+}
+"""What only the operator's own checks can tell: the server accepts these."""
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_the_server_accepts_is_found_wanting_by_the_operators_checks_alone(name: str) -> None:
+    sentences = told(yaml.safe_dump(GOOD[name]))
+    if name not in OUT_OF_REACH:
+        assert sentences == []
+    assert all(OUT_OF_REACH[name] in sentence for sentence in sentences)
+    assert bool(sentences) == (name in OUT_OF_REACH)
+
+
+FOUND = {
+    "a typo with its line": (
+        HEAD + MODEL + "  scaling:\n    minReplica: 2\n",
+        "0:7: spec.scaling.minReplica: unknown field, it would be dropped; did you mean minReplicas?",
+    ),
+    "a missing field at its parent": (HEAD + "spec:\n  tier: Spot\n", "0:4: spec.model: is required"),
+    "the second document": (
+        HEAD + MODEL + "---\n" + HEAD + MODEL + "  tier: Gold\n",
+        "0:12: spec.tier: unsupported value 'Gold': use one of Guaranteed, Elastic, Spot",
+    ),
+    "an item of a list": (
+        HEAD + "spec:\n  model:\n    uri: hf://Qwen/Qwen3-32B\n    adapters:\n    - {name: a, uri: 'hf://a'}\n"
+        "    - name: b\n      uri: ftp://b\n",
+        "0:10: spec.model.adapters[1].uri: unknown source:",
+    ),
+    "a key that is there twice": (
+        HEAD + MODEL + "  tier: Spot\n  tier: Elastic\n",
+        "0:7: tier is there twice, only the last would count",
+    ),
+    "text that is not YAML": (HEAD + "spec: {model: [}\n", "0:4: not YAML:"),
+    "a tag that kubectl does not know": (
+        HEAD + "spec: !!python/object:os.system {}\n",
+        "0:1: not YAML that kubectl reads:",
+    ),
+    "a list without resources": ("- 1\n- 2\n", "0:1: not a resource:"),
+    "an old version": (
+        HEAD.replace("v1alpha1", "v1") + MODEL,
+        "0:1: apiVersion: TokenService is of taas.dev/v1alpha1, not taas.dev/v1",
+    ),
+    "a misspelt group": (HEAD.replace("taas", "tass") + MODEL, "0:1: apiVersion: TokenService is of taas.dev/v1alpha1"),
+    "a misspelt kind": (
+        HEAD.replace("TokenService", "TokenServise") + MODEL,
+        "0:2: kind: taas.dev has no TokenServise; did you mean TokenService?",
+    ),
+    "an empty field": (
+        HEAD + MODEL + "  placement:\n    accelerators:\n",
+        "0:7: spec.placement.accelerators: is empty",
+    ),
+    "an accelerator class that does not exist": (HEAD + MODEL + "  placement: {accelerators: [h1000]}\n", "h1000"),
+    "a model too large for what is allowed": (
+        HEAD + "spec:\n  model: {uri: 'hf://deepseek-ai/DeepSeek-R1'}\n  placement: {accelerators: [l4]}\n",
+        "do not fit; missing: 560.2 GiB on l4 x 4",
+    ),
+    "conflicting arguments": (
+        HEAD + MODEL + "  engine: {name: vLLM, extraArgs: [--tensor-parallel-size=4]}\n",
+        "extraArgs",
+    ),
+    "a tensor parallel size that no node can host": (
+        HEAD + MODEL + "  engine: {tensorParallelSize: 64}\n",
+        "0:6: spec.engine.tensorParallelSize",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "beginning"), FOUND.values(), ids=FOUND)
+def test_found_with_file_line_and_the_way_out(text: str, beginning: str) -> None:
+    lines = told(text)
+    assert any(beginning in line for line in lines), lines
+
+
+def test_all_faults_of_all_files_are_told_in_order() -> None:
+    lines = told(HEAD + MODEL + "  tier: Gold\n  mode: Off\n", HEAD + MODEL + "  paused: maybe\n")
+    assert [line.split(": ")[0] for line in lines] == ["0:6", "0:7", "1:6"]
+
+
+def test_two_services_cannot_have_one_served_name() -> None:
+    other = changed(SERVICE, {"metadata": {"name": "assistant"}, "spec": {"model": {"servedName": "chat"}}})
+    (line,) = told(yaml.safe_dump(SERVICE), yaml.safe_dump(other))
+    assert line.startswith("1:")
+    assert "'chat' belongs to TokenService chat" in line
+    elsewhere = changed(other, {"metadata": {"namespace": "elsewhere"}})
+    assert told(yaml.safe_dump(SERVICE), yaml.safe_dump(elsewhere)) == []
+
+
+def test_a_class_of_the_files_counts_as_existing() -> None:
+    service = changed(SERVICE, {"spec": {"placement": {"accelerators": ["x100"]}}})
+    assert "x100" in told(yaml.safe_dump(service))[0]
+    assert told(yaml.safe_dump(service), yaml.safe_dump(ACCELERATOR)) == []
+
+
+def test_items_of_a_list_are_judged_one_by_one() -> None:
+    wrong = changed(SERVICE, {"spec": {"tier": "Gold"}})
+    (line,) = told(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [SERVICE, wrong]}))
+    assert "spec.tier" in line
+
+
+def test_kinds_of_others_are_none_of_our_business() -> None:
+    assert (
+        told("apiVersion: v1\nkind: Secret\nmetadata: {name: hugging-face}\nstringData: {token: x}\n", "", "---\n")
+        == []
+    )
+
+
+def test_dates_stay_text_as_kubectl_reads_them() -> None:
+    text = yaml.safe_dump(ACCELERATOR) + "  sources: [{figure: memory, source: data sheet, date: 2024-03-01}]\n"
+    assert told(text) == []
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_command(text: str) -> None:
+    findings([("f", text), ("g", HEAD + "spec: " + text)])
+
+
+def test_the_examples_and_the_catalogue_are_sound() -> None:
+    files = [*(ROOT / "docs" / "examples").glob("*.yaml")]
+    files += [ROOT / "operator/tokenservice/catalogue" / name for name in ("accelerators.yaml", "profiles.yaml")]
+    done = CliRunner().invoke(app, ["lint", *map(str, files)])
+    assert done.exit_code == 0, done.output
+    assert "no errors" in done.output
+
+
+def test_errors_are_the_exit_status(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(HEAD + MODEL + "  tier: Gold\n")
+    done = CliRunner().invoke(app, ["lint", str(file)])
+    assert done.exit_code == 1
+    assert f"{file}:6: spec.tier" in done.output
+
+
+def test_standard_input_is_a_file_too() -> None:
+    done = CliRunner().invoke(app, ["lint", "-"], input=HEAD + MODEL + "  tier: Gold\n")
+    assert done.exit_code == 1
+    assert "-:6: spec.tier" in done.output
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["lint", str(tmp_path / "none.yaml")])
+    assert done.exit_code == 2
+    assert "none.yaml" in done.output
