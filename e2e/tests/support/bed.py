@@ -1,0 +1,93 @@
+"""The whole bed as the tests want it: a quick fleet policy, the slow model, and everything running."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from typing import Any
+
+from e2e.testbed.bed import Bed
+from e2e.tests.support.api import eventually
+from e2e.tests.support.site import profile
+
+Json = dict[str, Any]
+
+TIME_SCALE = 20.0
+OPERATOR = "system:serviceaccount:tokenservice-system:tokenservice"
+
+FLEET: Json = {
+    "apiVersion": "taas.dev/v1alpha1",
+    "kind": "TokenFleet",
+    "metadata": {"name": "default"},
+    "spec": {
+        "prometheus": {"windowSeconds": 8, "stalenessSeconds": 10},
+        # Nothing moves by itself; the test of packing says otherwise.
+        "consolidation": {"scaleDownWindowSeconds": 10, "cooldownSeconds": 3600},
+    },
+}
+"""Minutes of the defaults as seconds: the tests ask what happens, not how patiently."""
+
+
+def prepare(bed: Bed) -> None:
+    """What is there beside the chart."""
+    bed.cluster.apply(FLEET, profile("vLLM"), profile("SGLang"))
+
+
+def mended(bed: Bed) -> None:
+    """Starts again whatever a test has stopped."""
+    if "prometheus" not in bed.prometheus.processes.pids:
+        bed.prometheus.start()
+    if "farm" not in bed.processes.pids:
+        bed.start_farm()
+    if "operator" not in bed.processes.pids:
+        bed.operator.start()
+    bed.processes.check()
+    eventually(lambda: leads(bed), "the operator leads", 120)
+
+
+def leads(bed: Bed) -> bool:
+    """Whether the operator leads, and its passes succeed."""
+    state = health(bed).get("state") or {}
+    return bool(state.get("leading") and state.get("planning"))
+
+
+def health(bed: Bed) -> Json:
+    """What the operator says of itself; empty when it says nothing."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{bed.operator.health_port}/healthz", timeout=2) as answer:
+            found: Json = json.load(answer)
+            return found
+    except (OSError, ValueError):
+        return {}
+
+
+def audit(bed: Bed, user: str = OPERATOR, since: float = 0.0) -> list[Json]:
+    """What a user asked of the API server since a moment (seconds of the epoch), from its audit log."""
+    found = []
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since))
+    with (bed.cluster.folder / "audit.log").open() as lines:
+        for line in lines:
+            if user not in line:
+                continue
+            entry = json.loads(line)
+            mine = entry["user"]["username"] == user and entry["stage"] == "ResponseComplete"
+            if mine and entry["requestReceivedTimestamp"] >= moment:
+                found.append(entry)
+    return found
+
+
+def writes(entries: list[Json]) -> list[str]:
+    """The writes among them, in words."""
+    verbs = ("create", "update", "patch", "delete", "deletecollection")
+    return [
+        "{verb} {resource} {namespace}/{name} -> {code}".format(
+            verb=entry["verb"],
+            resource=entry["objectRef"]["resource"],
+            namespace=entry["objectRef"].get("namespace", ""),
+            name=entry["objectRef"].get("name", ""),
+            code=entry["responseStatus"]["code"],
+        )
+        for entry in entries
+        if entry["verb"] in verbs
+    ]
