@@ -50,8 +50,18 @@ def _shared_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     spec = seen.service.spec
     assert spec is not None
     total = sum(grant.counts.values())
-    manifests = shared_children(seen.service, spec, facts.snapshot.settings, total, seen.needed)
+    needed = _needed(facts, seen, total)
+    manifests = shared_children(seen.service, spec, facts.snapshot.settings, total, needed)
     return [action for manifest in manifests for action in _applied(facts, seen.service, manifest, Reason.UPDATED)]
+
+
+def _needed(facts: Facts, seen: Outlook, total: int) -> int:
+    """What an eviction must leave; a disruption budget that asks for one replica more than that is left as it is."""
+    name = ObjectKey("PodDisruptionBudget", seen.service.key.namespace, seen.service.key.name)
+    live = facts.snapshot.children.get(name)
+    stands = live.body.get("spec", {}).get("minAvailable") if live is not None else None
+    keeps = isinstance(stands, int) and seen.needed <= stands <= min(seen.needed + 1, total - 1)
+    return int(stands) if keeps and stands is not None else seen.needed
 
 
 def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[str, ...]) -> list[Action]:

@@ -33,10 +33,10 @@ class Outlook:
 
     @property
     def needed(self) -> int:
-        """Replicas that the demand of now takes without headroom: what an eviction must leave."""
+        """Replicas that the recent peak takes without headroom: what an eviction must leave."""
         if self.want is None or self.scaling is None or isinstance(self.demand, Missing):
             return self.scaling.replicas if self.scaling is not None else 0
-        return min(self.scaling.replicas, replicas_for(self.demand.requests_per_second, self.want.capacity))
+        return min(self.scaling.replicas, replicas_for(self.demand.peak_requests_per_second, self.want.capacity))
 
 
 def outlook(facts: Facts, service: Service) -> Outlook:
