@@ -1,0 +1,103 @@
+"""What the documentation names is there, and what it shows is valid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokenservice.api.schema import structural_schema
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.cli.lint import findings
+from tokenservice.core.engines.sglang import VOCABULARY as SGLANG
+from tokenservice.core.engines.vllm import VOCABULARY as VLLM
+from tokenservice.edge import promql
+from tokenservice.edge.metrics import DESCRIPTIONS, Metrics
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("charts/*/*.md")])
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)]+)\)")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as Git hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path) -> Iterator[str]:
+    for link in _LINK.findall(_BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not link.startswith("https://") and (not target.exists() or (anchor and anchor not in anchors(target))):
+            yield link
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    assert list(broken(page)) == []
+
+
+@each_page
+def test_resources_that_are_shown_are_valid(page: Path) -> None:
+    shown = [body for kind, body in _BLOCK.findall(page.read_text(encoding="utf-8")) if kind == "yaml"]
+    found, _ = findings([(page.name, body) for body in shown if "apiVersion: taas.dev" in body])
+    assert found == ()
+
+
+@each_page
+def test_yaml_that_is_shown_is_yaml(page: Path) -> None:
+    for kind, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        if kind == "yaml":
+            yaml.safe_load(body)
+
+
+def test_the_operators_own_metrics_are_all_listed() -> None:
+    listed = {name for row in re.findall(r"^\| (`(?:tokenservice|_).*?) \|", text("docs/operations.md"), re.MULTILINE)
+              for name in re.findall(r"`(\w+)`", row)}  # fmt: skip
+    prefixes = ("tokenservice_service", "tokenservice_fleet")
+    families = {family.name for family in Metrics().registry.collect()}
+    exported = {f"tokenservice_{name}" for name in DESCRIPTIONS} | families
+    full = {name for name in listed if name.startswith("tokenservice_")}
+    full |= {f"{prefixes[0]}{name}" for name in listed if name.startswith("_")}
+    watched = {"tokenservice_lease_held", "tokenservice_planning_healthy", "tokenservice_store_age_seconds"}
+    assert {name.removesuffix("_total") for name in full} == exported | watched
+
+
+def test_every_field_of_the_fleets_table_is_a_field() -> None:
+    table = text("docs/operations.md").partition("| field of `spec` |")[2].partition("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        names = re.findall(r"`([\w.]+)`", row.split("|")[1])
+        outer = names[0].rpartition(".")[0]
+        for name in names:
+            schema = structural_schema(TokenFleetSpec)
+            for part in (f"{outer}{name}" if name.startswith(".") else name).split("."):
+                schema = schema["properties"][part]
+
+
+@pytest.mark.parametrize("column", [2, 3])
+def test_flags_of_the_engines_table_are_known(column: int) -> None:
+    vocabulary = VLLM if column == 2 else SGLANG
+    table = text("docs/engines.md").partition("| field of `spec` |")[2].partition("\n\n")[0]
+    flags = {flag for row in table.splitlines()[2:] for flag in re.findall(r"--[a-z-]+", row.split("|")[column])}
+    known = {*vocabulary.rendered, *vocabulary.refused}
+    assert {flag.replace("--no-", "--") for flag in flags} - known == set()
+
+
+def test_metrics_of_the_engines_table_are_those_that_are_asked_for() -> None:
+    table = text("docs/engines.md").partition("| what | vLLM (`vllm:`)")[2].partition("\n\n")[0]
+    rows = [row.split("|") for row in table.splitlines()[2:]]
+    shown = {column: {name for row in rows for name in re.findall(r"`(\w+)`", row[column])} for column in (2, 3)}
+    asked = [value for value in vars(promql).values() if isinstance(value, promql.Dialects)]
+    assert shown[2] == {dialects.vllm for dialects in asked}
+    assert shown[3] == {dialects.sglang for dialects in asked}
