@@ -31,6 +31,9 @@ TIMEOUT_SECONDS = 5
 Row = tuple[str, str]
 """Namespace and served model name, as the engines' series carry them."""
 
+Series = tuple[Mapping[str, str], float]
+"""Labels and value."""
+
 Buckets = tuple[tuple[float, float], ...]
 
 
@@ -132,7 +135,7 @@ class _Client:
     def __init__(self, address: str, headers: dict[str, str], timeout: int) -> None:
         self._address = address.rstrip("/")
         self._connect = PrometheusConnect(
-            url=self._address, headers=headers, retry=Retry(total=0, redirect=2), timeout=timeout
+            url=self._address, headers=headers, retry=Retry(0, read=False), timeout=timeout
         )
 
     def __enter__(self) -> _Client:
@@ -141,10 +144,10 @@ class _Client:
     def __exit__(self, *_: object) -> None:
         self._connect.close()
 
-    def query(self, text: str) -> list[Any]:
-        """The `result` of an instant query. Raises _NoAnswer with what to tell the user."""
+    def query(self, text: str) -> list[Series]:
+        """What an instant query gives. Raises _NoAnswer with what to tell the user."""
         try:
-            return list(self._connect.custom_query(text))
+            return _series(self._connect.custom_query(text))
         except PrometheusApiClientException as error:
             raise _NoAnswer(self._refused(str(error))) from error
         except (KeyError, TypeError, ValueError) as error:  # no JSON, other JSON, or an address that is no URL
@@ -243,37 +246,37 @@ def _length(value: float | None, what: str) -> float | Missing:
     return value
 
 
-def _share(result: Sequence[Any]) -> float | Missing:
+def _share(result: Sequence[Series]) -> float | Missing:
     """One number between 0 and 1, from a scalar or a vector of one."""
-    values = _values(result)
-    if len(values) != 1:
+    if len(result) != 1:
         fix = "aggregate to one, for example with avg() or sum()"
-        return Missing("NotOneNumber", f"prometheus.utilizationQuery gives {len(values)} numbers: {fix}")
-    if not 0.0 <= values[0] <= 1.0:
+        return Missing("NotOneNumber", f"prometheus.utilizationQuery gives {len(result)} numbers: {fix}")
+    (_, value), *_ = result
+    if not 0.0 <= value <= 1.0:
         fix = "it must be a share between 0 and 1"
-        return Missing("OutOfRange", f"prometheus.utilizationQuery gives {values[0]:g}: {fix}")
-    return values[0]
+        return Missing("OutOfRange", f"prometheus.utilizationQuery gives {value:g}: {fix}")
+    return value
 
 
-def _values(result: Sequence[Any]) -> list[float]:
-    if len(result) == 2 and not isinstance(result[0], dict):  # a scalar: [time, "value"]
-        return [float(result[1])]
-    return [float(series["value"][1]) for series in result]
+def _series(result: Any) -> list[Series]:
+    """A vector, a scalar as a series without labels; ranges and text hold no number and are left out."""
+    if len(result) == 2 and not isinstance(result[0], dict):
+        return [({}, float(result[1]))]
+    return [(found["metric"], float(found["value"][1])) for found in result if "value" in found]
 
 
-def _by_row(result: Iterable[Any]) -> dict[Row, float]:
-    return {_row(series["metric"]): float(series["value"][1]) for series in result}
+def _by_row(result: Iterable[Series]) -> dict[Row, float]:
+    return {_row(labels): value for labels, value in result}
 
 
 def _row(labels: Mapping[str, str]) -> Row:
     return labels.get("namespace", ""), labels.get("model_name", "")
 
 
-def _histograms(result: Iterable[Any]) -> dict[Row, Buckets]:
+def _histograms(result: Iterable[Series]) -> dict[Row, Buckets]:
     """Cumulative buckets by service, over both dialects."""
     by_dialect: dict[tuple[Row, str], dict[float, float]] = {}
-    for series in result:
-        labels, value = series["metric"], float(series["value"][1])
+    for labels, value in result:
         bounds = by_dialect.setdefault((_row(labels), labels.get("dialect", "")), {})
         bounds[float(labels["le"])] = value if math.isfinite(value) else 0.0
     rows: dict[Row, Buckets] = {}

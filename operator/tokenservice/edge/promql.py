@@ -104,7 +104,7 @@ def _silent(rate: str) -> str:
 
 
 def _engines(staleness: int) -> str:
-    """Engines with a fresh sample; an engine with data parallelism reports several series under one instance."""
+    """Engines with a fresh sample; one with data parallelism reports several series under one instance and pod."""
     selector = RUNNING.selector()
     fresh = f"(time() - timestamp({selector})) < {staleness}"
-    return f"count by ({BY}) (count by ({BY}, instance) ({fresh}))"
+    return f"count by ({BY}) (count by ({BY}, instance, pod) ({fresh}))"

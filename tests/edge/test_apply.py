@@ -1,0 +1,249 @@
+"""Carrying a plan out: order, fence, preconditions, and what becomes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.edge.fakes import Server
+from tokenservice.core.model import (
+    Action,
+    Apply,
+    Delete,
+    Json,
+    ObjectKey,
+    Place,
+    Reason,
+    SetDeletionCost,
+    SetServing,
+)
+from tokenservice.core.names import PLACEMENT_GATE, SERVING_CONDITION
+from tokenservice.edge.apply import Applier, Result
+from tokenservice.edge.kube import Patch
+from tokenservice.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Retryable
+
+POD = ObjectKey("Pod", "team", "chat-1")
+
+
+class Fence:
+    """Open for a number of questions."""
+
+    def __init__(self, answers: int = 10**9) -> None:
+        self.left = answers
+
+    def held(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+def make_applier(server: Server, fence: Fence | None = None, parallel: int = 8) -> Applier:
+    return Applier(server, fence or Fence(), server, wall_clock=lambda: 1_800_000_000.0, parallel=parallel)
+
+
+def manifest(name: str = "chat", **metadata: Any) -> Json:
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": "team", "name": name, **metadata}}
+
+
+def applied(id_: str, *after: str, revision: str | None = None) -> Apply:
+    return Apply(
+        id=id_, reason=Reason.UPDATED, message="", after=after, manifest=manifest(id_), resource_version=revision
+    )
+
+
+def live_pod(server: Server) -> str:
+    server.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "team", "name": "chat-1", "uid": "u1"}})
+    return "u1"
+
+
+async def test_an_action_waits_for_those_it_comes_after() -> None:
+    server = Server()
+    report = await make_applier(server).apply([applied("c", "b"), applied("b", "a"), applied("a")])
+    assert [key.name for _, key, _ in server.calls] == ["a", "b", "c"]
+    assert [outcome.action.id for outcome in report.outcomes] == ["c", "b", "a"]
+    assert {outcome.result for outcome in report.outcomes} == {Result.DONE}
+
+
+async def test_what_comes_after_a_failure_is_skipped_and_says_for_whom_it_waits() -> None:
+    server = Server()
+    server.failures = [Invalid("no such field")]
+    report = await make_applier(server).apply([applied("a"), applied("b", "a"), applied("c", "b"), applied("d")])
+    assert [outcome.result for outcome in report.outcomes] == [
+        Result.FAILED,
+        Result.SKIPPED,
+        Result.SKIPPED,
+        Result.DONE,
+    ]
+    assert [outcome.message for outcome in report.outcomes[1:3]] == ["waits for a", "waits for b"]
+
+
+async def test_an_action_after_one_that_was_never_planned_is_not_done() -> None:
+    report = await make_applier(Server()).apply([applied("a", "forgotten")])
+    assert report.outcomes[0].result is Result.SKIPPED
+
+
+@pytest.mark.parametrize("actions", [[applied("a", "b"), applied("b", "a")], [applied("a"), applied("a")]])
+async def test_a_plan_without_an_order_is_refused_before_anything_is_written(actions: list[Action]) -> None:
+    server = Server()
+    with pytest.raises(ValueError, match=r"cycle|same id"):
+        await make_applier(server).apply(actions)
+    assert server.calls == []
+
+
+FAILURES: dict[str, tuple[ApiError, Result, bool]] = {
+    "a conflict is quiet": (Conflict("changed"), Result.CONFLICT, False),
+    "a vanished object is quiet": (NotFound("gone"), Result.GONE, False),
+    "a missing right is told": (Forbidden("quota exceeded"), Result.FAILED, True),
+    "a wrong object is told": (Invalid("wrong"), Result.FAILED, True),
+    "a busy server is told": (Retryable("busy", after=7.0), Result.RETRYABLE, True),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_each_failure_has_its_result(name: str) -> None:
+    error, want, told = FAILURES[name]
+    server = Server()
+    server.failures = [error]
+    report = await make_applier(server).apply([applied("a")])
+    assert report.outcomes[0].result is want
+    assert bool(report.failures) is told
+    assert report.retry_after == (7.0 if want is Result.RETRYABLE else 0.0)
+
+
+async def test_the_fence_is_asked_before_every_write() -> None:
+    server = Server()
+    report = await make_applier(server, Fence(2), parallel=1).apply([applied("a"), applied("b"), applied("c")])
+    assert [outcome.result for outcome in report.outcomes] == [Result.DONE, Result.DONE, Result.FENCED]
+    assert len(server.calls) == 2
+
+
+async def test_at_most_eight_writes_are_in_flight() -> None:
+    server, flying, most = Server(), 0, 0
+    write = server.apply
+
+    async def slow(*arguments: Any, **more: Any) -> Json:
+        nonlocal flying, most
+        flying += 1
+        most = max(most, flying)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        flying -= 1
+        return await write(*arguments, **more)
+
+    server.apply = slow  # type: ignore[method-assign]
+    await make_applier(server).apply([applied(f"a{number}") for number in range(40)])
+    assert most == 8
+
+
+async def test_writing_over_a_live_object_names_uid_and_revision() -> None:
+    server = Server()
+    key = server.put(manifest("chat", uid="u7"))
+    revision = server.objects[key]["metadata"]["resourceVersion"]
+    await make_applier(server).apply([applied("chat", revision=revision)])
+    _, _, sent = server.calls[0]
+    assert sent["manifest"]["metadata"] == {
+        "namespace": "team",
+        "name": "chat",
+        "uid": "u7",
+        "resourceVersion": revision,
+    }
+    assert sent["force"] is True
+
+
+async def test_the_plan_is_not_changed_by_carrying_it_out() -> None:
+    server = Server()
+    server.put(manifest("chat"))
+    action = applied("chat", revision="1")
+    await make_applier(server).apply([action])
+    assert action.manifest == manifest("chat")
+
+
+async def test_an_object_that_vanished_from_view_is_not_written_over() -> None:
+    server = Server()
+    report = await make_applier(server).apply([applied("chat", revision="1")])
+    assert report.outcomes[0].result is Result.GONE
+    assert server.calls == []
+
+
+async def test_deleting_names_uid_and_revision() -> None:
+    server = Server()
+    key = server.put(manifest("chat", uid="u7"))
+
+    def delete(uid: str, revision: str) -> Delete:
+        return Delete(id="d", reason=Reason.REMOVED, message="", key=key, uid=uid, resource_version=revision)
+
+    applier, revision = make_applier(server), server.objects[key]["metadata"]["resourceVersion"]
+    results = [
+        (await applier.apply([delete(*expected)])).outcomes[0].result
+        for expected in (("u8", revision), ("u7", "0"), ("u7", revision), ("u7", revision))
+    ]
+    assert results == [Result.CONFLICT, Result.CONFLICT, Result.DONE, Result.GONE]
+
+
+async def test_a_placed_pod_may_serve_before_its_gate_is_lifted() -> None:
+    server = Server()
+    uid = live_pod(server)
+    place = Place(id="p", reason=Reason.PLACED, message="", pod=POD, uid=uid, node="node-1")
+    report = await make_applier(server).apply([place])
+    (_, _, first), (_, _, second) = server.calls
+    assert (first["subresource"], first["how"]) == ("status", Patch.STRATEGIC)
+    assert first["body"]["status"]["nominatedNodeName"] == "node-1"
+    assert first["body"]["status"]["conditions"][0]["type"] == SERVING_CONDITION
+    assert first["body"]["status"]["conditions"][0]["status"] == "True"
+    assert second["body"]["spec"] == {"schedulingGates": [{"$patch": "delete", "name": PLACEMENT_GATE}]}
+    assert report.written == ((POD, server.objects[POD]["metadata"]["resourceVersion"]),)
+
+
+async def test_a_pod_whose_status_cannot_be_written_keeps_its_gate() -> None:
+    server = Server()
+    uid = live_pod(server)
+    server.failures = [Retryable("busy")]
+    place = Place(id="p", reason=Reason.PLACED, message="", pod=POD, uid=uid, node=None)
+    await make_applier(server).apply([place])
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        Place(id="p", reason=Reason.PLACED, message="", pod=POD, uid="u9", node="node-1"),
+        SetServing(id="s", reason=Reason.MOVE_SHIFTED, message="", pod=POD, uid="u9", serving=False),
+        SetDeletionCost(id="c", reason=Reason.VICTIM_CHOSEN, message="", pod=POD, uid="u9", cost=-1),
+    ],
+    ids=lambda action: type(action).__name__,
+)
+async def test_a_pod_of_the_same_name_is_not_the_pod_that_was_meant(action: Action) -> None:
+    server = Server()
+    live_pod(server)
+    report = await make_applier(server).apply([action])
+    assert report.outcomes[0].result is Result.CONFLICT
+
+
+async def test_an_unknown_action_is_a_defect_and_not_a_failure() -> None:
+    with pytest.raises(TypeError, match="Action"):
+        await make_applier(Server()).apply([Action(id="a", reason=Reason.STEADY, message="")])
+
+
+@settings(max_examples=40)
+@given(st.data())
+async def test_every_action_has_one_outcome_and_none_runs_before_its_time(data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, 12))
+    names = [f"a{number}" for number in range(count)]
+    actions = [
+        applied(name, *data.draw(st.sets(st.sampled_from(names[:number]), max_size=3) if number else st.just(set())))
+        for number, name in enumerate(names)
+    ]
+    shuffled = data.draw(st.permutations(actions))
+    server = Server()
+    server.failures = list(data.draw(st.lists(st.just(Invalid("no")), max_size=4)))
+    report = await make_applier(server).apply(shuffled)
+    assert [outcome.action for outcome in report.outcomes] == list(shuffled)
+    results = {outcome.action.id: outcome.result for outcome in report.outcomes}
+    tried = [key.name for _, key, _ in server.calls]
+    for action in actions:
+        if action.id in tried:
+            assert all(results[before] is Result.DONE for before in action.after)
+            assert all(tried.index(before) < tried.index(action.id) for before in action.after)

@@ -1,0 +1,327 @@
+"""Raw objects become facts: what is read, what is dropped, and what counts as a change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.edge.objects import condition, container, deployment, node, pod, token_service
+from tokenservice.core.model import Json, ObjectKey, ServiceKey
+from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
+from tokenservice.edge import projections
+from tokenservice.edge.projections import CHILDREN, NODES, PODS, SERVICES, Unreadable
+
+# --- services ------------------------------------------------------------------------------------------------------
+
+
+def test_a_service_is_read_with_its_identity_and_spec() -> None:
+    seen = projections.service(token_service(tier="Spot", status={"replicas": 1}))
+    assert (seen.key, seen.uid, seen.generation, seen.resource_version) == (
+        ServiceKey("team", "chat"),
+        "uid-chat",
+        3,
+        "5",
+    )
+    assert seen.created_at == 1793534400.0
+    assert seen.spec is not None
+    assert seen.spec.tier == "Spot"
+    assert seen.status == {"replicas": 1}
+    assert not seen.deleting
+
+
+UNREADABLE: dict[str, tuple[Any, str]] = {
+    "an unknown tier": ({"tier": "Platinum"}, "spec.tier"),
+    "an unknown engine": ({"engine": {"name": "llama.cpp"}}, "spec.engine.name"),
+    "text for a count": ({"scaling": {"minReplicas": "many"}}, "spec.scaling.minReplicas"),
+    "a list for a mapping": ({"objectives": []}, "spec.objectives"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_service_that_cannot_be_read_says_which_field(name: str) -> None:
+    spec, field = UNREADABLE[name]
+    seen = projections.service(token_service(**spec))
+    assert seen.spec is None
+    assert seen.error is not None
+    assert seen.error.startswith(f"{field}: ")
+
+
+def test_a_service_without_a_spec_is_unreadable_and_not_a_crash() -> None:
+    bare = {key: value for key, value in token_service().items() if key != "spec"}
+    assert projections.service(bare).error is not None
+
+
+def test_our_own_status_write_does_not_matter_but_the_users_change_does() -> None:
+    before, essence = projections.service(token_service()), SERVICES.essence
+    told = projections.service(token_service(revision=6, status={"replicas": 2}))
+    changed = projections.service(token_service(revision=6, tier="Spot"))
+    assert essence(before) == essence(told)
+    assert essence(before) != essence(changed)
+
+
+def test_cluster_objects_that_cannot_be_read_are_named() -> None:
+    broken = {"kind": "AcceleratorClass", "metadata": {"name": "h100", "uid": "u"}, "spec": {"vendor": "Acme"}}
+    seen = projections.accelerator(broken)
+    assert isinstance(seen, Unreadable)
+    assert seen.key == ObjectKey("AcceleratorClass", "", "h100")
+    assert seen.error.startswith("spec.")
+
+
+def test_a_fleet_that_cannot_be_read_falls_back_to_the_defaults() -> None:
+    obj = {"kind": "TokenFleet", "metadata": {"name": "default"}, "spec": {"targetUtilization": "most"}}
+    seen = projections.fleet(obj)
+    assert seen.spec.target_utilization == 0.70
+    assert seen.error is not None
+
+
+# --- nodes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_is_read_with_everything_that_might_be_an_accelerator() -> None:
+    seen = projections.node(node())
+    assert seen is not None
+    assert seen.allocatable == {"nvidia.com/gpu": 8, "rdma/hca": 4}
+    assert (seen.cpu_cores, seen.memory_bytes) == (127.5, 1900 * 2**30)
+    assert seen.ready
+    assert seen.schedulable
+    assert seen.taints == ({"key": "nvidia.com/gpu", "effect": "NoSchedule"},)
+
+
+NODES_IN_TROUBLE: dict[str, tuple[Json, str, bool]] = {
+    "cordoned": (node(spec={"unschedulable": True}), "schedulable", False),
+    "not ready": (node(status={"conditions": [condition("Ready", "False")]}), "ready", False),
+    "unreachable": (node(status={"conditions": [condition("Ready", "Unknown")]}), "ready", False),
+    "just registered": (node(status={"conditions": []}), "ready", False),
+    "going": (node(metadata={"deletionTimestamp": "2026-11-01T12:00:00Z"}), "deleting", True),
+}
+
+
+@pytest.mark.parametrize("name", NODES_IN_TROUBLE)
+def test_a_node_in_trouble_is_seen_as_such(name: str) -> None:
+    obj, field, want = NODES_IN_TROUBLE[name]
+    assert getattr(projections.node(obj), field) is want
+
+
+@pytest.mark.parametrize("allocatable", [{"cpu": "4"}, {"nvidia.com/gpu": "0"}, {"hugepages-1Gi": "8"}, {}])
+def test_a_node_without_extended_resources_is_of_no_interest(allocatable: Json) -> None:
+    assert projections.node(node(status={"allocatable": allocatable})) is None
+
+
+def test_a_heartbeat_of_a_node_does_not_matter() -> None:
+    beat = node(metadata={"resourceVersion": "10"})
+    beat["status"]["conditions"][1]["lastHeartbeatTime"] = "2026-11-01T12:05:00Z"
+    assert NODES.of(node()) == NODES.of(beat)
+
+
+# --- pods ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_gated_engine_pod() -> None:
+    seen = projections.pod(pod())
+    assert seen is not None
+    assert (seen.service, seen.variant, seen.template_hash) == (
+        ServiceKey("team", "chat"),
+        "h100-vllm-tp2-fp8",
+        "6c5c8f869d",
+    )
+    assert seen.accelerators == {"nvidia.com/gpu": 2}
+    assert (seen.cpu_cores, seen.memory_bytes) == (8.0, 64 * 2**30)
+    assert seen.gated
+    assert not seen.other_gates
+    assert seen.serving is None
+    assert seen.node is None
+
+
+def test_a_serving_engine_pod() -> None:
+    conditions = [
+        condition("Ready", "True"),
+        condition("ContainersReady", "True"),
+        condition("PodScheduled", "True"),
+        condition(SERVING_CONDITION, "True"),
+    ]
+    obj = pod(
+        gates=(),
+        metadata={"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-100"}, "deletionTimestamp": "x"},
+        status={"phase": "Running", "conditions": conditions, "containerStatuses": [{"restartCount": 3}]},
+    )
+    obj["spec"]["nodeName"] = "node-1"
+    seen = projections.pod(obj)
+    assert seen is not None
+    assert (seen.ready, seen.containers_ready, seen.serving, seen.gated) == (True, True, True, False)
+    assert (seen.node, seen.deletion_cost, seen.restarts, seen.deleting) == ("node-1", -100, 3, True)
+
+
+STATES: dict[str, tuple[Json, str, Any]] = {
+    "unschedulable": (
+        {"status": {"conditions": [condition("PodScheduled", "False", "Unschedulable")]}},
+        "unschedulable",
+        True,
+    ),
+    "gated is not unschedulable": (
+        {"status": {"conditions": [condition("PodScheduled", "False", "SchedulingGated")]}},
+        "unschedulable",
+        False,
+    ),
+    "shifted": ({"status": {"conditions": [condition(SERVING_CONDITION, "False")]}}, "serving", False),
+    "serving is unknown": ({"status": {"conditions": [condition(SERVING_CONDITION, "Unknown")]}}, "serving", None),
+    "nominated": ({"status": {"nominatedNodeName": "node-2"}}, "nominated_node", "node-2"),
+    "nomination cleared": ({"status": {"nominatedNodeName": ""}}, "nominated_node", None),
+    "image cannot be pulled": (
+        {"status": {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}},
+        "waiting_reason",
+        "ImagePullBackOff",
+    ),
+    "an init container fails": (
+        {"status": {"initContainerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}},
+        "waiting_reason",
+        "CrashLoopBackOff",
+    ),
+    "nothing waits": ({"status": {"containerStatuses": [{"state": {"running": {}}}]}}, "waiting_reason", None),
+    "a cost that is no number": (
+        {"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "cheap"}}},
+        "deletion_cost",
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_of_pods(name: str) -> None:
+    changes, field, want = STATES[name]
+    assert getattr(projections.pod(pod(**changes)), field) == want
+
+
+def test_gates_of_others_are_told_from_ours() -> None:
+    both, other = (
+        projections.pod(pod(gates=(PLACEMENT_GATE, "kueue.x-k8s.io/admission"))),
+        projections.pod(pod(gates=("kueue.x-k8s.io/admission",))),
+    )
+    assert both is not None
+    assert other is not None
+    assert (both.gated, both.other_gates) == (True, True)
+    assert (other.gated, other.other_gates) == (False, True)
+
+
+def foreign(requests: Json, **changes: Any) -> Json:
+    obj = pod(gates=(), **changes)
+    obj["metadata"]["labels"] = {"app": "notebook"}
+    obj["spec"]["containers"] = [container(requests)]
+    return obj
+
+
+def test_a_foreign_pod_that_holds_accelerators_is_kept_until_it_is_finished() -> None:
+    seen = projections.pod(foreign({"nvidia.com/gpu": "4"}))
+    assert seen is not None
+    assert seen.service is None
+    assert projections.pod(foreign({"nvidia.com/gpu": "4"}, status={"phase": "Succeeded"})) is None
+
+
+def test_a_foreign_pod_without_accelerators_is_dropped() -> None:
+    assert projections.pod(foreign({"cpu": "4"})) is None
+
+
+def test_an_engine_pod_without_accelerators_is_kept() -> None:
+    obj = foreign({"cpu": "4"})
+    obj["metadata"]["labels"] = {SERVICE_LABEL: "chat"}
+    assert projections.pod(obj) is not None
+
+
+SIDECAR = {"restartPolicy": "Always"}
+REQUESTS: dict[str, tuple[Json, tuple[float, float, int]]] = {
+    "containers add up": (
+        {"containers": [container({"cpu": "1", "nvidia.com/gpu": "1"}), container({"cpu": "500m"})]},
+        (1.5, 0, 1),
+    ),
+    "init containers run one after the other": (
+        {
+            "containers": [container({"cpu": "1"})],
+            "initContainers": [container({"cpu": "4"}), container({"cpu": "3"})],
+        },
+        (4.0, 0, 0),
+    ),
+    "a sidecar runs beside the containers": (
+        {"containers": [container({"cpu": "2"})], "initContainers": [container({"cpu": "1"}, **SIDECAR)]},
+        (3.0, 0, 0),
+    ),
+    "a sidecar runs beside the init containers after it": (
+        {
+            "containers": [container({"cpu": "1"})],
+            "initContainers": [container({"cpu": "2"}, **SIDECAR), container({"cpu": "5"})],
+        },
+        (7.0, 0, 0),
+    ),
+    "a sidecar does not run beside the init containers before it": (
+        {
+            "containers": [container({"cpu": "1"})],
+            "initContainers": [container({"cpu": "5"}), container({"cpu": "2"}, **SIDECAR)],
+        },
+        (5.0, 0, 0),
+    ),
+    "overhead comes on top": (
+        {"containers": [container({"cpu": "1"})], "overhead": {"cpu": "250m", "memory": "100Mi"}},
+        (1.25, 100 * 2**20, 0),
+    ),
+    "requests of the whole pod stand in for its containers'": (
+        {
+            "containers": [container({"cpu": "1", "nvidia.com/gpu": "2"})],
+            "resources": {"requests": {"cpu": "3", "memory": "1Gi"}},
+        },
+        (3.0, 2**30, 2),
+    ),
+    "exponents are numbers too": ({"containers": [container({"memory": "1e9"})]}, (0, 1e9, 0)),
+    "no requests at all": ({"containers": [{"name": "engine"}]}, (0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests_are_counted_as_the_scheduler_counts_them(name: str) -> None:
+    spec, want = REQUESTS[name]
+    obj = pod()
+    obj["spec"] = spec
+    seen = projections.pod(obj)
+    assert seen is not None
+    assert (seen.cpu_cores, seen.memory_bytes, seen.accelerators.get("nvidia.com/gpu", 0)) == want
+
+
+def test_a_write_that_changes_nothing_we_see_does_not_matter() -> None:
+    first, second = PODS.of(pod()), PODS.of(pod(metadata={"resourceVersion": "12"}))
+    assert first is not None
+    assert second is not None
+    assert first != second
+    assert PODS.essence(first) == PODS.essence(second)
+
+
+# --- children ------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_is_kept_whole_without_who_wrote_what() -> None:
+    seen = projections.child(deployment())
+    assert seen is not None
+    assert seen.key == ObjectKey("Deployment", "team", "chat-h100")
+    assert seen.owner == ServiceKey("team", "chat")
+    assert seen.body["spec"] == {"replicas": 2}
+    assert "managedFields" not in seen.body["metadata"]
+
+
+def test_an_object_with_our_label_and_another_owner_is_not_ours() -> None:
+    assert projections.child(deployment(owner=None)) is None
+    other = deployment()
+    other["metadata"]["ownerReferences"][0]["apiVersion"] = "example.org/v1"
+    assert projections.child(other) is None
+
+
+def test_only_content_of_a_child_matters() -> None:
+    first, again, scaled = (CHILDREN.of(obj) for obj in (deployment(), deployment(revision=8), deployment(replicas=3)))
+    assert first is not None
+    assert again is not None
+    assert scaled is not None
+    assert CHILDREN.essence(first) == CHILDREN.essence(again)
+    assert CHILDREN.essence(first) != CHILDREN.essence(scaled)
+
+
+@given(st.dictionaries(st.text(max_size=20), st.integers(0, 10**6).map(str), max_size=6))
+def test_no_mapping_of_resources_breaks_a_node(allocatable: dict[str, str]) -> None:
+    projections.node(node(status={"allocatable": allocatable}))
