@@ -41,7 +41,7 @@ def definitions(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def api(cluster: Cluster) -> Iterator[requests.Session]:
+def server(cluster: Cluster) -> Iterator[requests.Session]:
     """HTTP to the API server as kubectl does it, a hundred times as fast."""
     token = yaml.safe_load(cluster.kubeconfig.read_text())["users"][0]["user"]["token"]
     with requests.Session() as session:
@@ -51,12 +51,12 @@ def api(cluster: Cluster) -> Iterator[requests.Session]:
         yield session
 
 
-def create(cluster: Cluster, api: requests.Session, resource: Json) -> Json:
+def create(cluster: Cluster, server: requests.Session, resource: Json) -> Json:
     """What the server answers when this is created, on trial and as strictly as kubectl asks it to be."""
     kind = next(it for it in KINDS if it.kind == resource["kind"])
     scope = f"/namespaces/{resource['metadata']['namespace']}" if kind.namespaced else ""
     url = f"{cluster.server}/apis/{resource['apiVersion']}{scope}/{kind.plural}"
-    answer = api.post(url, params={"dryRun": "All", "fieldValidation": "Strict"}, json=resource, timeout=30)
+    answer = server.post(url, params={"dryRun": "All", "fieldValidation": "Strict"}, json=resource, timeout=30)
     body: Json = answer.json()
     return body
 
@@ -69,16 +69,18 @@ def refusal(cluster: Cluster, *arguments: str, stdin: str | None = None) -> str:
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
-def test_bad_input_is_refused_with_its_field_and_the_way_out(cluster: Cluster, api: requests.Session, bad: Bad) -> None:
-    answer = create(cluster, api, bad.resource)
+def test_bad_input_is_refused_with_its_field_and_the_way_out(
+    cluster: Cluster, server: requests.Session, bad: Bad
+) -> None:
+    answer = create(cluster, server, bad.resource)
     assert answer["status"] == "Failure"
     assert (bad.server or bad.says) in answer["message"]
     assert bad.field in answer["message"]
 
 
 @pytest.mark.parametrize("resource", GOOD.values(), ids=GOOD)
-def test_sound_input_is_accepted(cluster: Cluster, api: requests.Session, resource: Json) -> None:
-    assert create(cluster, api, resource)["kind"] == resource["kind"]
+def test_sound_input_is_accepted(cluster: Cluster, server: requests.Session, resource: Json) -> None:
+    assert create(cluster, server, resource)["kind"] == resource["kind"]
 
 
 def test_kubectl_shows_the_refusal(cluster: Cluster) -> None:
@@ -170,7 +172,7 @@ def _refused(answer: Json) -> set[str]:
     return {cause["field"] for cause in causes}
 
 
-def test_texts_are_judged_alike_by_server_and_lint(cluster: Cluster, api: requests.Session) -> None:
+def test_texts_are_judged_alike_by_server_and_lint(cluster: Cluster, server: requests.Session) -> None:
     """Regular expressions of RE2 and of Python, durations of CEL and of ours, on half-sound texts."""
     chance = random.Random(20261122)
     refused = 0
@@ -178,7 +180,7 @@ def test_texts_are_judged_alike_by_server_and_lint(cluster: Cluster, api: reques
         service = _random_service(chance)
         by_lint = {violation.field for violation in violations(service)}
         refused += bool(by_lint)
-        assert _refused(create(cluster, api, service)) == by_lint, yaml.safe_dump(service)
+        assert _refused(create(cluster, server, service)) == by_lint, yaml.safe_dump(service)
     assert 100 < refused < 290
 
 

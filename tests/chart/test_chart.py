@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tokenservice.app.settings import load
 from tokenservice.core.names import PRIORITY_CLASSES, SERVICE_LABEL
 from tokenservice.edge.resources import OWNED_KINDS, RESOURCES
 
@@ -262,12 +263,13 @@ def test_what_engines_need_is_kept_on_uninstall() -> None:
         assert all("annotations" in it["metadata"] for it in kinds(rendered(), kind))
 
 
-def test_each_tier_has_its_priority_and_only_guaranteed_preempts() -> None:
+def test_guaranteed_preempts_spot_and_nothing_else() -> None:
+    """Elastic and pods of other tenants, which have priority 0, are never in its way."""
     classes = {
         it["metadata"]["name"]: (it["value"], it["preemptionPolicy"]) for it in kinds(rendered(), "PriorityClass")
     }
     assert classes == {
-        PRIORITY_CLASSES["Guaranteed"]: (100000, "PreemptLowerPriority"),
+        PRIORITY_CLASSES["Guaranteed"]: (0, "PreemptLowerPriority"),
         PRIORITY_CLASSES["Elastic"]: (0, "Never"),
         PRIORITY_CLASSES["Spot"]: (-100000, "Never"),
     }
@@ -307,6 +309,16 @@ def test_peers_are_network_policy_peers() -> None:
     assert settings["metricsPeers"] == [
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     ]
+
+
+@pytest.mark.parametrize("arguments", [(), MONITORING, values(watchNamespaces=["a"], webhook__url="https://h:1/pods")])
+def test_the_operator_understands_every_setting(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Unknown keys are errors there, and what is missing here would be a default that nobody chose."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config(*arguments)))
+    loaded = load(str(file), environment={})
+    assert loaded.lease.namespace == "taas"
+    assert loaded.core.images.defaults["SGLang", "AMD"] == config()["engineImages"]["SGLang"]["AMD"]
 
 
 def test_nobody_is_let_in_by_an_empty_list() -> None:
