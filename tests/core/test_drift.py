@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.rendering import SETTINGS, SPECS, VARIANTS, spec_of
@@ -78,6 +78,11 @@ def test_a_quantity_in_other_words_is_no_drift() -> None:
 def test_a_number_in_an_argument_is_no_quantity() -> None:
     desired = {"args": ["1000m"], "replicas": 1}
     assert differs(desired, {"args": ["1"], "replicas": 1})
+
+
+def test_a_truth_is_no_number() -> None:
+    assert differs({"automount": True}, {"automount": 1})
+    assert differs({"count": 0}, {"count": False})
 
 
 def test_lists_that_the_server_leaves_out_when_empty_are_no_drift() -> None:
@@ -164,16 +169,19 @@ def changed_leaves(tree: Any) -> list[Any]:
     return [f"{tree} changed"]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(objects, scalars)
 def test_what_others_add_never_is_drift(desired: Json, extra: Any) -> None:
     assert not differs(desired, grown(desired, extra))
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(objects)
 def test_every_leaf_counts(desired: Json) -> None:
     assert all(differs(desired, other) for other in changed_leaves(desired))
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(objects, objects)
 def test_drift_never_fails_on_what_a_server_may_show(desired: Json, shown: Json) -> None:
     assert differs(desired, shown) in (True, False)

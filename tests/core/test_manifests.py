@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.rendering import MI300X, SETTINGS, SPECS, VARIANTS, make_variant, spec_of
@@ -143,6 +143,13 @@ def test_a_service_that_the_checks_stop_is_not_rendered() -> None:
 @every_variant
 def test_pods_pass_pod_security_restricted(case: str, variant: str) -> None:
     assert violations(pod_of(render(case_service(case), VARIANTS[variant]))) == ()
+
+
+@every_case
+@every_variant
+def test_nothing_can_be_changed_in_the_container(case: str, variant: str) -> None:
+    security = pod_of(render(case_service(case), VARIANTS[variant]))["containers"][0]["securityContext"]
+    assert security["readOnlyRootFilesystem"] is True
 
 
 @pytest.mark.parametrize(
@@ -462,6 +469,7 @@ def test_quantities_are_written_as_the_server_writes_them(text: str, want: str) 
     assert canonical(text) == want
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.decimals(min_value=0, max_value=10**6, places=3), st.sampled_from(["", "m", "k", "Ki", "M", "Mi", "G", "Gi"]))
 def test_canonical_text_means_the_same_and_is_stable(number: Any, suffix: str) -> None:
     text = canonical(f"{number}{suffix}")

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenservice.core.model import Json
-from tokenservice.core.names import MANIFEST_HASH_ANNOTATION
 from tokenservice.core.quantities import amount
 
 _KEYS = ("uid", "mountPath", "name", "type", "topologyKey")
@@ -20,14 +19,11 @@ _QUANTITIES = frozenset({"limits", "requests", "sizeLimit"})
 
 
 def differs(desired: Json, live: Json) -> bool:
-    """Whether applying `desired` would change `live`, or would take back what an earlier manifest had set."""
-    return manifest_hash(desired) != manifest_hash(live) or not _within(desired, live, field="")
+    """Whether applying `desired` would change `live`.
 
-
-def manifest_hash(body: Json) -> str | None:
-    """The hash of the manifest that an object was made from."""
-    found = (body.get("metadata") or {}).get("annotations") or {}
-    return found.get(MANIFEST_HASH_ANNOTATION)
+    `desired` carries the hash of its manifest: it is what tells a live object with a field that is no longer wanted.
+    """
+    return not _within(desired, live, field="")
 
 
 def _within(desired: Any, live: Any, *, field: str) -> bool:
