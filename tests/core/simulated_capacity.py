@@ -8,8 +8,8 @@ Poisson arrivals, least-loaded routing with random ties, lengths spread as in Az
 from __future__ import annotations
 
 import sys
-from heapq import heapify, heapreplace
 from itertools import product
+from math import inf
 
 import numpy as np
 
@@ -80,48 +80,61 @@ def variant(fit: str) -> Variant:
     )
 
 
+class _Pool:
+    """Replicas behind a least-loaded router, which notes the requests that kept within their targets."""
+
+    def __init__(self, variant: Variant, targets: Targets, replicas: int) -> None:
+        limits = EngineLimits(variant.max_num_seqs, variant.max_num_batched_tokens, variant.kv_capacity_tokens)
+        self.engines = [Engine(variant.step, limits) for _ in range(replicas)]
+        self.load = [0] * replicas
+        self.due = [inf] * replicas
+        self.met: set[int] = set()
+        self._targets = targets
+
+    def advance(self, now: float, *, all_of_them: bool = False) -> None:
+        for number, at in enumerate(self.due):
+            if at <= now or all_of_them:
+                self._collect(number, now)
+
+    def submit(self, request: Request, tie: float) -> None:
+        least = [number for number, load in enumerate(self.load) if load == min(self.load)]
+        chosen = least[int(tie * len(least))]
+        self.engines[chosen].submit(request)
+        self.load[chosen] += 1
+        self._collect(chosen, request.arrived_ms)
+
+    def _collect(self, number: int, now: float) -> None:
+        for event in self.engines[number].advance(now):
+            if isinstance(event, Finished):
+                self.load[number] -= 1
+                self._note(event)
+        at = self.engines[number].next_event_ms()
+        self.due[number] = inf if at is None else at
+
+    def _note(self, done: Finished) -> None:
+        goal = self._targets
+        if done.ttft_ms <= goal.ttft_seconds * 1000 and done.tpot_ms <= goal.tpot_seconds * 1000:
+            self.met.add(int(done.request.id))
+
+
 def joint_attainment(
     variant: Variant, work: Workload, targets: Targets, rate: float, *, replicas: int = 8, requests: int = 10_000
 ) -> float:
     """Share of requests within both targets at `rate` requests per second and replica."""
     random = np.random.default_rng(1)
-    arrivals = np.cumsum(random.exponential(1000 / (rate * replicas), requests))
-    inputs = _lengths(random, INPUTS, work.input_tokens, requests)
+    arrivals = np.cumsum(random.exponential(1000 / (rate * replicas), requests)).tolist()
+    inputs = np.minimum(_lengths(random, INPUTS, work.input_tokens, requests), variant.kv_capacity_tokens // 2)
     outputs = _lengths(random, OUTPUTS, work.output_tokens, requests)
-    limits = EngineLimits(variant.max_num_seqs, variant.max_num_batched_tokens, variant.kv_capacity_tokens)
-    engines = [Engine(variant.step, limits) for _ in range(replicas)]
-    load, met = [0] * replicas, np.zeros(requests, dtype=bool)
-
-    def collect(engine: int, now: float) -> None:
-        for event in engines[engine].advance(now):
-            if isinstance(event, Finished):
-                load[engine] -= 1
-                met[int(event.request.id)] = (
-                    event.ttft_ms <= targets.ttft_seconds * 1000 and event.tpot_ms <= targets.tpot_seconds * 1000
-                )
-
-    due = [(float("inf"), engine) for engine in range(replicas)]
-    heapify(due)
-    for number, now in enumerate(arrivals.tolist()):
-        while due[0][0] <= now:
-            engine = due[0][1]
-            collect(engine, now)
-            heapreplace(due, (_next(engines[engine]), engine))
-        engine = int(random.choice([e for e in range(replicas) if load[e] == min(load)]))
-        prompt = min(int(inputs[number]), variant.kv_capacity_tokens // 2)
+    ties = random.random(requests)
+    pool = _Pool(variant, targets, replicas)
+    for number, now in enumerate(arrivals):
+        pool.advance(now)
+        prompt = int(inputs[number])
         cached = int(prompt * work.hit_rate)
-        engines[engine].submit(Request(number, now, prompt, int(outputs[number]), cached))
-        load[engine] += 1
-        due = [(_next(engines[e]), e) if e == engine else (at, e) for at, e in due]
-        heapify(due)
-    for engine in range(replicas):
-        collect(engine, arrivals[-1] + 600_000)
-    return float(met[requests // 4 :].mean())
-
-
-def _next(engine: Engine) -> float:
-    at = engine.next_event_ms()
-    return float("inf") if at is None else at
+        pool.submit(Request(number, now, prompt, int(outputs[number]), cached), ties[number])
+    pool.advance(arrivals[-1] + 600_000, all_of_them=True)
+    warm = requests // 4
+    return sum(number >= warm for number in pool.met) / (requests - warm)
 
 
 def _lengths(random: np.random.Generator, table: tuple[float, ...], mean: float, count: int) -> np.ndarray:

@@ -40,8 +40,8 @@ _POOLING_LOSS = 0.3
 """Least loss of a small pool, see `usable_share`. Simulated: a lone replica keeps 0.81-0.91 of its share where answers
 have hundreds of tokens (loss 0.15-0.30), and 0.4 of it where they have 28 on average."""
 
-_CAUTION = 0.97
-"""Share of the closed form that is promised; by itself it is up to 13 % above the simulation."""
+_CAUTION = 0.95
+"""Share of the closed form that is promised; by itself it is up to 14 % above the simulation."""
 
 _BISECTIONS = 14
 
@@ -120,7 +120,7 @@ def targets(objectives: Objectives) -> Targets:
 
 
 def capacity(variant: Variant, workload: Workload, targets: Targets) -> Capacity:
-    """The largest rate whose percentiles, KV use and batch stay within bounds. About 0.5 ms, remembered."""
+    """The largest rate whose percentiles, KV use and batch stay within bounds. About a millisecond, and remembered."""
     return _solved(_shape(variant, workload), targets)
 
 
