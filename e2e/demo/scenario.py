@@ -85,7 +85,7 @@ def fleet(time_scale: float) -> Json:
         "spec": {
             "prometheus": {"windowSeconds": 15, "stalenessSeconds": 20},
             "consolidation": {
-                "scaleDownWindowSeconds": round(120 / time_scale),
+                "scaleDownWindowSeconds": round(300 / time_scale),
                 "cooldownSeconds": round(300 / time_scale),
                 "maxConcurrentMoves": 2,
             },
