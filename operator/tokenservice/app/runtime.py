@@ -157,7 +157,7 @@ class Operator:
             metering=self._metering,
             settings=settings.core,
             architectures=architectures(),
-            status_written_at=lambda: reporter.status_written_at,
+            status_written_at=reporter.status_written_at,
         )
         self.planner = Planner(
             observes=self._observer,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from tokenservice.core.model import Event, Json, ObjectKey, Plan, StatusWrite
@@ -70,9 +70,9 @@ class Reporter:
         self._slots = asyncio.Semaphore(PARALLEL_WRITES)
         self._written_at: dict[ObjectKey, float] = {}
 
-    @property
     def status_written_at(self) -> Mapping[ObjectKey, float]:
-        """When this process last wrote each status; seconds since the epoch."""
+        """When this process last wrote each status, of objects that still exist; seconds since the epoch."""
+        self._written_at = {key: at for key, at in self._written_at.items() if self._versions.version(key) is not None}
         return dict(self._written_at)
 
     async def report(self, plan: Plan) -> tuple[tuple[ObjectKey, str], ...]:
@@ -80,11 +80,6 @@ class Reporter:
         written = await asyncio.gather(*(self._status(status) for status in plan.statuses))
         await asyncio.gather(*(self._event(event) for event in plan.events))
         return tuple(pair for pair in written if pair is not None)
-
-    def forget(self, keys: Iterable[ObjectKey]) -> None:
-        """Drops what is remembered of objects other than `keys`."""
-        kept = set(keys)
-        self._written_at = {key: at for key, at in self._written_at.items() if key in kept}
 
     async def _status(self, write: StatusWrite) -> tuple[ObjectKey, str] | None:
         async with self._slots:

@@ -1,0 +1,114 @@
+"""The snapshot: complete or none, and only accelerators count as such."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.edge.objects import container, deployment, node, pod, token_service
+from tests.support.build import SETTINGS
+from tokenservice.app.metering import Metering
+from tokenservice.app.observe import CHILD_KINDS, Observer
+from tokenservice.core.model import Json, Missing, ObjectKey, Proposal, ServiceKey
+from tokenservice.edge.projections import CHILDREN, PROJECTIONS
+from tokenservice.edge.prometheus import Answer, Question
+from tokenservice.edge.store import Store, Stores
+
+
+class NoMetrics:
+    async def read(self, question: Question) -> Answer:
+        raise AssertionError("observing asks nobody")
+
+
+H100 = {
+    "kind": "AcceleratorClass",
+    "metadata": {"name": "h100", "uid": "u"},
+    "spec": {
+        "vendor": "NVIDIA",
+        "nodeLabels": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+        "resourceName": "nvidia.com/gpu",
+        "memory": "80Gi",
+        "bandwidthGigabytesPerSecond": 3350,
+        "denseTeraflops": {"bf16": 989},
+        "pricePerHour": 3.0,
+        "idleWatts": 100,
+        "busyWatts": 700,
+    },
+}
+
+
+def make_observer(**objects: list[Json]) -> tuple[Observer, Stores]:
+    kinds = (*PROJECTIONS, *CHILD_KINDS)
+    stores = Stores([Store[Any](kind, PROJECTIONS.get(kind, CHILDREN)) for kind in kinds])
+    for store in stores:
+        store.replace(store.project(objects.get(store.kind, [])), "1")
+    metering = Metering(NoMetrics(), default_address=None, interval_seconds=5)
+    observer = Observer(
+        stores=stores,
+        metering=metering,
+        settings=SETTINGS,
+        architectures={},
+        status_written_at=lambda: {ObjectKey("TokenService", "team", "chat"): 3.0},
+    )
+    return observer, stores
+
+
+def test_there_is_no_snapshot_until_every_kind_was_listed() -> None:
+    observer, stores = make_observer()
+    assert observer.snapshot() is not None
+    next(iter(stores)).synced = False
+    assert observer.snapshot() is None
+
+
+def test_a_snapshot_has_everything_sorted() -> None:
+    observer, _ = make_observer(
+        TokenService=[token_service("b"), token_service("a")],
+        AcceleratorClass=[H100],
+        Node=[node("n2"), node("n1")],
+        Pod=[pod("p2"), pod("p1")],
+        Deployment=[deployment()],
+    )
+    proposals = (Proposal(node="n1", pods=(), since=1.0),)
+    seen = observer.snapshot(("Pod",), proposals)
+    assert seen is not None
+    assert [service.key.name for service in seen.services] == ["a", "b"]
+    assert [found.name for found in seen.nodes] == ["n1", "n2"]
+    assert [found.name for found in seen.pods] == ["p1", "p2"]
+    assert list(seen.children) == [ObjectKey("Deployment", "team", "chat-h100")]
+    assert seen.stale_kinds == ("Pod",)
+    assert seen.proposals == proposals
+    assert seen.status_written_at == {ObjectKey("TokenService", "team", "chat"): 3.0}
+    assert isinstance(seen.metrics[ServiceKey("team", "a")], Missing)
+
+
+def test_other_extended_resources_are_no_accelerators() -> None:
+    network = pod("network", gates=())
+    network["metadata"]["labels"] = {}
+    network["spec"]["containers"] = [container({"rdma/hca": "1"})]
+    observer, _ = make_observer(AcceleratorClass=[H100], Node=[node()], Pod=[network, pod()])
+    seen = observer.snapshot()
+    assert seen is not None
+    assert seen.nodes[0].allocatable == {"nvidia.com/gpu": 8}
+    assert [found.name for found in seen.pods] == ["chat-1"]
+
+
+def test_a_class_that_nobody_can_read_harms_no_other() -> None:
+    broken = {"kind": "AcceleratorClass", "metadata": {"name": "b", "uid": "u"}, "spec": {}}
+    observer, _ = make_observer(AcceleratorClass=[broken, H100])
+    seen = observer.snapshot()
+    assert seen is not None
+    assert [found.name for found in seen.accelerators] == ["h100"]
+    assert [found.key.name for found in observer.unreadable()] == ["b"]
+
+
+def test_the_fleet_named_default_is_the_fleet() -> None:
+    named = {"kind": "TokenFleet", "metadata": {"name": "default", "uid": "u"}, "spec": {"targetUtilization": 0.5}}
+    other = {"kind": "TokenFleet", "metadata": {"name": "other", "uid": "u"}, "spec": {"targetUtilization": 0.9}}
+    observer, _ = make_observer(TokenFleet=[other, named])
+    seen = observer.snapshot()
+    assert seen is not None
+    assert seen.fleet.target_utilization == 0.5
+    assert seen.fleet_object is not None
+    absent = make_observer()[0].snapshot()
+    assert absent is not None
+    assert absent.fleet.target_utilization == 0.70
+    assert absent.fleet_object is None

@@ -1,0 +1,114 @@
+"""Statuses go to the object that they were made for, on the revision that was seen, by who leads."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.edge.fakes import Server
+from tests.edge.objects import token_service
+from tokenservice.core.model import Event, ObjectKey, Plan, Reason, StatusWrite
+from tokenservice.core.names import STATUS_MANAGER
+from tokenservice.edge.report import Reporter
+from tokenservice.edge.store import Version
+from tokenservice.errors import ApiError, Conflict, Forbidden, NotFound, Retryable
+
+KEY = ObjectKey("TokenService", "team", "chat")
+STATUS = StatusWrite(key=KEY, uid="uid-chat", status={"replicas": 2})
+EVENT = Event(regarding=KEY, uid="uid-chat", type="Normal", reason=Reason.SCALED_UP, message="1 -> 2")
+
+
+class Fence:
+    def __init__(self, *, held: bool = True) -> None:
+        self._held = held
+
+    def held(self) -> bool:
+        return self._held
+
+
+class Sink:
+    """Keeps events; raises for those told to."""
+
+    def __init__(self, *errors: ApiError) -> None:
+        self.events: list[Event] = []
+        self.errors = list(errors)
+
+    async def emit(self, event: Event) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.events.append(event)
+
+
+def make_server() -> Server:
+    server = Server()
+    server.put(token_service())
+    return server
+
+
+def make_reporter(server: Server, sink: Sink | None = None, *, leads: bool = True) -> Reporter:
+    return Reporter(server, sink or Sink(), Fence(held=leads), server, wall_clock=lambda: 1_800_000_000.0)
+
+
+async def test_a_status_is_applied_under_its_own_manager_on_the_revision_that_was_seen() -> None:
+    server = make_server()
+    reporter = make_reporter(server)
+    written = await reporter.report(Plan(statuses=(STATUS,)))
+    (_, _, sent), *_ = server.calls
+    assert (sent["manager"], sent["subresource"]) == (STATUS_MANAGER, "status")
+    assert sent["manifest"] == {
+        "apiVersion": "taas.dev/v1alpha1",
+        "kind": "TokenService",
+        "metadata": {"namespace": "team", "name": "chat", "resourceVersion": "1"},
+        "status": {"replicas": 2},
+    }
+    assert written == ((KEY, "2"),)
+    assert reporter.status_written_at() == {KEY: 1_800_000_000.0}
+
+
+async def test_an_object_that_was_made_anew_does_not_inherit_a_status() -> None:
+    server = make_server()
+    server.objects[KEY]["metadata"]["uid"] = "another"
+    assert await make_reporter(server).report(Plan(statuses=(STATUS,))) == ()
+    assert server.calls == []
+
+
+async def test_an_object_that_changed_since_it_was_seen_is_left_to_the_next_plan() -> None:
+    class Behind(Server):
+        def version(self, key: ObjectKey) -> Version:
+            return Version("uid-chat", "0")
+
+    server = Behind()
+    server.put(token_service())
+    reporter = Reporter(server, Sink(), Fence(), server)
+    assert await reporter.report(Plan(statuses=(STATUS,))) == ()
+    assert reporter.status_written_at() == {}
+
+
+async def test_who_does_not_lead_says_nothing() -> None:
+    server, sink = make_server(), Sink()
+    assert await make_reporter(server, sink, leads=False).report(Plan(statuses=(STATUS,), events=(EVENT,))) == ()
+    assert server.calls == []
+    assert sink.events == []
+
+
+@pytest.mark.parametrize("error", [Conflict("changed"), NotFound("gone"), Forbidden("no right"), Retryable("busy")])
+async def test_one_status_that_fails_does_not_stop_the_others(error: ApiError) -> None:
+    server = make_server()
+    other = server.put(token_service("code"))
+    server.failures = [error]
+    statuses = (STATUS, StatusWrite(key=other, uid="uid-code", status={"replicas": 1}))
+    written = await make_reporter(server).report(Plan(statuses=statuses))
+    assert [key for key, _ in written] == [other]
+
+
+async def test_one_event_that_fails_does_not_stop_the_others() -> None:
+    sink = Sink(Retryable("busy"))
+    await make_reporter(make_server(), sink).report(Plan(events=(EVENT, EVENT)))
+    assert sink.events == [EVENT]
+
+
+async def test_what_is_gone_is_forgotten() -> None:
+    server = make_server()
+    reporter = make_reporter(server)
+    await reporter.report(Plan(statuses=(STATUS,)))
+    server.objects.clear()
+    assert reporter.status_written_at() == {}
