@@ -48,7 +48,7 @@ tools: setup ## Fetch or build the control plane (once; about ten minutes when i
 e2e: tools ## Tests on a real control plane
 	$(BIN)/pytest e2e/tests
 
-test: unit e2e ## All tests
+test: tools unit e2e ## All tests
 
 demo: tools ## Static against the operator, on a real control plane, with real traffic
 	$(BIN)/python -m e2e.demo
