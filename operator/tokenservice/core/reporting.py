@@ -143,7 +143,13 @@ def acting(facts: Facts, service: Service) -> bool:
 
 def _changing(facts: Facts, service: Service, mine: Sequence[Action]) -> bool:
     exchanging = any(rolling_out(child) for child in facts.deployments.get(service.key, {}).values())
-    return exchanging or any(isinstance(action, Apply | SetServing | Place) for action in mine)
+    return exchanging or any(_touches_engines(action) for action in mine)
+
+
+def _touches_engines(action: Action) -> bool:
+    if isinstance(action, Apply):
+        return action.manifest["kind"] == "Deployment"
+    return isinstance(action, SetServing | Place)
 
 
 def _variants(facts: Facts, seen: Outlook, grant: Grant | None) -> tuple[VariantReport, ...]:

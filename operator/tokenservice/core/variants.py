@@ -127,7 +127,7 @@ def cost_per_million_tokens(variant: Variant, capacity: Capacity, workload: Work
 
 def repository(uri: str) -> str:
     """The model repository that profiles name: `Qwen/Qwen3-32B` of `hf://Qwen/Qwen3-32B`."""
-    return uri.partition("://")[2].rstrip("/") if uri.startswith("hf://") else uri
+    return uri.partition("://")[2].partition("@")[0].rstrip("/") if uri.startswith("hf://") else uri
 
 
 def tensor_parallel_fits(accelerator: Accelerator, tensor_parallel_size: int, pipeline_parallel_size: int = 1) -> bool:
