@@ -18,6 +18,7 @@ NOTHING_KNOWN = {
     "no buckets": (),
     "all zero": ((0.1, 0.0), (inf, 0.0)),
     "NaN, as rates over an empty window are": ((0.1, nan), (inf, nan)),
+    "NaN in one bucket": ((0.1, nan), (inf, 1.0)),
 }
 
 

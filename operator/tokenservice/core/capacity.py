@@ -16,7 +16,7 @@ Percentiles need the spread around that:
   of inputs, 0.77 of outputs). Sums are taken as Gamma distributed (Wilson-Hilferty), which suits their tails.
 
 Against simulated engines (eight replicas, least-loaded, 99 % of requests within both targets; five profiles, six
-shapes, four pairs of targets) it is off by 5 % in the mean and never more than 10 % above; see `tests/core`.
+shapes, four pairs of targets) it promises 10 % less on average and nowhere 10 % more; `tests/core` holds the table.
 It needs no iteration but one bisection over the rate.
 """
 
