@@ -107,6 +107,34 @@ async def test_a_short_outage_is_survived() -> None:
     assert lease.held()
 
 
+async def test_renewing_is_one_request() -> None:
+    server, clock = Server(), Clock()
+    lease = make_lease(server, clock, "a")
+    await lease.acquire()
+    server.calls.clear()
+    for _ in range(3):
+        await lease._try()
+    assert [verb for verb, _, _ in server.calls] == ["patch"] * 3
+
+
+async def test_a_lease_that_somebody_touched_is_read_again_and_kept() -> None:
+    server, clock = Server(), Clock()
+    lease = make_lease(server, clock, "a")
+    await lease.acquire()
+    server.put({**server.objects[KEY], "metadata": {**server.objects[KEY]["metadata"], "labels": {"seen": "yes"}}})
+    assert await lease._try()
+    assert lease.held()
+
+
+async def test_a_lease_that_somebody_deleted_is_made_anew() -> None:
+    server, clock = Server(), Clock()
+    lease = make_lease(server, clock, "a")
+    await lease.acquire()
+    server.objects.clear()
+    assert await lease._try()
+    assert server.objects[KEY]["spec"]["holderIdentity"] == "a"
+
+
 async def test_a_clean_exit_hands_over_at_once() -> None:
     server, clock = Server(), Clock()
     first, second = make_lease(server, clock, "a"), make_lease(server, clock, "b")

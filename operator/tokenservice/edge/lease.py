@@ -76,6 +76,7 @@ class Lease:
         self._jitter = jitter
         self._valid_until = float("-inf")
         self._seen = _Seen((), float("-inf"))
+        self._own: Json | None = None
 
     def held(self) -> bool:
         """Whether this process may write now."""
@@ -128,20 +129,28 @@ class Lease:
         return won
 
     async def _take(self, now: float) -> bool:
+        if self._own is not None and await self._renew(self._own, now):
+            return True
         try:
             lease = await self._api.get(self.key)
         except NotFound:
-            return await self._create()
+            return await self._create(now)
         self._look(lease, now)
         if self._taken and now < self._seen.at + _duration(lease, self.terms.duration):
             return False
+        return await self._renew(lease, now)
+
+    async def _renew(self, lease: Json, now: float) -> bool:
+        """Writes over exactly what was read, or what we wrote last: nobody else has written since, or it conflicts."""
+        self._own = None
         try:
-            self._look(await self._write(lease, holder=self.identity, duration=round(self.terms.duration)), now)
-        except Conflict:
+            self._own = await self._write(lease, holder=self.identity, duration=round(self.terms.duration))
+        except (Conflict, NotFound):
             return False
+        self._look(self._own, now)
         return True
 
-    async def _create(self) -> bool:
+    async def _create(self, now: float) -> bool:
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -149,9 +158,10 @@ class Lease:
             "spec": self._spec(self.identity, round(self.terms.duration), taken=True, transitions=0),
         }
         try:
-            self._look(await self._api.create("Lease", body), self._clock())
+            self._own = await self._api.create("Lease", body)
         except Conflict:
             return False
+        self._look(self._own, now)
         return True
 
     async def _write(self, lease: Json, *, holder: str, duration: int) -> Json:

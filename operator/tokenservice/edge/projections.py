@@ -137,10 +137,10 @@ def pod(obj: Json) -> Pod | None:
     """An engine pod of ours, or any other that asks for extended resources and is not finished."""
     metadata, spec, status = obj["metadata"], obj["spec"], obj.get("status") or {}
     labels = metadata.get("labels") or {}
-    requests = _requests(spec)
     phase = status.get("phase", "Pending")
-    if SERVICE_LABEL not in labels and (phase in _FINISHED or not _extended(requests)):
+    if SERVICE_LABEL not in labels and (phase in _FINISHED or not _asks_for_extended(spec)):
         return None
+    requests = _requests(spec)
     gates = {gate["name"] for gate in spec.get("schedulingGates") or ()}
     states = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     return Pod(
@@ -209,6 +209,14 @@ def _number(quantity: object) -> float:
 def _is_extended(name: str) -> bool:
     domain, slash, _ = name.partition("/")
     return bool(slash) and domain != "kubernetes.io" and not domain.endswith(".kubernetes.io")
+
+
+def _asks_for_extended(spec: Json) -> bool:
+    """Most pods of a cluster do not; they are told apart before anything is added up."""
+    holders = (spec, *(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
+    return any(
+        _is_extended(name) for holder in holders for name in (holder.get("resources") or {}).get("requests") or ()
+    )
 
 
 def _requests(spec: Json) -> _Amounts:
