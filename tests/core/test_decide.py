@@ -256,3 +256,24 @@ def test_whatever_happens_the_floor_serves_and_silence_follows(happenings: list[
     made.nodes = [replace(node, schedulable=True) for node in made.nodes]
     made.run(80)
     assert all(not plan.actions for plan in made.run(5))
+
+
+@pytest.mark.parametrize(
+    "seen",
+    {"missing": NO_DATA, "of the old replica only": make_metrics(0.5, engines_reporting=1)}.values(),
+    ids=["missing", "partial"],
+)
+def test_a_surge_is_no_reason_for_more_while_the_count_is_held(seen: Any) -> None:
+    one = make_service("chat")
+    made = world(one)
+    made.run(10)
+    made.metrics[one.key] = seen
+    (used,) = {pod.node for pod in made.pods.values()}
+    made.nodes = [replace(node, schedulable=node.name != used) for node in made.nodes]
+    most = 0
+    for _ in range(20):
+        made.round()
+        most = max(most, len(made.pods))
+    assert most == 2
+    assert made.serving(one.key) == 1
+    assert used not in {pod.node for pod in made.pods.values()}

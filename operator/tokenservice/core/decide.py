@@ -69,9 +69,8 @@ def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[st
     variant = next(variant for variant, _ in seen.ranked if variant.name == name)
     live = facts.deployments.get(service.key, {}).get(name)
     next_step = step(facts, service.key, name, count, live)
-    manifest = deployment(
-        service, variant, next_step.replicas, facts.snapshot.settings, fleet=facts.snapshot.fleet, scaled_at=None
-    )
+    settings, fleet = facts.snapshot.settings, facts.snapshot.fleet
+    manifest = deployment(service, variant, next_step.replicas, settings, fleet=fleet, surge=next_step.surge)
     after = (*before, *(action.id for action in next_step.before))
     return [*next_step.before, *_applied(facts, service, manifest, _reason(next_step), next_step.message, after)]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tokenservice.core.model import Accelerator, Child, Node, Pod, Service, ServiceKey, Snapshot
-from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, VARIANT_LABEL, ZONE_LABEL
+from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
 from tokenservice.core.repack import LEAVING
-from tokenservice.core.room import Room, of_class, rooms, tolerates, usable
+from tokenservice.core.room import Room, of_class, rooms, tolerates
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,12 @@ class Facts:
         return found
 
     def counts(self, service: ServiceKey) -> Mapping[str, int]:
-        """Replicas asked for, by variant, as the Deployments say now."""
-        return {variant: replicas(child) for variant, child in self.deployments.get(service, {}).items()}
+        """Replicas asked for, by variant, as the Deployments say now; without those that only stand in for others.
+
+        Were they counted, a count that is held would grow by them, and call for more to stand in, in every pass.
+        """
+        deployments = self.deployments.get(service, {})
+        return {variant: max(0, replicas(child) - surge(child)) for variant, child in deployments.items()}
 
     def ready(self, service: ServiceKey) -> int:
         """Pods of the service that serve."""
@@ -89,9 +93,9 @@ class Facts:
             and allowed_location(service, room.node)
         )
 
-    def nodes_of(self, accelerator: Accelerator) -> tuple[Node, ...]:
-        """Usable nodes of the fleet that belong to the class."""
-        return tuple(node for node in self.fleet_nodes if usable(node) and of_class(node, accelerator))
+    def present(self, accelerator: Accelerator) -> bool:
+        """Whether the fleet has a node of the class, whatever its state."""
+        return any(of_class(node, accelerator) for node in self.fleet_nodes)
 
     def accelerator_of(self, pod: Pod) -> Accelerator | None:
         """Class of an engine pod: the one that its variant is named after."""
@@ -115,6 +119,12 @@ class Facts:
 def replicas(deployment: Child) -> int:
     """The count that a Deployment asks for."""
     return int(deployment.body.get("spec", {}).get("replicas", 1))
+
+
+def surge(deployment: Child) -> int:
+    """How many of the replicas stand in for others that are about to leave; others may have written nonsense there."""
+    text = str((deployment.body.get("metadata", {}).get("annotations") or {}).get(SURGE_ANNOTATION, ""))
+    return int(text) if text.isdecimal() else 0
 
 
 def rolling_out(deployment: Child) -> bool:

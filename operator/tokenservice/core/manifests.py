@@ -23,6 +23,7 @@ from tokenservice.core.names import (
     MANIFEST_HASH_ANNOTATION,
     SCALED_AT_ANNOTATION,
     SERVICE_LABEL,
+    SURGE_ANNOTATION,
     deployment_name,
     engine_account_name,
 )
@@ -84,8 +85,12 @@ def deployment(
     *,
     fleet: TokenFleetSpec,
     scaled_at: str | None = None,
+    surge: int = 0,
 ) -> Json:
-    """The Deployment of one variant. Raises ValueError without a valid spec or an image for it."""
+    """The Deployment of one variant, `surge` of its replicas being there for a while only.
+
+    Raises ValueError without a valid spec or an image for it.
+    """
     spec, key = service.spec, service.key
     image = engine_image(spec, variant, settings.images) if spec is not None else None
     if spec is None or image is None:
@@ -94,6 +99,7 @@ def deployment(
     body["template"] = merged(body["template"], settings.pod_patch)
     name = deployment_name(key.name, variant.name)
     made = hashed(_object(service, "apps/v1", "Deployment", name, labels(key, spec, variant)) | {"spec": body})
+    made["metadata"]["annotations"][SURGE_ANNOTATION] = str(surge)
     if scaled_at is not None:
         made["metadata"]["annotations"][SCALED_AT_ANNOTATION] = scaled_at
     return made

@@ -25,6 +25,9 @@ MANIFEST_HASH_ANNOTATION = "taas.dev/manifest-hash"
 SCALED_AT_ANNOTATION = "taas.dev/scaled-at"
 """On Deployments: when their count last changed, RFC 3339. Never in a pod template."""
 
+SURGE_ANNOTATION = "taas.dev/surge"
+"""On Deployments: how many of their replicas only bridge the time until others have left. Never in a pod template."""
+
 DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
 PLACEMENT_GATE = "taas.dev/placement"

@@ -31,9 +31,10 @@ from tokenservice.core.repack import LEAVING, VICTIM
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one Deployment should ask for now, and the writes that must come before."""
+    """What one Deployment should ask for now, `surge` of it for a while only, and the writes that must come before."""
 
     replicas: int
+    surge: int = 0
     before: tuple[Action, ...] = ()
     reason: Reason = Reason.STEADY
     message: str = ""
@@ -74,11 +75,15 @@ def _replace(
         surge = max(current, wanted + len(leaving))
         reason = Reason.SURGED if surge > current else Reason.STEADY
         return Step(
-            replicas=surge, reason=reason, message=f"{variant}: {len(leaving)} leaving, successors start before they go"
+            replicas=surge,
+            surge=min(len(leaving), surge - wanted),
+            reason=reason,
+            message=f"{variant}: {len(leaving)} leaving, successors start before they go",
         )
     serving = [pod for pod in leaving if pod.serving]
     if serving:
-        return Step(replicas=current, before=tuple(_shift(pod) for pod in serving))
+        bridging = min(len(leaving), max(0, current - wanted))
+        return Step(replicas=current, surge=bridging, before=tuple(_shift(pod) for pod in serving))
     return _shrink(facts, service, variant, wanted, current, pods, deployment)
 
 
