@@ -279,6 +279,21 @@ def test_what_limits_is_named(change: dict[str, int], goal: str, limit: Limit) -
     assert found.limited_by == limit
 
 
+def test_a_higher_percentile_of_either_latency_costs_capacity() -> None:
+    """Also where the other objective is lenient, so that the share within both would allow it."""
+    lenient = Targets(0.4, 0.5, 0.04, 0.5)
+    allowed = capacity(QWEN, DEFAULT, lenient).requests_per_second
+    for strict in (replace(lenient, tpot_fraction=0.99), replace(lenient, ttft_fraction=0.99)):
+        assert capacity(QWEN, DEFAULT, strict).requests_per_second < 0.95 * allowed
+
+
+def test_the_batch_keeps_room_for_its_own_fluctuation() -> None:
+    few = replace(QWEN, max_num_seqs=16)
+    found = capacity(few, DEFAULT, TARGETS["2s/200ms"])
+    spread = (found.batch / 8) ** 0.5
+    assert found.batch + spread < 16
+
+
 def test_long_prompts_are_limited_by_the_first_token() -> None:
     found = capacity(QWEN, Workload(8192, 1024), TARGETS["2s/200ms"])
     assert found.requests_per_second > 0
