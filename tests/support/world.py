@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.support.build import NOW, make_snapshot
+from tests.support.build import H100, NOW, make_snapshot
 from tokenservice.core.decide import decide
 from tokenservice.core.model import (
     Action,
@@ -93,6 +93,11 @@ class World:
 
     def write_status(self, write: StatusWrite) -> None:
         self.written_at[write.key] = self.now
+        if write.key.kind == "AcceleratorClass":
+            classes = self.extra.get("accelerators", (H100,))
+            self.extra["accelerators"] = tuple(
+                replace(one, status=write.status) if one.name == write.key.name else one for one in classes
+            )
         self.services = [
             replace(service, status=write.status)
             if write.key == ObjectKey("TokenService", service.key.namespace, service.key.name)

@@ -161,10 +161,12 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
-    """An AcceleratorClass under its object name."""
+    """An AcceleratorClass under its object name, with the status that stands there."""
 
     name: str
     spec: AcceleratorClassSpec
+    uid: str = ""
+    status: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

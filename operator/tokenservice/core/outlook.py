@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.allocation import Ranked, Want
 from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for, targets
 from tokenservice.core.checks import problems, with_image
 from tokenservice.core.demand import Demand, demand, workload_of
 from tokenservice.core.facts import Facts
-from tokenservice.core.model import Missing, Problem, Reason, Service, ServiceMetrics, Variant
+from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceMetrics, Variant
 from tokenservice.core.scaling import Scaling, desired
 from tokenservice.core.variants import candidates, ranked
 
@@ -45,7 +46,7 @@ def outlook(facts: Facts, service: Service) -> Outlook:
     metrics = snapshot.metrics.get(service.key, NOT_READ)
     if spec is None:
         return Outlook(service=service, problems=problems(facts, service, (), ()), metrics=metrics)
-    found, wrong = candidates(spec, snapshot.accelerators, snapshot.profiles, snapshot.architectures)
+    found, wrong = _candidates(facts, service, spec)
     deployable = with_image(spec, found, snapshot.settings.images)
     work, goals = workload_of(metrics), targets(spec.objectives)
     order, unreachable = ranked(spec, deployable, work, goals)
@@ -60,6 +61,23 @@ def outlook(facts: Facts, service: Service) -> Outlook:
     return _scaled(facts, seen) if order and not seen.problems else seen
 
 
+def _candidates(
+    facts: Facts, service: Service, spec: TokenServiceSpec
+) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
+    """Who names no accelerator gets one that there is; one that nodes must be bought for only if no other will do."""
+    snapshot = facts.snapshot
+    if not spec.placement.accelerators:
+        there = tuple(a for a in snapshot.accelerators if facts.present(a) or _used(facts, service, a))
+        found, wrong = candidates(spec, there, snapshot.profiles, snapshot.architectures)
+        if found:
+            return found, wrong
+    return candidates(spec, snapshot.accelerators, snapshot.profiles, snapshot.architectures)
+
+
+def _used(facts: Facts, service: Service, accelerator: Accelerator) -> bool:
+    return any(name.startswith(f"{accelerator.name}-") for name in facts.counts(service.key))
+
+
 def _scaled(facts: Facts, seen: Outlook) -> Outlook:
     """Adds what is asked of the service, and how many replicas of which variant that takes."""
     spec = seen.service.spec
@@ -72,7 +90,14 @@ def _scaled(facts: Facts, seen: Outlook) -> Outlook:
     scaling = _held_if_partial(
         facts, seen, desired(spec, count, asked, capacity, facts.snapshot.fleet, seen.workload), count
     )
-    want = Want(service=seen.service, ranked=seen.ranked, primary=primary, replicas=scaling.replicas, current=current)
+    want = Want(
+        service=seen.service,
+        ranked=seen.ranked,
+        primary=primary,
+        replicas=scaling.replicas,
+        owed=scaling.floor,
+        current=current,
+    )
     return replace(seen, demand=asked, scaling=scaling, want=want)
 
 

@@ -37,6 +37,7 @@ from tokenservice.core.status import (
     LoadingReport,
     ServiceReport,
     VariantReport,
+    accelerator_status,
     fleet_status,
     service_status,
 )
@@ -82,6 +83,7 @@ def told(decided: Decided, now: float) -> Plan:
         written += _write(decided.facts, _key(seen.service), seen.service.uid, seen.service.status, status, now)
         _add_service_figures(figures, seen.service.key, report)
     written += _fleet(decided, figures, now)
+    written += _classes(decided.facts, now)
     return Plan(actions=tuple(decided.actions), statuses=tuple(written), events=tuple(said), metrics=figures)
 
 
@@ -105,7 +107,7 @@ def _service_report(decided: Decided, seen: Outlook, now: float) -> ServiceRepor
     metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
     return ServiceReport(
         service=service,
-        floor=seen.scaling.floor if seen.scaling is not None else 1,
+        floor=_floor(seen),
         desired=sum(grant.counts.values()) if grant is not None else len(pods),
         existing=len(pods),
         ready=sum(pod.ready for pod in pods),
@@ -130,6 +132,14 @@ def _service_report(decided: Decided, seen: Outlook, now: float) -> ServiceRepor
     )
 
 
+def _floor(seen: Outlook) -> int:
+    """Replicas without which the service is not Ready; a fixed count is an aim, not a promise."""
+    spec = seen.service.spec
+    if seen.scaling is None or spec is None:
+        return 1
+    return min(seen.scaling.floor, spec.scaling.min_replicas) if spec.replicas is not None else seen.scaling.floor
+
+
 def acting(facts: Facts, service: Service) -> bool:
     """Whether the operator may change anything of this service."""
     spec = service.spec
@@ -148,7 +158,7 @@ def _changing(facts: Facts, service: Service, mine: Sequence[Action]) -> bool:
 
 def _touches_engines(action: Action) -> bool:
     if isinstance(action, Apply):
-        return action.manifest["kind"] == "Deployment"
+        return bool(action.manifest["kind"] == "Deployment")
     return isinstance(action, SetServing | Place)
 
 
@@ -304,10 +314,22 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
         utilization=_fleet_utilization(facts, served, counts),
         waterfall=parts,
         cost_per_million_tokens=dollars_per_million_tokens(price, _output(decided.outlooks)),
+        joules_per_token=joules_per_token(_fleet_watts(facts, parts), _output(decided.outlooks)),
     )
     key = ObjectKey("TokenFleet", "", str(metadata.get("name", "default")))
     status = fleet_status(report, now)
     return _write(facts, key, str(metadata.get("uid", "")), report.previous, status, now)
+
+
+def _classes(facts: Facts, now: float) -> tuple[StatusWrite, ...]:
+    """What exists of each class that has nodes, or had some."""
+    written: tuple[StatusWrite, ...] = ()
+    for accelerator in facts.snapshot.accelerators:
+        status = accelerator_status(accelerator, facts.fleet_nodes, facts.snapshot.pods)
+        if facts.present(accelerator) or accelerator.status:
+            key = ObjectKey("AcceleratorClass", "", accelerator.name)
+            written += _write(facts, key, accelerator.uid, accelerator.status, status, now)
+    return written
 
 
 def fleet_counts(facts: Facts) -> Counts:
@@ -380,6 +402,18 @@ def _output(outlooks: Sequence[Outlook]) -> float:
 def _node_price(facts: Facts, room: Room) -> float:
     accelerator = facts.class_of(room.node)
     return sum(room.node.allocatable.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
+
+
+def _fleet_watts(facts: Facts, parts: Waterfall | Missing) -> float:
+    """Every accelerator that exists draws its idle power at least; the work done draws the rest."""
+    busy = 0.0 if isinstance(parts, Missing) else parts.utilization + parts.slo_misses
+    drawn = 0.0
+    for room in facts.rooms.values():
+        accelerator = facts.class_of(room.node)
+        if accelerator is not None:
+            spec = accelerator.spec
+            drawn += watts(sum(room.node.allocatable.values()), busy, spec.idle_watts, spec.busy_watts)
+    return drawn
 
 
 def _add_fleet_figures(

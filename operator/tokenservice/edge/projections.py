@@ -76,7 +76,10 @@ def service(obj: Json) -> Service:
 def accelerator(obj: Json) -> Accelerator | Unreadable:
     """An AcceleratorClass."""
     spec, error = _parsed(AcceleratorClassSpec, obj.get("spec"))
-    return Accelerator(name=obj["metadata"]["name"], spec=spec) if spec is not None else _unreadable(obj, error)
+    if spec is None:
+        return _unreadable(obj, error)
+    metadata = obj["metadata"]
+    return Accelerator(name=metadata["name"], spec=spec, uid=metadata["uid"], status=obj.get("status") or {})
 
 
 def profile(obj: Json) -> Profile | Unreadable:
