@@ -27,7 +27,8 @@ def decide(snapshot: Snapshot, now: float) -> Plan:
     facts = Facts(snapshot)
     outlooks = [outlook(facts, service) for service in snapshot.services if not service.deleting]
     grants = {grant.want.service.key: grant for grant in allocate([o.want for o in outlooks if o.want], facts)}
-    actions: list[Action] = list(placements(facts, now))
+    acted_on = [grant for grant in grants.values() if acting(facts, grant.want.service)]
+    actions: list[Action] = list(placements(facts, acted_on, now))
     for seen in outlooks:
         grant = grants.get(seen.service.key)
         if grant is not None and acting(facts, seen.service):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from tokenservice.api.token_service import Mode
+from tokenservice.api.token_service import Mode, Tier
+from tokenservice.core.allocation import Grant, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out
 from tokenservice.core.model import Action, ObjectKey, Place, Pod, Proposal, Reason, ServiceKey
 from tokenservice.core.packing import place
@@ -18,16 +20,70 @@ GATE_SECONDS = 30.0
 SECOND_LOOK_SECONDS = 10.0
 
 
-def placements(facts: Facts, now: float) -> tuple[Place, ...]:
-    """Lifts our gate from every pod that has it: with a node where there is room, else without."""
+def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place, ...]:
+    """Lifts our gate from every pod that has it: with a node where there is room, else without.
+
+    Tiers come one after the other, and each keeps the room of replicas that it was granted and that are yet to appear:
+    the pods of two Deployments that were made at once come in any order. A pod for which that leaves no room waits.
+    """
     gated = [pod for pod in facts.engine_pods if pod.gated and not pod.other_gates and not pod.deleting]
     emptied = frozenset(pod.node for pod in facts.engine_pods if pod.node is not None and facts.leaving(pod))
-    chosen = place(gated, facts.rooms, facts.admits, avoid=emptied)
-    return tuple(_placed(pod, chosen[pod.uid], now) for pod in gated)
+    left, reserved, placed = facts.rooms, False, list[Place]()
+    for tier in _TIERS if gated else ():
+        mine = [pod for pod in gated if _tier(facts, pod) is tier]
+        expected = [pod for grant in grants if _tier_of(grant) is tier for pod in _expected(facts, grant)]
+        chosen = place([*mine, *expected], left, facts.admits, avoid=emptied)
+        waits = reserved
+        placed += [
+            _placed(pod, chosen[pod.uid], now) for pod in mine if chosen[pod.uid] or not waits or _expired(pod, now)
+        ]
+        left = _taken(left, [*mine, *expected], chosen)
+        reserved = reserved or bool(expected)
+    return tuple(placed)
+
+
+_TIERS = (Tier.GUARANTEED, Tier.ELASTIC, Tier.SPOT, None)
+"""In the order in which they are given room; None are pods whose service is gone or cannot be read."""
+
+
+def _tier(facts: Facts, pod: Pod) -> Tier | None:
+    service = facts.services.get(pod.service) if pod.service is not None else None
+    return service.spec.tier if service is not None and service.spec is not None else None
+
+
+def _tier_of(grant: Grant) -> Tier | None:
+    return grant.want.service.spec.tier if grant.want.service.spec is not None else None
+
+
+def _expected(facts: Facts, grant: Grant) -> list[Pod]:
+    """Replicas that were granted and do not exist yet."""
+    service = grant.want.service
+    missing = [
+        (variant, grant.counts.get(variant.name, 0) - len(facts.pods.get((service.key, variant.name), ())))
+        for variant, _ in grant.want.ranked
+    ]
+    return [
+        replace(replica(service, variant), uid=f"{service.uid}/{variant.name}/{number}")
+        for variant, count in missing
+        for number in range(count)
+    ]
+
+
+def _taken(left: Mapping[str, Room], pods: Sequence[Pod], chosen: Mapping[str, str | None]) -> Mapping[str, Room]:
+    rooms = dict(left)
+    for pod in pods:
+        node = chosen[pod.uid]
+        if node is not None:
+            rooms[node] = rooms[node].less(pod)
+    return rooms
+
+
+def _expired(pod: Pod, now: float) -> bool:
+    return now - pod.created_at > GATE_SECONDS
 
 
 def _placed(pod: Pod, node: str | None, now: float) -> Place:
-    if now - pod.created_at > GATE_SECONDS:
+    if _expired(pod, now):
         node, reason, message = None, Reason.GATE_EXPIRED, f"gated for more than {GATE_SECONDS:.0f} s"
     elif node is None:
         reason, message = Reason.NO_ROOM, "no node has room: left to the scheduler and a node autoscaler"
