@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.build import make_metrics, make_node, make_pod, make_service
+from tests.support.build import H100, H100_8B, make_metrics, make_node, make_pod, make_service
 from tests.support.world import World
+from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.model import Apply, Delete, Missing, Place, Reason, Service, SetDeletionCost, SetServing
 from tokenservice.core.repack import LEAVING
 
@@ -217,6 +218,42 @@ def test_a_fixed_count_follows_kubectl_scale() -> None:
     made.services = [replace(made.services[0], spec=make_service("chat", replicas=1).spec, generation=2)]
     made.run(10)
     assert made.serving(fixed.key) == 1
+
+
+def test_who_names_no_accelerator_gets_one_that_there_is() -> None:
+    cheaper = replace(
+        H100,
+        name="a-cheaper",
+        spec=H100.spec.model_copy(update={"price_per_hour": 0.1, "node_labels": {"kind": "absent"}}),
+    )
+    profile = replace(H100_8B, name="cheaper", spec=H100_8B.spec.model_copy(update={"accelerator": "a-cheaper"}))
+    made = world(extra={"accelerators": (cheaper, H100), "profiles": (profile, H100_8B)})
+    made.run(10)
+    assert made.serving(CHAT.key) == 2
+
+
+def test_a_budget_never_stops_what_is_owed() -> None:
+    owed = make_service("owed", tier="Guaranteed", objectives={"volume": {"guaranteedTokensPerSecond": 20_000}})
+    made = world(owed, extra={"fleet": TokenFleetSpec(budget_per_hour=0.01)})
+    made.run(10)
+    assert made.serving(owed.key) >= 4
+
+
+def test_a_budget_stops_growth_that_is_not_owed() -> None:
+    made = world(extra={"fleet": TokenFleetSpec(budget_per_hour=0.01)}, rate=100.0)
+    made.run(10)
+    assert made.serving(CHAT.key) == 2
+
+
+def test_a_fixed_count_that_grows_keeps_the_service_ready() -> None:
+    fixed = make_service("chat", replicas=1)
+    made = world(fixed)
+    made.run(10)
+    made.services = [replace(made.services[0], spec=make_service("chat", replicas=3).spec, generation=2)]
+    made.round()
+    made.round()
+    ready = {c["type"]: c["status"] for c in made.services[0].status["conditions"]}
+    assert ready["Ready"] == "True"
 
 
 @settings(max_examples=25, deadline=None)

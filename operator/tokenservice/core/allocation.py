@@ -27,12 +27,13 @@ Ranked = tuple[tuple[Variant, Capacity], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:
-    """What one service asks for: `replicas` of `ranked[primary]`, at least `floor`."""
+    """What one service asks for: `replicas` of `ranked[primary]`, of which `owed` are beyond any budget."""
 
     service: Service
     ranked: Ranked
     primary: int
     replicas: int
+    owed: int
     current: Mapping[str, int]
 
     @property
@@ -98,7 +99,7 @@ def _grant(want: Want, left: dict[str, Room], budget: _Budget) -> Grant:
     without_room, notes = 0, list[str]()
     while deficit > 1e-6:
         choice, node = _choice(want, left)
-        owed = sum(counts.values()) < _floor(want)
+        owed = _worth(want, counts) < want.owed
         if not budget.take(choice[0].price_per_hour, owed=owed):
             notes.append("the fleet's budgetPerHour is used up")
             break
@@ -179,7 +180,3 @@ def _token_price(pair: tuple[Variant, Capacity]) -> float:
 
 def _price(want: Want, counts: Mapping[str, int]) -> float:
     return sum(counts.get(variant.name, 0) * variant.price_per_hour for variant, _ in want.ranked)
-
-
-def _floor(want: Want) -> int:
-    return want.service.spec.scaling.min_replicas if want.service.spec is not None else 0
