@@ -79,13 +79,15 @@ def figures(windows: Windows) -> dict[str, str]:
 
 
 def buckets(histogram: Dialects, windows: Windows) -> str:
-    """Rates of a histogram's buckets by service, engine and bound; the engines' bounds differ."""
-    rate = f"[{windows.rate}s]"
-    by_engine = " or ".join(
-        f'label_replace(rate({{__name__="{prefix}:{name}_bucket",namespace!=""}}{rate}), "dialect", "{prefix}", "", "")'
-        for prefix, name in (("vllm", histogram.vllm), ("sglang", histogram.sglang))
+    """Rates of a histogram's buckets by service, engine and bound; the engines' bounds differ.
+
+    Summing comes before labelling, so that few series are labelled.
+    """
+    return " or ".join(
+        f'label_replace(sum by ({BY}, le) (rate({{__name__="{dialect}:{name}_bucket",namespace!=""}}'
+        f'[{windows.rate}s])), "dialect", "{dialect}", "", "")'
+        for dialect, name in (("vllm", histogram.vllm), ("sglang", histogram.sglang))
     )
-    return f"sum by ({BY}, dialect, le) ({by_engine})"
 
 
 def _arrivals(rate: str, seconds: int) -> str:
