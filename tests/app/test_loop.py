@@ -207,7 +207,7 @@ async def test_an_object_that_nobody_can_read_is_told_about() -> None:
     assert (event.regarding, event.reason, event.type) == (key, Reason.INVALID_SPEC, "Warning")
 
 
-@pytest.mark.parametrize("result", [Result.CONFLICT, Result.GONE, Result.SKIPPED, Result.FENCED])
+@pytest.mark.parametrize("result", [Result.CONFLICT, Result.GONE, Result.SKIPPED, Result.FENCED, Result.RETRYABLE])
 async def test_what_the_next_plan_mends_by_itself_is_not_told(result: Result) -> None:
     action = applied()
     world = World(plan=Plan(actions=(action,)), results={action.id: Outcome(action=action, result=result)})

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from typing import Protocol
 
 import kopf
 
@@ -25,7 +25,8 @@ async def run_kopf(hooks: Hooks, *, namespaces: Sequence[str], health_address: s
     """Runs kopf until cancelled. Raises what ended it, should it end by itself."""
     stop = threading.Event()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    endpoint = f"http://{health_address}:{health_port}/healthz"
+    host = f"[{health_address}]" if ":" in health_address else health_address
+    endpoint = f"http://{host}:{health_port}/healthz"
     work = threading.Thread(
         target=_run, args=(asyncio.get_running_loop(), ended, hooks, namespaces, endpoint, stop), name="kopf"
     )
@@ -71,17 +72,26 @@ def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
         ended.set_exception(error or RuntimeError("kopf ended by itself"))
 
 
-def connection_info(configuration: object) -> kopf.ConnectionInfo:
+class Connection(Protocol):
+    """Where the API server is and who we are, as `kubernetes.aio` holds it."""
+
+    host: str
+    api_key: dict[str, str]
+    verify_ssl: bool
+    ssl_ca_cert: str | None
+    cert_file: str | None
+    key_file: str | None
+
+
+def connection_info(connection: Connection) -> kopf.ConnectionInfo:
     """How kopf reaches the API server: as we do, with the token of this moment."""
-    host = str(getattr(configuration, "host", ""))
-    keys: dict[str, str] = getattr(configuration, "api_key", {})
-    scheme, _, token = keys.get("BearerToken", "").rpartition(" ")
+    scheme, _, token = connection.api_key.get("BearerToken", "").rpartition(" ")
     return kopf.ConnectionInfo(
-        server=host,
-        insecure=not getattr(configuration, "verify_ssl", True) and urlsplit(host).scheme == "https",
-        ca_path=getattr(configuration, "ssl_ca_cert", None),
-        certificate_path=getattr(configuration, "cert_file", None),
-        private_key_path=getattr(configuration, "key_file", None),
+        server=connection.host,
+        insecure=not connection.verify_ssl,
+        ca_path=connection.ssl_ca_cert,
+        certificate_path=connection.cert_file,
+        private_key_path=connection.key_file,
         scheme=scheme.capitalize() or None,
         token=token or None,
     )

@@ -193,11 +193,11 @@ _LEVELS = {Result.DONE: logging.INFO, Result.FAILED: logging.ERROR, Result.RETRY
 
 
 def _complaints(report: Report, snapshot: Snapshot) -> Iterable[Event]:
-    """What could not be done, told to whom it concerns."""
+    """What was refused for good, told to whom it concerns; an API server in trouble is nobody's in particular."""
     uids = {service.key: service.uid for service in snapshot.services}
     for outcome in report.failures:
         service = outcome.action.service
-        if service is not None and service in uids:
+        if outcome.result is Result.FAILED and service in uids and service is not None:
             yield Event(
                 regarding=ObjectKey("TokenService", *service),
                 uid=uids[service],

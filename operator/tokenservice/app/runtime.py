@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenservice.api.token_fleet import TokenFleetSpec
-from tokenservice.app.framework import connection_info, run_kopf
+from tokenservice.app.framework import Connection, connection_info, run_kopf
 from tokenservice.app.gatekeeper import Gatekeeper
 from tokenservice.app.handlers import Hooks
 from tokenservice.app.loop import Decide, Planner
@@ -180,11 +180,11 @@ class Operator:
         if self._webhook is not None:
             yield self._webhook.run()
 
-    def hooks(self, loop: asyncio.AbstractEventLoop, configuration: object) -> Hooks:
+    def hooks(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> Hooks:
         """What kopf, in its own thread, may reach."""
         return Hooks(
             mark_dirty=lambda: _from_thread(loop, self._mark_dirty),
-            connection=lambda: connection_info(configuration),
+            connection=lambda: connection_info(connection),
             state=self._state,
             stuck=self._stuck,
         )

@@ -1,0 +1,92 @@
+"""kopf is given our connection, and what its handlers tell reaches us."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+
+import kopf
+import pytest
+from aiohttp import web
+
+from e2e.testbed.processes import free_port
+from tokenservice.app.framework import connection_info, run_kopf
+from tokenservice.app.handlers import Hooks
+
+
+@dataclass
+class Connection:
+    host: str = "https://10.96.0.1:443"
+    api_key: dict[str, str] = field(default_factory=dict)
+    verify_ssl: bool = True
+    ssl_ca_cert: str | None = "/ca.crt"
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+@pytest.mark.parametrize("written", ["bearer abc", "Bearer abc"])
+def test_a_token_is_handed_on_with_its_scheme(written: str) -> None:
+    info = connection_info(Connection(api_key={"BearerToken": written}))
+    assert (info.server, info.ca_path) == ("https://10.96.0.1:443", "/ca.crt")
+    assert (info.scheme, info.token, info.insecure) == ("Bearer", "abc", False)
+
+
+def test_a_client_certificate_is_handed_on() -> None:
+    info = connection_info(Connection(cert_file="/tls.crt", key_file="/tls.key", verify_ssl=False))
+    assert (info.certificate_path, info.private_key_path) == ("/tls.crt", "/tls.key")
+    assert (info.scheme, info.token, info.insecure) == (None, None, True)
+
+
+async def discovery(request: web.Request) -> web.Response:
+    """An API server with no kinds at all."""
+    versions = {"kind": "APIVersions", "versions": ["v1"], "groups": [], "resources": [], "items": [], "metadata": {}}
+    return web.json_response(versions)
+
+
+def make_hooks(server: str, stuck: list[str]) -> Hooks:
+    return Hooks(
+        mark_dirty=lambda: None,
+        connection=lambda: kopf.ConnectionInfo(server=server),
+        state=lambda: {"leading": True},
+        stuck=lambda: stuck[0] if stuck else None,
+    )
+
+
+async def health(port: int) -> tuple[int, Any]:
+    def ask() -> tuple[int, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, None
+        except OSError:
+            return 0, None
+
+    return await asyncio.to_thread(ask)
+
+
+@pytest.mark.parametrize(("stuck", "want"), [([], (200, {"state": {"leading": True}})), (["no pass"], (500, None))])
+async def test_health_is_told_and_a_stuck_process_is_unhealthy(stuck: list[str], want: tuple[int, Any]) -> None:
+    application = web.Application()
+    application.add_routes([web.get("/{path:.*}", discovery)])
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server, port = f"http://127.0.0.1:{runner.addresses[0][1]}", free_port()
+    running = asyncio.create_task(
+        run_kopf(make_hooks(server, stuck), namespaces=(), health_address="127.0.0.1", health_port=port)
+    )
+    try:
+        async with asyncio.timeout(30):
+            while (answer := await health(port))[0] == 0:  # noqa: ASYNC110 - nothing tells us
+                await asyncio.sleep(0.1)
+        assert answer == want
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await runner.cleanup()
