@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -34,7 +35,7 @@ SECONDS = WARM_UP_SECONDS + MEASURED_SECONDS
 
 def main() -> None:
     """Runs the demo; Ctrl-C ends what it started and nothing else."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     OUT.mkdir(exist_ok=True)
     started = time.monotonic()
     services = scenario.examples()

@@ -22,6 +22,9 @@ from e2e.testbed.nodes import Span
 from tokenservice.catalogue import accelerator_classes
 
 
+LINE_SECONDS = 10
+
+
 @dataclass
 class Phase:
     """What a phase left behind. `started` and `measured_from` are seconds since the epoch."""
@@ -112,19 +115,16 @@ async def run(stage: Stage, name: str, arrivals: Sequence[Arrival]) -> Phase:
 
 
 async def _watch(stage: Stage, phase: Phase, generator: LoadGenerator) -> None:
-    with Live(console=stage.console, refresh_per_second=1, transient=False) as live:
+    """A table that lives on a terminal; elsewhere a line now and then."""
+    with Live(console=stage.console, refresh_per_second=1, auto_refresh=stage.console.is_terminal) as live:
         while True:
             now = clock()
             phase.moments.append(moment(stage.pods.items.values(), stage.spans, now))
-            live.update(
-                table(
-                    _title(phase, now),
-                    generator.accounts,
-                    {name: item.get("status", {}) for (_, name), item in stage.token_services.items.items()},
-                    phase.moments[-1],
-                    asyncio.get_running_loop().time(),
-                )
-            )
+            statuses = {name: item.get("status", {}) for (_, name), item in stage.token_services.items.items()}
+            seconds = asyncio.get_running_loop().time()
+            live.update(table(_title(phase, now), generator.accounts, statuses, phase.moments[-1], seconds))
+            if not stage.console.is_terminal and len(phase.moments) % LINE_SECONDS == 1:
+                stage.console.print(_title(phase, now))
             await asyncio.sleep(1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,16 @@ def examples() -> dict[str, Example]:
     return found
 
 
+_L40S = replace(L40S, count=1, cpu=16, memory="128Gi", labels=dict(L40S.labels) | {"nvidia.com/gpu.count": "1"})
+"""One card a node, as clouds rent them."""
+
+
 def pools(time_scale: float) -> tuple[Pool, ...]:
     """Node pools of the three kinds, times compressed."""
     start, idle = NODE_START_SECONDS / time_scale, NODE_IDLE_SECONDS / time_scale
     return tuple(
         Pool(template=template, maximum=maximum, start_seconds=start, idle_seconds=idle)
-        for template, maximum in ((H100, 16), (MI300X, 6), (L40S, 6))
+        for template, maximum in ((H100, 16), (MI300X, 6), (_L40S, 16))
     )
 
 
