@@ -21,7 +21,6 @@ from e2e.load.trace import Arrival
 from e2e.testbed.nodes import Span
 from tokenservice.catalogue import accelerator_classes
 
-
 LINE_SECONDS = 10
 
 

@@ -232,6 +232,16 @@ def test_who_names_no_accelerator_gets_one_that_there_is() -> None:
     assert made.serving(CHAT.key) == 2
 
 
+def test_long_prompts_do_not_stall_a_service_whose_spec_is_sound() -> None:
+    made = world()
+    made.run(10)
+    made.metrics[CHAT.key] = replace(measured(made, CHAT, 30.0), mean_input_tokens=350_000.0)
+    made.run(5)
+    conditions = {c["type"]: c["status"] for c in made.services[0].status["conditions"]}
+    assert conditions["Stalled"] == "False"
+    assert made.serving(CHAT.key) >= 2
+
+
 def test_a_budget_never_stops_what_is_owed() -> None:
     owed = make_service("owed", tier="Guaranteed", objectives={"volume": {"guaranteedTokensPerSecond": 20_000}})
     made = world(owed, extra={"fleet": TokenFleetSpec(budget_per_hour=0.01)})

@@ -260,9 +260,7 @@ class Reason(StrEnum):
     GATE_EXPIRED = "GateExpired"
     MOVE_STARTED = "MoveStarted"
     MOVE_SHIFTED = "MoveShifted"
-    MOVE_FINISHED = "MoveFinished"
     MOVE_CANCELLED = "MoveCancelled"
-    EVACUATED = "Evacuated"
     SURGED = "Surged"
     REMOVED = "Removed"
     # why nothing is done

@@ -50,6 +50,10 @@ def outlook(facts: Facts, service: Service) -> Outlook:
     deployable = with_image(spec, found, snapshot.settings.images)
     work, goals = workload_of(metrics), targets(spec.objectives)
     order, unreachable = ranked(spec, deployable, work, goals)
+    if unreachable and work != DEFAULT:
+        # What clients send must not stall a service whose spec is sound: it is planned for the usual lengths instead.
+        work = DEFAULT
+        order, unreachable = ranked(spec, deployable, work, goals)
     seen = Outlook(
         service=service,
         problems=problems(facts, service, found, (*wrong, *unreachable)),

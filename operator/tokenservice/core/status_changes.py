@@ -41,9 +41,7 @@ _TOLD = frozenset(
         Reason.SCALED_UP,
         Reason.SCALED_DOWN,
         Reason.MOVE_STARTED,
-        Reason.MOVE_FINISHED,
         Reason.MOVE_CANCELLED,
-        Reason.EVACUATED,
         Reason.SURGED,
         Reason.REMOVED,
     }
