@@ -155,6 +155,12 @@ def test_a_long_decision_never_makes_the_status_invalid() -> None:
     TokenServiceStatus.model_validate(shown)
 
 
+def test_a_decision_without_inputs_has_no_empty_map() -> None:
+    """Applied over a map with entries, the server would make it null, and refuse the status."""
+    shown = service_status(report(decision=DecisionReport(reason=Reason.HOLDING, message="held")), NOW)
+    assert "inputs" not in shown["decision"]
+
+
 # --- conditions
 
 READY, RECONCILING, STALLED = ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED

@@ -294,15 +294,19 @@ def _loading(report: LoadingReport | None) -> Json | None:
 
 
 def _decision(report: DecisionReport | None) -> Json | None:
-    """Within the bounds of the schema, or the whole status would be refused."""
+    """Within the bounds of the schema, or the whole status would be refused.
+
+    An empty map is left out: applied over entries that were there before, the server makes it null and refuses it.
+    """
     if report is None:
         return None
-    return {
+    decision = {
         "reason": report.reason.value,
         "message": shortened(report.message),
-        "inputs": {name: shortened(text, 256) for name, text in sorted(report.inputs.items())[:32]},
+        "inputs": {name: shortened(text, 256) for name, text in sorted(report.inputs.items())[:32]} or None,
         "rejected": [shortened(text, 512) for text in report.rejected[:16]],
     }
+    return _present(decision)
 
 
 # --- Objectives in words -------------------------------------------------------------------------------------------
