@@ -17,7 +17,7 @@ from tokenservice.api.token_service import Architecture, EngineName, TokenServic
 from tokenservice.core.capacity import Workload, targets
 from tokenservice.core.deployment import engine_image
 from tokenservice.core.engines import engine_problems, served_name, source_problems
-from tokenservice.core.facts import Facts
+from tokenservice.core.facts import Facts, model_names
 from tokenservice.core.model import (
     Accelerator,
     EngineImages,
@@ -62,7 +62,7 @@ def problems(
         key=service.key,
         spec=service.spec,
         variants=tuple(variants),
-        older=older(service, facts.snapshot.services),
+        older=older(service, facts.rivals(service.key)),
         nodes=facts.fleet_nodes,
         images=facts.snapshot.settings.images,
     )
@@ -113,7 +113,7 @@ def check_arguments(given: Input) -> Iterable[Problem]:
 
 def check_names(given: Input) -> Iterable[Problem]:
     """No older service answers to the same model name: a gateway could not tell them apart."""
-    taken = {name: other.key.name for other in reversed(given.older) for name in _names(other)}
+    taken = {name: other.key.name for other in reversed(given.older) for name in model_names(other)}
     name = served_name(given.spec, given.key)
     if name in taken:
         yield _taken(name, "spec.model.servedName", taken[name])
@@ -192,13 +192,6 @@ def _nowhere(classes: Sequence[str], field: str, label: str, allowed: Sequence[s
         f"no node with {listed(classes)} is in {what} {listed(allowed)}, {have}: allow one of these in {field},"
         f" or add nodes there",
     )
-
-
-def _names(service: Service) -> tuple[str, ...]:
-    if service.spec is None:
-        return ()
-    adapters = (adapter.name for adapter in service.spec.model.adapters)
-    return (served_name(service.spec, service.key), *adapters)
 
 
 def _taken(name: str, field: str, owner: str) -> Problem:

@@ -71,9 +71,34 @@ class Facts:
         deployments = self.deployments.get(service, {})
         return {variant: max(0, replicas(child) - surge(child)) for variant, child in deployments.items()}
 
+    @cached_property
+    def _pods_by_service(self) -> Mapping[ServiceKey, tuple[Pod, ...]]:
+        found: dict[ServiceKey, list[Pod]] = {}
+        for (service, _), pods in self.pods.items():
+            found.setdefault(service, []).extend(pods)
+        return {service: tuple(pods) for service, pods in found.items()}
+
+    def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
+        """Living engine pods of a service, whatever their variant."""
+        return self._pods_by_service.get(service, ())
+
     def ready(self, service: ServiceKey) -> int:
         """Pods of the service that serve."""
-        return sum(pod.ready for (key, _), pods in self.pods.items() if key == service for pod in pods)
+        return sum(pod.ready for pod in self.pods_of(service))
+
+    @cached_property
+    def _claims(self) -> Mapping[tuple[str, str], tuple[Service, ...]]:
+        found: dict[tuple[str, str], list[Service]] = {}
+        for service in self.snapshot.services:
+            for name in model_names(service):
+                found.setdefault((service.key.namespace, name), []).append(service)
+        return {claim: tuple(services) for claim, services in found.items()}
+
+    def rivals(self, service: ServiceKey) -> tuple[Service, ...]:
+        """Services of the namespace that answer to a model name that this one answers to as well, itself included."""
+        names = model_names(self.services[service]) if service in self.services else ()
+        found = [rival for name in names for rival in self._claims.get((service.namespace, name), ())]
+        return tuple({rival.key: rival for rival in found}.values())
 
     def leaving(self, pod: Pod) -> bool:
         """Whether the pod is to be replaced: marked by a move, or on a node that is cordoned or going."""
@@ -114,6 +139,14 @@ class Facts:
             and all(node.labels.get(key) == value for key, value in fleet.accelerator_nodes.items())
             and not (untouched and all(node.labels.get(key) == value for key, value in untouched.items()))
         )
+
+
+def model_names(service: Service) -> tuple[str, ...]:
+    """Names that requests use, adapters' included; empty without a readable spec."""
+    if service.spec is None:
+        return ()
+    model = service.spec.model
+    return (model.served_name or service.key.name, *(adapter.name for adapter in model.adapters))
 
 
 def replicas(deployment: Child) -> int:

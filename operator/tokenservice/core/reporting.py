@@ -75,10 +75,13 @@ class Decided:
 def told(decided: Decided, now: float) -> Plan:
     """The plan: the decision's actions, with statuses, events and figures. Proposals are the caller's to add."""
     written, said, figures = list[StatusWrite](), list[Event](), dict[str, dict[Labels, float]]()
+    by_service: dict[ServiceKey | None, list[Action]] = {}
+    for action in decided.actions:
+        by_service.setdefault(action.service, []).append(action)
     for seen in decided.outlooks:
-        report = _service_report(decided, seen, now)
+        mine = by_service.get(seen.service.key, [])
+        report = _service_report(decided, seen, mine, now)
         status = service_status(report, now)
-        mine = [action for action in decided.actions if action.service == seen.service.key]
         said += events(seen.service, status, mine)
         written += _write(decided.facts, _key(seen.service), seen.service.uid, seen.service.status, status, now)
         _add_service_figures(figures, seen.service.key, report)
@@ -99,11 +102,10 @@ def _write(facts: Facts, key: ObjectKey, uid: str, previous: Json, status: Json,
 # --- One service ---------------------------------------------------------------------------------------------------
 
 
-def _service_report(decided: Decided, seen: Outlook, now: float) -> ServiceReport:
+def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> ServiceReport:
     facts, service = decided.facts, seen.service
     grant = decided.grants.get(service.key)
-    mine = [action for action in decided.actions if action.service == service.key]
-    pods = [pod for (key, _), found in facts.pods.items() if key == service.key for pod in found]
+    pods = facts.pods_of(service.key)
     metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
     return ServiceReport(
         service=service,
