@@ -46,7 +46,13 @@ def block(numbers: dict[str, Any]) -> str:
             f" From a step of load from 50 % to 120 % of capacity to a new pod (`python -m e2e.demo.reaction`):"
             f" median {median(reactions):.1f} s, worst {max(reactions):.1f} s of {len(reactions)}."
         )
-    return "\n".join([*lines, "", said, ""])
+    return "\n".join([*lines, "", said, "", _by_service(static["services"], operator["services"]), ""])
+
+
+def _by_service(static: dict[str, Any], operator: dict[str, Any]) -> str:
+    """What the saving costs those to whom no volume is promised belongs beside it."""
+    shares = [f"{name} {static[name]['attainment']:.1%} and {operator[name]['attainment']:.1%}" for name in static]
+    return f"Requests within both objectives, static and operator: {', '.join(shares)}."
 
 
 if __name__ == "__main__":
