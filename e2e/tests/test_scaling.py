@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.tests.support.api import eventually
 from e2e.tests.support.site import DELETION_COST, Site
 
 pytestmark = pytest.mark.cluster
@@ -22,12 +21,12 @@ def test_replicas_follow_traffic_up_and_down_without_a_lost_request(site: Site) 
         traffic.goes_on()
         assert replicas(site) == 1
         traffic.rate = 6.0  # a replica takes 3.2, of which 0.7 are to be used
-        eventually(lambda: replicas(site) >= 3, "more replicas are asked for")
-        eventually(lambda: len(site.endpoints()) >= 3, "and serve")
+        site.eventually(lambda: replicas(site) >= 3, "more replicas are asked for")
+        site.eventually(lambda: len(site.endpoints()) >= 3, "and serve")
         assert any("-> 3 replicas" in note or "-> 2 replicas" in note for note in site.told("ScaledUp"))
         traffic.rate = 1.0
-        eventually(lambda: replicas(site) == 1, "fewer are asked for")
-        eventually(lambda: len(site.pods(deleting=True)) == 1, "the others have finished and are gone", 120)
+        site.eventually(lambda: replicas(site) == 1, "fewer are asked for")
+        site.eventually(lambda: len(site.pods(deleting=True)) == 1, "the others have finished and are gone", 120)
         assert any("goes" in note for note in site.told("ScaledDown"))
         traffic.goes_on()
     assert traffic.lost == {}

@@ -36,7 +36,7 @@ def test_an_applied_service_gets_its_children_becomes_ready_and_answers(site: Si
     status = site.status()
     assert status["endpoint"] == f"http://chat.{site.namespace}.svc.cluster.local/v1"
     assert (status["replicas"], status["readyReplicas"], status["replicaSummary"]) == (2, 2, "2/2")
-    assert eventually(lambda: len(site.endpoints()) == 2, "both replicas are endpoints")
+    assert site.eventually(lambda: len(site.endpoints()) == 2, "both replicas are endpoints")
     answer = site.complete(tokens=8)
     assert answer["usage"]["completion_tokens"] == 8
     assert answer["choices"][0]["message"]["role"] == "assistant"

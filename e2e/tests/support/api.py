@@ -37,7 +37,7 @@ _GROUPS = {
 }
 
 
-def eventually(check: Callable[[], T], what: str, seconds: float = PATIENCE_SECONDS, pause: float = 0.3) -> T:
+def eventually(check: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS, pause: float = 0.3) -> T:
     """The first answer of `check` that is true; fails with `what` and the last answer when there is none in time."""
     deadline = time.monotonic() + seconds
     while not (found := check()):

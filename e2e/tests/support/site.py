@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
+import yaml
 
 from e2e.testbed.bed import Bed
 from e2e.testbed.nodes import H100, Template
-from e2e.tests.support.api import Api, Json, Record, condition, eventually, is_true, watched
+from e2e.tests.support.api import PATIENCE_SECONDS, Api, Json, Record, condition, eventually, is_true, watched
 from e2e.tests.support.traffic import Traffic
+
+T = TypeVar("T")
 
 MODEL = "testbed/steady-7b"
 SERVICE_LABEL = "taas.dev/service"
@@ -142,6 +146,15 @@ class Site:
 
     # -- waiting
 
+    def eventually(
+        self, check: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS, pause: float = 0.3
+    ) -> T:
+        """`eventually`, with what there is to see of the services when it fails."""
+        try:
+            return eventually(check, what, seconds, pause)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._state()}") from None
+
     def wait_true(self, kind: str, name: str = "chat") -> Json:
         return self.wait_condition(kind, "True", name)
 
@@ -186,6 +199,10 @@ class Site:
         body: Json = answer.json()
         return body
 
+    def yaml(self, name: str = "chat", **spec: Any) -> str:
+        """The manifest as a file would hold it."""
+        return yaml.safe_dump(self.manifest(name, **spec))
+
     def kubectl(self, *arguments: str, **options: Any) -> str:
         return self.bed.cluster.kubectl("-n", self.namespace, *arguments, **options)
 
@@ -193,16 +210,23 @@ class Site:
         """A context: the record of every state of a kind's objects here."""
         return watched(self.bed.cluster, kind, self.namespace)
 
-    def _state(self, name: str) -> str:
-        """For the message of a failure."""
+    def _state(self, name: str = "") -> str:
+        """For the message of a failure: one service, or all of them."""
         lines = [
             f"{pod['metadata']['name']}: node {pod['spec'].get('nodeName')}, {pod['status'].get('phase')},"
             f" gates {pod['spec'].get('schedulingGates')}, deleting {'deletionTimestamp' in pod['metadata']},"
             f" {[(c['type'], c['status']) for c in pod['status'].get('conditions', [])]}"
-            for pod in self.pods(name, deleting=True)
+            for pod in self.pods(name or None, deleting=True)
         ]
-        conditions = [(c["type"], c["status"], c["message"]) for c in self.status(name).get("conditions", [])]
-        return "\n".join([str(conditions), str(self.status(name).get("decision")), *lines])
+        for service in self.api.list("tokenservices", self.namespace):
+            status = service.get("status") or {}
+            if name in ("", service["metadata"]["name"]):
+                lines.append(service["metadata"]["name"])
+                lines += [f"  {c['type']} {c['status']}: {c['message']}" for c in status.get("conditions", [])]
+                lines.append(f"  {status.get('decision')}")
+        log = (self.bed.cluster.folder / "logs/operator.log").read_text().splitlines()
+        said = [line for line in log if f"/{self.namespace}/" in line or "Traceback" in line or " ERROR " in line]
+        return "\n".join([*lines, *said[-20:]])
 
 
 __all__ = ["DELETION_COST", "MODEL", "SERVICE_LABEL", "Record", "Site", "profile"]

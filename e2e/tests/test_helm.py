@@ -1,0 +1,127 @@
+"""The chart: what it installs, what an upgrade changes, and what is left when it is gone."""
+
+from __future__ import annotations
+
+import pytest
+
+from e2e.testbed.operator import NAMESPACE, RELEASE
+from e2e.tests.support.api import eventually
+from e2e.tests.support.bed import OPERATOR, audit, leads, mended
+from e2e.tests.support.site import Site
+
+pytestmark = pytest.mark.cluster
+
+WEBHOOK = "tokenservice-pods"
+
+
+def uids(site: Site) -> list[str]:
+    return sorted(pod["metadata"]["uid"] for pod in site.pods())
+
+
+def gated_on_creation(site: Site) -> bool:
+    """Whether a new pod of the service is held for the planner."""
+    with site.watched("pods") as record:
+        site.kubectl("delete", "pod", site.pods()[0]["metadata"]["name"], "--wait=false")
+        added = eventually(
+            lambda: [body for kind, body in record.events if kind == "ADDED" and _new(body)], "a new pod"
+        )
+    return any(gate["name"] == "taas.dev/placement" for gate in added[0]["spec"].get("schedulingGates") or [])
+
+
+def _new(pod: dict[str, dict[str, object]]) -> bool:
+    return "deletionTimestamp" not in pod["metadata"] and not pod["spec"].get("nodeName")
+
+
+def test_an_install_brings_the_kinds_the_catalogue_and_a_webhook_that_is_trusted(site: Site) -> None:
+    kinds = site.kubectl("api-resources", "--api-group=taas.dev", "-o", "name").split()
+    assert {kind.partition(".")[0] for kind in kinds} == {
+        "tokenservices",
+        "tokenfleets",
+        "acceleratorclasses",
+        "capacityprofiles",
+    }
+    classes = {found["metadata"]["name"] for found in site.api.list("acceleratorclasses")}
+    assert {"h100", "h200", "b200", "a100", "l40s", "l4", "mi300x", "mi325x"} <= classes
+    hooks = site.api.get("mutatingwebhookconfigurations", WEBHOOK)
+    assert hooks is not None
+    (hook,) = hooks["webhooks"]
+    assert (hook["failurePolicy"], hook["timeoutSeconds"]) == ("Ignore", 1)
+    assert hook["clientConfig"].get("caBundle")
+    site.node()
+    site.serving()
+    assert gated_on_creation(site)
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    ["get secrets", "create pods", "delete nodes", "patch nodes", "update tokenservices", "create clusterroles"],
+)
+def test_the_operator_may_not(site: Site, forbidden: str) -> None:
+    answer = site.kubectl("auth", "can-i", *forbidden.split(), f"--as={OPERATOR}", check=False)
+    assert answer.split()[0] == "no"
+
+
+def test_an_upgrade_restarts_the_operator_and_no_engine(site: Site) -> None:
+    site.node()
+    site.serving(scaling={"minReplicas": 2})
+    before, operator = uids(site), site.bed.operator
+    values = operator.values
+    try:
+        operator.values = values | {
+            "operator": {"planIntervalSeconds": 3, "logLevel": "debug"},
+            "allowedEngineImages": ["example.org/engines/"],
+        }
+        with site.traffic(rate=1.0) as traffic:
+            operator.install()
+            operator.stop()
+            mended(site.bed)
+            config = site.bed.cluster.get("configmap", RELEASE, "-n", NAMESPACE)["data"]["config.yaml"]
+            assert "planIntervalSeconds: 3" in config
+            site.kubectl("annotate", "tsvc", "chat", "looked=again")
+            traffic.goes_on()
+        assert traffic.lost == {}
+        assert uids(site) == before
+        eventually(lambda: gated_on_creation(site), "its webhook is trusted again", 60, pause=2.0)
+    finally:
+        operator.values = values
+        operator.install()
+        operator.stop()
+
+
+def test_after_an_uninstall_engines_serve_restart_and_schedule(site: Site) -> None:
+    site.node()
+    site.serving(scaling={"minReplicas": 2})
+    before = uids(site)
+    try:
+        with site.traffic(rate=1.0) as traffic:
+            site.bed.operator.stop()
+            site.bed.operator.uninstall()
+            assert site.api.get("mutatingwebhookconfigurations", WEBHOOK) is None
+            assert site.service()["status"]["readyReplicas"] == 2
+            assert uids(site) == before
+            site.kubectl("delete", "pod", site.pods()[0]["metadata"]["name"], "--wait=false")
+            site.wait_ready_pods(2)
+            site.eventually(lambda: len(site.endpoints()) == 2, "both are endpoints")
+            traffic.goes_on()
+            kept = uids(site)
+            site.bed.operator.install()
+            mended(site.bed)
+            site.wait_true("Ready")
+            assert uids(site) == kept, "what was found is taken over as it is"
+            traffic.goes_on()
+        assert traffic.lost == {}
+    finally:
+        site.bed.operator.install()
+
+
+def test_the_operator_never_asked_for_what_it_may_not(site: Site) -> None:
+    """Of all that it did since the run began, uninstalls included: nothing was refused for want of rights."""
+    assert leads(site.bed)
+    asked = audit(site.bed)
+    refused = {
+        f"{entry['verb']} {entry['objectRef']['resource']}"
+        for entry in asked
+        if entry["annotations"].get("authorization.k8s.io/decision") == "forbid"
+    }
+    assert asked
+    assert refused == set()

@@ -1,0 +1,176 @@
+"""The operator or Prometheus dies, hangs or is away for long: engines serve on, and nothing is done twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from e2e.tests.support.api import eventually, is_true, throughout
+from e2e.tests.support.bed import audit, leads, mended, writes
+from e2e.tests.support.site import Site
+
+pytestmark = pytest.mark.cluster
+
+GATE = "taas.dev/placement"
+
+
+def gates(pod: dict[str, dict[str, list[dict[str, str]]]]) -> list[str]:
+    return [gate["name"] for gate in pod["spec"].get("schedulingGates") or []]
+
+
+def asked(site: Site) -> int:
+    """What the Deployment of the service asks for."""
+    (found,) = site.deployments()
+    return int(found["spec"]["replicas"])
+
+
+# --- The operator ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_that_was_cut_short_is_finished_by_the_next_operator_without_duplicates(site: Site) -> None:
+    site.node()
+    names = [f"chat-{number}" for number in range(4)]
+    with site.watched("serviceaccounts") as accounts, site.watched("pods") as pods:
+        site.bed.cluster.apply(*(site.manifest(name, scaling={"minReplicas": 2}) for name in names))
+        eventually(
+            lambda: [b for b in accounts.bodies() if b["metadata"]["name"] != "default"], "the first child", pause=0
+        )
+        site.bed.operator.kill()
+        assert len(site.deployments(None)) < len(names), "it was killed in the middle"
+        site.bed.operator.start()
+        eventually(lambda: [pod for pod in pods.bodies() if GATE in gates(pod)], "the first gated pod", pause=0)
+        site.bed.operator.kill()
+        mended(site.bed)
+        for name in names:
+            site.wait_ready_pods(2, name)
+            site.wait_true("Ready", name)
+        created = {pod["metadata"]["name"] for pod in pods.bodies()}
+    assert len(created) == 2 * len(names), "no replica was started twice"
+    for name in names:
+        assert len(site.deployments(name)) == 1
+        assert len(site.endpoints(name)) == 2
+    for kind in ("services", "poddisruptionbudgets", "networkpolicies"):
+        assert len(site.api.list(kind, site.namespace, "taas.dev/service")) == len(names)
+
+
+def test_a_move_that_was_begun_is_finished_by_the_next_operator(site: Site) -> None:
+    old = site.node()
+    site.serving()
+    new = site.node()
+    with site.traffic(rate=1.0) as traffic:
+        site.kubectl("cordon", old)
+        site.eventually(
+            lambda: site.deployments()[0]["spec"]["replicas"] == 2, "the successor is asked for", pause=0.05
+        )
+        site.bed.operator.kill()
+        mended(site.bed)
+        site.eventually(lambda: site.nodes_of() == [new], "the move is finished")
+        assert asked(site) == 1
+        traffic.goes_on()
+    assert traffic.lost == {}
+
+
+def test_without_the_operator_pods_are_replaced_scheduled_and_served(site: Site) -> None:
+    site.node()
+    site.serving(scaling={"minReplicas": 2})
+    site.bed.operator.kill()
+    with site.traffic(rate=1.0) as traffic:
+        before = {pod["metadata"]["name"] for pod in site.pods()}
+        site.kubectl("delete", "pod", min(before), "--wait=false")
+        fresh = [pod for pod in site.wait_ready_pods(2) if pod["metadata"]["name"] not in before]
+        assert len(fresh) == 1
+        assert not gates(fresh[0])
+        site.kubectl("scale", f"deployment/{site.deployments()[0]['metadata']['name']}", "--replicas=4")
+        site.wait_ready_pods(4)
+        site.eventually(lambda: len(site.endpoints()) == 4, "all of them are endpoints")
+        traffic.goes_on()
+        mended(site.bed)
+        site.wait_ready_pods(2)
+        site.wait_true("Ready")
+        traffic.goes_on()
+    assert traffic.lost == {}
+
+
+def test_an_operator_that_hangs_blocks_no_pod(site: Site) -> None:
+    site.node()
+    site.serving()
+    (before,) = site.pods()
+    operator = site.bed.processes
+    operator.signal("operator", signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        site.kubectl("delete", "pod", before["metadata"]["name"], "--wait=false")
+        others = eventually(lambda: site.pods(), "it is replaced", 8, pause=0.1)
+        assert not gates(others[0])
+        site.eventually(lambda: site.nodes_of() != [""], "and scheduled", 8, pause=0.1)
+        took = time.monotonic() - began
+    finally:
+        operator.signal("operator", signal.SIGCONT)
+    assert took < 9, "before its Lease was in danger"
+    eventually(lambda: leads(site.bed), "it leads on")
+    site.wait_ready_pods(1)
+
+
+# --- Silence ---------------------------------------------------------------------------------------------------------
+
+
+def test_with_no_change_in_nothing_is_written_but_the_lease(site: Site) -> None:
+    site.node()
+    site.serving(scaling={"minReplicas": 2})
+    began, before = time.time(), _revisions(site)
+
+    def silent() -> bool:
+        nonlocal began, before
+        if _written(site, since=began):  # of what changed before; figures may wait for a minute
+            began, before = time.time(), _revisions(site)
+        return time.time() - began >= 30
+
+    eventually(silent, "thirty seconds without a write", 150, pause=2.0)
+    assert _revisions(site) == before
+
+
+def _written(site: Site, since: float) -> list[str]:
+    return [line for line in writes(audit(site.bed, since=since)) if " leases " not in line]
+
+
+def _revisions(site: Site) -> dict[str, str]:
+    """resourceVersion of everything of ours."""
+    kinds = ("tokenservices", "deployments", "services", "poddisruptionbudgets", "networkpolicies", "serviceaccounts")
+    found = {
+        f"{kind}/{thing['metadata']['name']}": thing["metadata"]["resourceVersion"]
+        for kind in (*kinds, "pods")
+        for thing in site.api.list(kind, site.namespace)
+    }
+    cluster_wide = ("tokenfleets", "acceleratorclasses", "capacityprofiles", "mutatingwebhookconfigurations")
+    return found | {
+        f"{kind}/{thing['metadata']['name']}": thing["metadata"]["resourceVersion"]
+        for kind in cluster_wide
+        for thing in site.api.list(kind)
+    }
+
+
+# --- Prometheus ------------------------------------------------------------------------------------------------------
+
+
+def test_without_prometheus_replicas_are_held_and_come_down_when_it_is_back(site: Site) -> None:
+    site.node()
+    site.serving(scaling={"maxReplicas": 4})
+    with site.traffic(rate=6.0) as traffic:
+        site.eventually(lambda: len(site.endpoints()) >= 3, "three replicas serve")
+        site.wait_true("MetricsAvailable")
+        traffic.rate = 0.5
+        site.bed.prometheus.pause()
+        missing = site.wait_condition("MetricsAvailable", "False")
+        assert "replicas are held, none is removed" in missing["message"]
+        held = asked(site)
+        assert held >= 3
+        throughout(lambda: asked(site) >= held, "nothing is removed", seconds=25, pause=1.0)
+        assert is_true(site.service(), "Ready"), "it serves all the same"
+        site.bed.prometheus.start()
+        site.wait_true("MetricsAvailable")
+        site.eventually(lambda: asked(site) == 1, "what is too much is removed")
+        traffic.goes_on(2)
+    assert traffic.lost == {}
+    assert any("replicas are held" in event.get("note", "") for event in site.events())
