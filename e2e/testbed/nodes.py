@@ -143,7 +143,8 @@ class Autoscaler:
         used = {pod["spec"].get("nodeName") for pod in pods} | {
             pod.get("status", {}).get("nominatedNodeName") for pod in pods
         }
-        self._remove_empty(used, now)
+        wanted = {pool.template.accelerator for pool in self.pools if any(_unmet(pod, pool.template) for pod in pods)}
+        self._remove_empty(used, wanted, now)
         for pool in self.pools:
             self._ask(pool, pods, used, now)
 
@@ -164,12 +165,13 @@ class Autoscaler:
                 span.ready_at = now
                 self._create(span.template.node(span.name))
 
-    def _remove_empty(self, used: set[str | None], now: float) -> None:
+    def _remove_empty(self, used: set[str | None], wanted: set[str], now: float) -> None:
+        """A node that a waiting pod could take is not idle: the scheduler may look again only in ten seconds."""
         idle = {pool.template.accelerator: pool.idle_seconds for pool in self.pools}
         for span in self.spans:
             if span.ready_at is None or span.released_at is not None or span.template.accelerator not in idle:
                 continue
-            if span.name in used:
+            if span.name in used or span.template.accelerator in wanted:
                 self._empty_since.pop(span.name, None)
             elif now - self._empty_since.setdefault(span.name, now) >= idle[span.template.accelerator]:
                 self._remove(span, now)

@@ -155,7 +155,8 @@ def test_kubectl_knows_its_short_names_columns_and_scale(cluster: Cluster, names
     cluster.apply(_service(namespace, None))
     cluster.kubectl("scale", "tsvc/chat", "--replicas=3", "-n", namespace)
     assert cluster.get("tokenservice", "chat", "-n", namespace)["spec"]["replicas"] == 3
-    header, row = cluster.kubectl("get", "taas", "-n", namespace).splitlines()[:2]
+    assert "tokenservice.taas.dev/chat" in cluster.kubectl("get", "taas", "-n", namespace, "-o", "name")
+    header, row = cluster.kubectl("get", "tokenservices", "-n", namespace).splitlines()[:2]
     assert " ".join(header.split()) == "NAME REPLICAS VARIANT TOKENS/S UTILIZATION TTFT/TPOT $/MTOK READY AGE"
     assert "Unknown" in row
     assert "Unit: duration with ms or s" in cluster.kubectl("explain", "tsvc.spec.objectives.timeToFirstToken.target")
