@@ -1,9 +1,9 @@
 """Simulated accelerator nodes, and the node autoscaler that adds and removes them.
 
 The autoscaler is a stand-in. Karpenter's KWOK provider is not built here: a build of its v1.12.0 had not ended after
-seven minutes on two busy cores, and it needs a cluster set up by its own chart. The stand-in does the two things that a real one does for this operator: it adds a node when a pod is Unschedulable
-and would fit a fresh node, after the time such a node takes to start; and it removes a node that has been empty for a
-while. It knows nothing of the operator.
+seven minutes on two busy cores, and it needs a cluster set up by its own chart. The stand-in does the two things that a
+real one does for this operator: it adds a node when a pod is Unschedulable and would fit a fresh node, after the time
+such a node takes to start; and it removes a node that has been empty for a while. It knows nothing of the operator.
 """
 
 from __future__ import annotations
