@@ -33,15 +33,18 @@ class Process:
     folder: Path
     port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
-    running: subprocess.Popen[str] | None = None
+    running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "operator.log"
 
     def start(self, **settings: Any) -> None:
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self._settings() | settings))
         command = [sys.executable, "-m", "tokenservice.app", f"--config={config}"]
-        self.running = subprocess.Popen(
-            [*command, f"--kubeconfig={self.cluster.kubeconfig}"], stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
+        with self.log.open("a") as log:
+            self.running = subprocess.Popen([*command, f"--kubeconfig={self.cluster.kubeconfig}"], stderr=log, cwd=ROOT)
 
     def state(self) -> dict[str, Any]:
         try:
@@ -58,10 +61,9 @@ class Process:
     def ended(self) -> tuple[int, str]:
         """Exit code and what it said."""
         assert self.running is not None
-        _, said = self.running.communicate(timeout=30)
-        code = self.running.returncode
+        code = self.running.wait(timeout=30)
         self.running = None
-        return code, said
+        return code, self.log.read_text()
 
     def stop(self) -> tuple[int, str]:
         self.signal(signal.SIGTERM)
@@ -92,7 +94,8 @@ def process(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Proces
     yield started
     if started.running is not None:
         started.running.kill()
-        started.running.communicate()
+        started.running.wait()
+    print(started.log.read_text())  # shown when the test failed
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:

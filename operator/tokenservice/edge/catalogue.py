@@ -6,9 +6,10 @@ is left out and the rest applied once more, so that a user who set a price still
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from tokenservice.core.model import Json
@@ -16,6 +17,8 @@ from tokenservice.core.names import FIELD_MANAGER
 from tokenservice.errors import ApiError, Conflict
 
 _log = logging.getLogger(__name__)
+
+PARALLEL_WRITES = 8
 
 
 class CatalogueApi(Protocol):
@@ -32,19 +35,23 @@ class Fence(Protocol):
     def held(self) -> bool: ...
 
 
-async def apply_catalogue(api: CatalogueApi, objects: Iterable[Json], fence: Fence) -> list[Json]:
-    """Applies each object; returns those that could not be, for another try."""
-    failed = []
-    for manifest in objects:
+async def apply_catalogue(api: CatalogueApi, objects: Sequence[Json], fence: Fence) -> list[Json]:
+    """Applies each object, eight at a time; returns those that could not be, for another try."""
+    slots = asyncio.Semaphore(PARALLEL_WRITES)
+    done = await asyncio.gather(*(_attempt(api, manifest, fence, slots) for manifest in objects))
+    return [manifest for manifest, applied in zip(objects, done, strict=True) if not applied]
+
+
+async def _attempt(api: CatalogueApi, manifest: Json, fence: Fence, slots: asyncio.Semaphore) -> bool:
+    async with slots:
         if not fence.held():
-            failed.append(manifest)
-            continue
+            return False
         try:
             await _apply(api, manifest)
         except ApiError as error:
             _log.warning("%s %s is not applied: %s", manifest["kind"], manifest["metadata"]["name"], error)
-            failed.append(manifest)
-    return failed
+            return False
+        return True
 
 
 async def _apply(api: CatalogueApi, manifest: Json) -> None:
