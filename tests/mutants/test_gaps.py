@@ -1,4 +1,4 @@
-"""Promises that no other test was seen to hold: each of these was written when its mutant had survived."""
+"""Promises that other tests hold only in passing; the mutants beside this file break each of them."""
 
 from __future__ import annotations
 
