@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tokenservice.core.model import Json, ObjectKey
 from tokenservice.core.names import FIELD_MANAGER
 from tokenservice.edge.resources import RESOURCES, path_of
 from tokenservice.errors import ApiError, ConfigurationError, Conflict, Forbidden, Gone, Invalid, NotFound, Retryable
+
+_log = logging.getLogger(__name__)
 
 USER_AGENT = "tokenservice-operator"
 PAGE_SIZE = 500
@@ -202,7 +205,9 @@ class Kube:
             except Retryable as error:
                 if error.status != 429 or attempt == _THROTTLE_ATTEMPTS:
                     raise
-                await self._sleep(min(error.after, _THROTTLE_LIMIT_SECONDS))
+                pause = min(error.after, _THROTTLE_LIMIT_SECONDS)
+                _log.info("%s %s: %s (again in %.0f s)", method, path, error, pause)
+                await self._sleep(pause)
         raise AssertionError("unreachable")
 
     async def _try(
