@@ -112,9 +112,11 @@ def test_other_pods_are_ready_at_once_and_go_at_once(cluster: Cluster, namespace
 
 
 def test_a_node_comes_for_a_pod_that_fits_nowhere_and_goes_when_empty(cluster: Cluster, namespace: str) -> None:
-    scaler = Autoscaler(cluster, (Pool(template=H100, maximum=2, start_seconds=1.0, idle_seconds=2.0),))
+    # Pods that other tests left behind may want nodes as well: this autoscaler looks at its own only.
+    mine = lambda: cluster.get("pods", "-n", namespace)["items"]  # noqa: E731
+    scaler = Autoscaler(cluster, (Pool(template=H100, maximum=2, start_seconds=1.0, idle_seconds=2.0),), mine)
     cluster.apply(engine_pod("a", namespace, gpus=8, engine=False), engine_pod("b", namespace, gpus=4, engine=False))
-    running = lambda: [p["spec"].get("nodeName") for p in cluster.get("pods", "-n", namespace)["items"]]  # noqa: E731
+    running = lambda: [pod["spec"].get("nodeName") for pod in mine()]  # noqa: E731
 
     def look_until(check: Callable[[], bool]) -> None:
         def looked() -> bool:
