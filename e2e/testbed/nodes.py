@@ -111,6 +111,10 @@ class Span:
     released_at: float | None = None
 
 
+_NUMBERS = itertools.count(1)
+"""No name is given twice: pods of a node that is gone would count as those of its namesake."""
+
+
 @dataclass
 class Autoscaler:
     """Looks once a second; every node it ever asked for is in `spans`. `pods` spares it a listing where one is kept."""
@@ -119,12 +123,11 @@ class Autoscaler:
     pools: tuple[Pool, ...]
     pods: Callable[[], list[Json]] | None = None
     spans: list[Span] = field(default_factory=list)
-    _numbers: Any = field(default_factory=lambda: itertools.count(1))
     _empty_since: dict[str, float] = field(default_factory=dict)
 
     def add(self, template: Template, **place: str) -> str:
         """A node at once, as if it had been there before."""
-        name = f"{template.accelerator}-{next(self._numbers):02}"
+        name = f"{template.accelerator}-{next(_NUMBERS):02}"
         self.spans.append(Span(name, template, time.time(), time.time()))
         self._create(template.node(name, **place))
         return name
@@ -193,7 +196,7 @@ class Autoscaler:
         for need in wanting:
             spot = next((index for index, left in enumerate(bins) if left >= need), None)
             if spot is None and len(alive) < pool.maximum:
-                span = Span(f"{pool.template.accelerator}-{next(self._numbers):02}", pool.template, now)
+                span = Span(f"{pool.template.accelerator}-{next(_NUMBERS):02}", pool.template, now)
                 self.spans.append(span)
                 alive.append(span)
                 bins.append(pool.template.count)
