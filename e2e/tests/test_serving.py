@@ -69,7 +69,7 @@ def test_no_tool_takes_a_service_for_done_before_it_serves(site: Site) -> None:
 def test_a_deleted_service_finishes_its_answers_and_leaves_nothing(site: Site, engine: str) -> None:
     site.node()
     site.serving(engine={"name": engine})
-    with site.traffic(rate=1.0, output_tokens=400) as traffic:  # eight seconds an answer: longer than the preStop hook
+    with site.traffic(rate=2.0, output_tokens=350) as traffic:  # seven seconds an answer: longer than the preStop hook
         eventually(lambda: traffic.account.in_flight >= 6, "answers are under way")
         traffic.stop_sending()
         site.kubectl("delete", "tsvc", "chat")
@@ -184,7 +184,7 @@ def test_who_may_only_look_touches_nothing(site: Site) -> None:
             lambda name=name: site.status(name).get("decision", {}).get("message"), f"{name} says what it would do"
         )
     throughout(
-        lambda: not any(any(children(site, name).values()) for name in LOOKING), "no children of any of them", seconds=6
+        lambda: not any(any(children(site, name).values()) for name in LOOKING), "no children of any of them", seconds=4
     )
     site.kubectl("patch", "tsvc", "paused", "--type=merge", "-p", '{"spec":{"paused":false}}')
     site.wait_true("Ready", "paused")
@@ -197,6 +197,6 @@ def test_who_may_only_look_touches_nothing(site: Site) -> None:
     throughout(
         lambda: (children(site, "paused"), site.deployments("paused")[0]["metadata"]["resourceVersion"]) == before,
         "a paused service stays as it is",
-        seconds=6,
+        seconds=4,
     )
     assert site.complete("paused")["usage"]["completion_tokens"] == 8

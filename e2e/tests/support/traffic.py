@@ -110,6 +110,7 @@ class Traffic:
             with suppress(asyncio.CancelledError):
                 await watch
             await client.close()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(0.25)  # TLS connections need a moment of the loop to end
 
     def _arrivals(self) -> Iterator[Arrival]:
         """Made up as time passes, so that the rate can change and the end need not be known."""
