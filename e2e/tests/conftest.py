@@ -49,7 +49,7 @@ def whole_bed() -> Iterator[Bed]:
 
 @pytest.fixture(autouse=True)
 def _collected() -> Iterator[None]:
-    """What a test leaves is collected at its end: a finalizer that runs while Python 3.11 parses a module breaks that."""
+    """Collects what a test leaves at its end: a finalizer that runs while Python 3.11 parses a module breaks that."""
     yield
     gc.collect()
 
