@@ -37,7 +37,7 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
 
 @pytest.fixture(scope="session")
 def whole_bed() -> Iterator[Bed]:
-    """A control plane of its own with the operator installed, Prometheus, and engines that start in two seconds."""
+    """A control plane of its own with the operator installed, Prometheus, and engines that start in a second."""
     running = testbed_bed.start(time_scale=TIME_SCALE, scrape_seconds=1)
     try:
         prepare(running)

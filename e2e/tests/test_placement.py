@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -12,6 +13,7 @@ from e2e.tests.support.api import Record, condition, eventually, throughout
 from e2e.tests.support.bed import FLEET
 from e2e.tests.support.nodes import foreign_pod, silence
 from e2e.tests.support.site import Site
+from e2e.tests.support.traffic import Traffic
 
 pytestmark = pytest.mark.cluster
 
@@ -26,6 +28,29 @@ def fewest_ready(slices: Record) -> int:
     ]
     started = next(index for index, count in enumerate(counts) if count)
     return min(counts[started:])
+
+
+@dataclass(frozen=True)
+class Dying:
+    """A service whose node has died under traffic, and where it may go."""
+
+    site: Site
+    traffic: Traffic
+    dead: str
+    other: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dying(module_site: Site) -> Iterator[Dying]:
+    """A node dies as this module begins; until the cluster has given it up, other tests have their turn."""
+    site = module_site
+    dead = site.node()
+    site.serving(scaling={"minReplicas": 2})
+    other = site.node()
+    site.bed.cluster.apply(foreign_pod(site, "neighbour", other, gpus=1))  # so that the node is not taken for unused
+    with site.traffic(rate=0.5) as traffic:
+        silence(site, dead)
+        yield Dying(site, traffic, dead, other)
 
 
 # --- Packing ---------------------------------------------------------------------------------------------------------
@@ -79,27 +104,11 @@ def test_a_node_is_emptied_make_before_break_and_goes(restless: Site) -> None:
 # --- Nodes that go ---------------------------------------------------------------------------------------------------
 
 
-def test_replicas_of_a_node_that_died_come_up_elsewhere(site: Site) -> None:
-    dead = site.node()
-    site.serving(scaling={"minReplicas": 2})
-    other = site.node()
-    with site.traffic(rate=1.0) as traffic:
-        silence(site, dead)
-        eventually(lambda: site.condition("Ready").get("status") == "False", "it is no longer Ready")
-        site.eventually(lambda: site.nodes_of() == [other, other], "it has two replicas on the other node", 120)
-        site.wait_true("Ready")
-        traffic.goes_on()
-    assert site.status()["replicaSummary"] == "2/2"
-    site.api.delete("nodes", dead)
-    site.kubectl("delete", "pods", "--force", "--grace-period=0", f"--field-selector=spec.nodeName={dead}")
-    throughout(lambda: site.nodes_of() == [other, other], "two replicas are enough", seconds=4)
-
-
 def test_a_cordoned_node_is_left_before_it_is_drained(site: Site) -> None:
     old = site.node()
     site.serving()
     new = site.node()
-    with site.watched("endpointslices") as slices, site.traffic(rate=1.0) as traffic:
+    with site.watched("endpointslices") as slices, site.traffic(rate=1.5) as traffic:
         traffic.goes_on(1)
         site.kubectl("cordon", old)
         site.eventually(lambda: site.nodes_of() == [new], "its replica is on the new node, and only there")
@@ -196,7 +205,7 @@ def test_kubectl_scale_is_followed_without_a_fight(site: Site) -> None:
     throughout(
         lambda: (site.service()["spec"].get("replicas"), len(site.pods())) == (1, 1),
         "the count stays with who scaled, whatever others apply",
-        seconds=5,
+        seconds=3,
     )
     (made,) = site.deployments()
     assert {e["manager"] for e in made["metadata"]["managedFields"] if _owns_replicas(e)} == {"tokenservice-operator"}
@@ -204,3 +213,20 @@ def test_kubectl_scale_is_followed_without_a_fight(site: Site) -> None:
 
 def _owns_replicas(entry: dict[str, dict[str, dict[str, object]]]) -> bool:
     return "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+
+
+# --- A node that dies ------------------------------------------------------------------------------------------------
+
+
+def test_replicas_of_a_node_that_died_come_up_elsewhere(dying: Dying) -> None:
+    site = dying.site
+    site.eventually(lambda: set(site.nodes_of()) == {dying.other}, "both replicas are on the other node", 120)
+    site.wait_ready_pods(2)
+    site.wait_true("Ready")
+    dying.traffic.goes_on()
+    assert site.status()["replicaSummary"] == "2/2"
+    lost = [event["note"] for event in site.events() if event["type"] == "Warning"]
+    assert any("of 2 replicas serve" in note for note in lost), lost
+    site.api.delete("nodes", dying.dead)
+    site.kubectl("delete", "pods", "--force", "--grace-period=0", f"--field-selector=spec.nodeName={dying.dead}")
+    throughout(lambda: site.nodes_of() == [dying.other] * 2, "two replicas are enough", seconds=4)

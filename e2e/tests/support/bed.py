@@ -13,7 +13,9 @@ from e2e.tests.support.site import profile
 
 Json = dict[str, Any]
 
-TIME_SCALE = 20.0
+TIME_SCALE = 40.0
+"""Engines start within a second or two."""
+
 OPERATOR = "system:serviceaccount:tokenservice-system:tokenservice"
 
 FLEET: Json = {

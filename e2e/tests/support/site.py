@@ -186,8 +186,8 @@ class Site:
 
     # -- doings
 
-    def traffic(self, name: str = "chat", *, rate: float = 2.0, **lengths: int) -> Traffic:
-        return Traffic(self.bed, self.namespace, name, rate=rate, **lengths)
+    def traffic(self, name: str = "chat", *, rate: float = 2.0, **options: Any) -> Traffic:
+        return Traffic(self.bed, self.namespace, name, rate=rate, **options)
 
     def complete(self, name: str = "chat", *, tokens: int = 8) -> Json:
         """One chat completion from a pod that the Service has as ready endpoint."""

@@ -29,7 +29,15 @@ class Traffic:
     """
 
     def __init__(
-        self, bed: Bed, namespace: str, service: str, *, rate: float, input_tokens: int = 200, output_tokens: int = 100
+        self,
+        bed: Bed,
+        namespace: str,
+        service: str,
+        *,
+        rate: float,
+        input_tokens: int = 200,
+        output_tokens: int = 100,
+        max_wait_seconds: float = 30.0,
     ) -> None:
         self.rate = rate
         self.results: list[Result] = []
@@ -41,7 +49,7 @@ class Traffic:
             bed.farm_url,
             {_SERVICE: Target(self._service, service, _OBJECTIVES)},
             self._endpoints,
-            max_wait_seconds=30.0,
+            max_wait_seconds=max_wait_seconds,
             on_result=self.results.append,
         )
         self._stop, self._sent = threading.Event(), threading.Event()
