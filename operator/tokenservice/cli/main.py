@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from tokenservice.cli.bench import bench
 from tokenservice.cli.crd import crd
 from tokenservice.cli.explain import explain
 from tokenservice.cli.lint import lint
@@ -14,6 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 app.command()(crd)
 app.command()(explain)
 app.command()(lint)
