@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.build import H100, H100_8B, make_metrics, make_node, make_pod, make_service
 from tests.support.world import World
 from tokenservice.api.token_fleet import TokenFleetSpec
-from tokenservice.core.model import Apply, Delete, Missing, Place, Reason, Service, SetDeletionCost, SetServing
+from tokenservice.core.model import Apply, Delete, Means, Missing, Place, Reason, Service, SetDeletionCost, SetServing
 from tokenservice.core.repack import LEAVING
 
 CHAT = make_service("chat", scaling={"minReplicas": 2})
@@ -44,6 +44,14 @@ def test_a_settled_world_is_left_alone() -> None:
         assert plan.actions == ()
         assert plan.statuses == ()
         assert plan.events == ()
+
+
+def test_the_fleets_status_has_the_means_that_prometheus_remembers() -> None:
+    means = Means(hour=0.42, day=Missing("TooFewSamples", "too little for 24h"))
+    made = world(extra={"fleet_object": {"metadata": {"name": "default", "uid": "u"}}, "fleet_means": means})
+    (status,) = (write.status for write in made.round().statuses if write.key.kind == "TokenFleet")
+    assert status["utilization1h"] == 0.42
+    assert "utilization24h" not in status
 
 
 def test_more_demand_brings_more_replicas_at_once() -> None:

@@ -272,6 +272,66 @@ async def test_without_a_query_of_the_users_there_is_no_such_figure(server: Prom
     assert answer.utilization.reason == "NoQuery"
 
 
+# --- means of the utilization ----------------------------------------------------------------------------------------
+
+
+def remembering(*series: Series, query: str | None = None) -> Callable[[str], Reply]:
+    normal, wanted = healthy(), promql.means(query)
+    return lambda text: vector(*series) if text == wanted else normal(text)
+
+
+HOUR, DAY = {"window": "1h"}, {"window": "24h"}
+MEANS: dict[str, tuple[tuple[Series, ...], str | None, tuple[float | str, float | str]]] = {
+    "both": (((HOUR, 0.6), (DAY, 0.5)), None, (0.6, 0.5)),
+    "an idle day": (((HOUR, 0.0), (DAY, 0.0)), None, (0.0, 0.0)),
+    "half a day of data is not there yet": (((HOUR, 0.6),), None, (0.6, "TooFewSamples")),
+    "the operator is not scraped": ((), None, ("TooFewSamples", "TooFewSamples")),
+    "NaN": (((HOUR, "NaN"), (DAY, 0.5)), None, ("NotOneNumber", 0.5)),
+    "a user's query of two series": (((HOUR, 0.1), (HOUR, 0.2), (DAY, 0.3)), "mine", ("NotOneNumber", 0.3)),
+    "a user's query of percentages": (((HOUR, 60.0), (DAY, 50.0)), "mine", ("NotOneNumber", "NotOneNumber")),
+    "a user's query without a past": ((), "mine", ("TooFewSamples", "TooFewSamples")),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+async def test_means_are_figures_or_say_what_is_missing(server: Prometheus, name: str) -> None:
+    series, query, want = MEANS[name]
+    means = (await ask(server, remembering(*series, query=query), query=query)).means
+    shown = (means.hour, means.day)
+    assert tuple(mean.reason if isinstance(mean, Missing) else mean for mean in shown) == want
+    whose = "utilizationQuery" if query else promql.OWN_UTILIZATION
+    if name != "NaN":
+        assert all(whose in mean.message for mean in shown if isinstance(mean, Missing))
+
+
+async def test_means_that_cannot_be_asked_for_spoil_nothing_else(server: Prometheus) -> None:
+    normal, wanted = healthy(), promql.means(None)
+    refused: Reply = (422, "application/json", '{"error":"too many samples"}')
+    answer = await ask(server, lambda query: refused if query == wanted else normal(query))
+    assert isinstance(answer.services[CHAT], ServiceMetrics)
+    assert isinstance(answer.means.hour, Missing)
+    assert "too many samples" in answer.means.hour.message
+
+
+async def test_means_are_asked_for_once_a_minute_and_anew_for_another_query(server: Prometheus) -> None:
+    clock, asked = Clock(), list[int]()
+    reader = PrometheusReader(clock=clock)
+    server.answers = remembering((HOUR, 0.6), (DAY, 0.5))
+    for seconds, query in ((0, None), (59, None), (1, None), (5, "mine")):
+        clock.now += seconds
+        server.queries.clear()
+        await reader.read(question(server.address, query))
+        asked.append(server.queries.count(promql.means(query)))
+    assert asked == [1, 0, 1, 1]
+
+
+async def test_means_are_unknown_while_prometheus_does_not_answer() -> None:
+    means = (await PrometheusReader().read(question(None))).means
+    assert isinstance(means.hour, Missing)
+    assert means.hour == means.day
+    assert means.hour.reason == "NoAddress"
+
+
 # --- histograms ------------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ class PrometheusSource(ApiModel):
     )
     utilization_query: str | None = field(
         None,
-        "PromQL that gives the fleet's utilization as one number between 0 and 1",
+        "PromQL that gives the fleet's utilization as one number between 0 and 1; a vector of one, for its means",
         unit="ratio",
         default_text="the operator's own",
         max_length=4096,
@@ -117,9 +117,17 @@ class TokenFleetStatus(ApiModel):
         schema=CONDITIONS_SCHEMA | {"default": initial_conditions()},
     )
     utilization: float | None = field(None, "Utilization now, the lower end of the interval", unit="ratio")
-    utilization_1h: float | None = field(None, "Mean utilization of the last hour", unit="ratio", alias="utilization1h")
+    utilization_1h: float | None = field(
+        None,
+        "Mean utilization of the last hour; needs half an hour of data in Prometheus",
+        unit="ratio",
+        alias="utilization1h",
+    )
     utilization_24h: float | None = field(
-        None, "Mean utilization of the last day", unit="ratio", alias="utilization24h"
+        None,
+        "Mean utilization of the last day; needs half a day of data in Prometheus",
+        unit="ratio",
+        alias="utilization24h",
     )
     waterfall: Waterfall | None = field(None, "Where the rest goes")
     accelerators: int | None = field(None, "Accelerators that exist", unit="accelerators")

@@ -51,6 +51,7 @@ class Observer:
             fleet=fleet.spec if fleet else TokenFleetSpec(),
             fleet_object=fleet.body if fleet else None,
             fleet_utilization=answer.utilization,
+            fleet_means=answer.means,
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
             proposals=proposals,

@@ -152,6 +152,18 @@ class ServiceMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """The fleet's utilization over longer times, as far as Prometheus remembers it."""
+
+    hour: float | Missing
+    day: float | Missing
+
+
+_NOT_READ = Missing("NotRead", "the means of the utilization were not read yet")
+NO_MEANS = Means(hour=_NOT_READ, day=_NOT_READ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """A CapacityProfile under its object name."""
 
@@ -238,6 +250,7 @@ class Snapshot:
     fleet: TokenFleetSpec = field(default_factory=TokenFleetSpec)
     fleet_object: Json | None = None
     fleet_utilization: float | Missing = Missing("NoData", "utilization was not read yet")
+    fleet_means: Means = NO_MEANS
     stale_kinds: tuple[str, ...] = ()
     status_written_at: Mapping[ObjectKey, float] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()

@@ -314,6 +314,8 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
         cost_per_hour=price,
         metrics=_fleet_metrics(decided.outlooks),
         utilization=_fleet_utilization(facts, served, counts),
+        utilization_1h=facts.snapshot.fleet_means.hour,
+        utilization_24h=facts.snapshot.fleet_means.day,
         waterfall=parts,
         cost_per_million_tokens=dollars_per_million_tokens(price, _output(decided.outlooks)),
         joules_per_token=joules_per_token(_fleet_watts(facts, parts), _output(decided.outlooks)),

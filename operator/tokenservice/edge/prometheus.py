@@ -22,11 +22,14 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_api_client.prometheus_connect import PrometheusConnect
 from urllib3.util.retry import Retry
 
-from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics
+from tokenservice.core.model import NO_MEANS, Means, Missing, ServiceKey, ServiceMetrics
 from tokenservice.edge import promql
 from tokenservice.edge.promql import Windows
 
 TIMEOUT_SECONDS = 5
+
+MEANS_SECONDS = 60.0
+"""Means over hours are asked for this often: they hardly move, and a user's query runs hundreds of times for them."""
 
 Row = tuple[str, str]
 """Namespace and served model name, as the engines' series carry them."""
@@ -49,10 +52,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What Prometheus says; `utilization` is that of the user's own query."""
+    """What Prometheus says; `utilization` is that of the user's own query, `means` are of that or the operator's."""
 
     services: Mapping[ServiceKey, ServiceMetrics | Missing]
     utilization: float | Missing
+    means: Means = NO_MEANS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class _Round:
     ttft: Mapping[Row, Buckets]
     tpot: Mapping[Row, Buckets]
     utilization: float | Missing
+    means: Means
 
 
 class _NoAnswer(Exception):  # noqa: N818 - carries a value, never leaves this module
@@ -89,7 +94,9 @@ class PrometheusReader:
     ) -> None:
         self._token_file = bearer_token_file
         self._timeout = timeout_seconds
+        self._clock = clock
         self._peaks = _Peaks(clock)
+        self._means: tuple[float, str | None, Means] = (-math.inf, None, NO_MEANS)
 
     async def read(self, question: Question) -> Answer:
         """One round."""
@@ -100,7 +107,8 @@ class PrometheusReader:
         except _NoAnswer as error:
             return _nothing(question, error.missing)
         read = {key: _metrics(row, found, question) for row, key in sorted(question.services.items())}
-        return Answer(services=self._peaks.held(read, question.windows.peak), utilization=found.utilization)
+        services = self._peaks.held(read, question.windows.peak)
+        return Answer(services=services, utilization=found.utilization, means=found.means)
 
     def _ask(self, question: Question, address: str) -> _Round:
         with _Client(address, self._headers(), self._timeout) as client:
@@ -109,7 +117,8 @@ class PrometheusReader:
                 _histograms(client.query(promql.buckets(histogram, question.windows)))
                 for histogram in (promql.TTFT, promql.TPOT)
             )
-            return _Round(figures, ttft, tpot, self._utilization(client, question.utilization_query))
+            query = question.utilization_query
+            return _Round(figures, ttft, tpot, self._utilization(client, query), self._recent_means(client, query))
 
     def _utilization(self, client: _Client, query: str | None) -> float | Missing:
         """A user's query that fails spoils only its own figure."""
@@ -119,6 +128,12 @@ class PrometheusReader:
             return _share(client.query(query))
         except _NoAnswer as error:
             return Missing(error.missing.reason, f"prometheus.utilizationQuery: {error.missing.message}")
+
+    def _recent_means(self, client: _Client, query: str | None) -> Means:
+        asked_at, of, _ = self._means
+        if of != query or self._clock() - asked_at >= MEANS_SECONDS:
+            self._means = (self._clock(), query, _means(client, query))
+        return self._means[-1]
 
     def _headers(self) -> dict[str, str]:
         if self._token_file is None:
@@ -180,7 +195,8 @@ class _Client:
 
 def _nothing(question: Question, missing: Missing) -> Answer:
     utilization = NO_QUERY if question.utilization_query is None else missing
-    return Answer(services=dict.fromkeys(question.services.values(), missing), utilization=utilization)
+    services = dict.fromkeys(question.services.values(), missing)
+    return Answer(services=services, utilization=utilization, means=Means(hour=missing, day=missing))
 
 
 def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Missing:
@@ -256,6 +272,27 @@ def _share(result: Sequence[Series]) -> float | Missing:
         fix = "it must be a share between 0 and 1"
         return Missing("OutOfRange", f"prometheus.utilizationQuery gives {value:g}: {fix}")
     return value
+
+
+def _means(client: _Client, query: str | None) -> Means:
+    """What fails here spoils only the means."""
+    try:
+        found = client.query(promql.means(query))
+    except _NoAnswer as error:
+        return Means(hour=error.missing, day=error.missing)
+    return Means(hour=_mean(found, "1h", query), day=_mean(found, "24h", query))
+
+
+def _mean(result: Sequence[Series], window: str, query: str | None) -> float | Missing:
+    values = [value for labels, value in result if labels.get("window") == window]
+    if len(values) == 1 and 0.0 <= values[0] <= 1.0:
+        return values[0]
+    if values:
+        return Missing("NotOneNumber", f"prometheus.utilizationQuery gives no share between 0 and 1 over {window}")
+    if query is not None:
+        return Missing("TooFewSamples", f"prometheus.utilizationQuery has a value in less than half of {window}")
+    fix = "let it scrape the operator's /metrics and wait"
+    return Missing("TooFewSamples", f"Prometheus has {promql.OWN_UTILIZATION} for less than half of {window}: {fix}")
 
 
 def _series(result: Any) -> list[Series]:

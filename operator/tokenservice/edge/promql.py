@@ -14,6 +14,12 @@ from dataclasses import dataclass
 
 BY = "namespace, model_name"
 
+OWN_UTILIZATION = "tokenservice_fleet_utilization_ratio"
+"""The operator's own export: its mean outlives the operator in whatever scrapes it."""
+
+_MEANS = {"1h": 60, "24h": 300}
+"""Window -> seconds between the points that a mean is taken of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dialects:
@@ -88,6 +94,18 @@ def buckets(histogram: Dialects, windows: Windows) -> str:
         f'[{windows.rate}s])), "dialect", "{dialect}", "", "")'
         for dialect, name in (("vllm", histogram.vllm), ("sglang", histogram.sglang))
     )
+
+
+def means(utilization: str | None) -> str:
+    """Mean utilization by `window`; left out where less than half of the window has data. None: the operator's own."""
+    now = f"({utilization})" if utilization else f"avg({OWN_UTILIZATION})"
+    return " or ".join(_mean(now, window, step) for window, step in _MEANS.items())
+
+
+def _mean(now: str, window: str, step: int) -> str:
+    past = f"({now}[{window}:{step}s])"
+    half = int(window.removesuffix("h")) * 3600 // step // 2
+    return f'label_replace(avg_over_time{past} and count_over_time{past} >= {half}, "window", "{window}", "", "")'
 
 
 def _arrivals(rate: str, seconds: int) -> str:
