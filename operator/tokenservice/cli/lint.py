@@ -25,6 +25,7 @@ from tokenservice.api.validation import kind_of, stored, violations
 from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
 from tokenservice.core.checks import Input, check_names, older, static_problems
 from tokenservice.core.model import Accelerator, EngineImages, Problem, Profile, Service, ServiceKey
+from tokenservice.yaml_lines import composed, constructed, mark_of, twice
 
 Json = dict[str, Any]
 _KINDS = {kind.kind: kind for kind in KINDS}
@@ -51,17 +52,7 @@ class Document:
     body: Json
 
     def finding(self, path: FieldPath, message: str) -> Finding:
-        return Finding(self.file, _line(self.node, path), message)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as kubectl reads it: dates stay text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+        return Finding(self.file, mark_of(self.node, path).line + 1, message)
 
 
 def lint(
@@ -109,14 +100,14 @@ def _read(file: Path) -> str:
 def _documents(name: str, text: str) -> Iterator[Document | Finding]:
     """Documents, and the errors of those that could not be read."""
     try:
-        nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
+        nodes = composed(text, name)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         yield Finding(name, mark.line + 1 if mark else 1, f"not YAML: {getattr(error, 'problem', None) or error}")
         return
     for node in nodes:
         duplicates = [
-            Finding(name, line, f"{key} is there twice, only the last would count") for key, line in _twice(node)
+            Finding(name, line, f"{key} is there twice, only the last would count") for key, line in twice(node)
         ]
         yield from duplicates
         if not duplicates:
@@ -127,7 +118,7 @@ def _resources(name: str, node: yaml.Node) -> Iterator[Document | Finding]:
     """The object, or those of a List."""
     line = node.start_mark.line + 1
     try:
-        body = _constructed(node)
+        body = constructed(node)
     except yaml.YAMLError as error:
         yield Finding(name, line, f"not YAML that kubectl reads: {getattr(error, 'problem', None) or error}")
         return
@@ -141,45 +132,6 @@ def _resources(name: str, node: yaml.Node) -> Iterator[Document | Finding]:
             yield from _resources(name, item)
     elif body:
         yield Document(name, node, body)
-
-
-def _constructed(node: yaml.Node) -> Any:
-    loader = _Loader("")
-    try:
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _twice(node: yaml.Node, above: tuple[yaml.Node, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Keys that a mapping has twice: kubectl refuses them, other tools take the last."""
-    if node in above:  # an alias to what it is part of
-        return
-    inside = (*above, node)
-    if isinstance(node, yaml.MappingNode):
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        names = [key.value for key in keys]
-        yield from ((key.value, key.start_mark.line + 1) for n, key in enumerate(keys) if key.value in names[:n])
-        for _, value in node.value:
-            yield from _twice(value, inside)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _twice(item, inside)
-
-
-def _line(node: yaml.Node, path: FieldPath) -> int:
-    """Line of the field, or of the deepest part of its path that is there."""
-    line = node.start_mark.line
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((key, value) for key, value in node.value if key.value == part), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line
-    return line + 1
 
 
 # --- The schema -----------------------------------------------------------------------------------------------------
