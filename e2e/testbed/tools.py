@@ -17,6 +17,7 @@ import argparse
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -68,6 +69,16 @@ class Obtained:
     seconds: float
 
 
+def _prometheus(name: str) -> Tool:
+    return Tool(
+        name=name,
+        version=r"(2\.(4[2-9]|5\d)|3\.\d+)\.\d+",  # all that is used here has been there since 2.42
+        module="prometheus",
+        package=f"github.com/prometheus/prometheus/cmd/{name}",
+        debian_package="prometheus",
+    )
+
+
 def _kubernetes(name: str) -> Tool:
     return Tool(
         name=name,
@@ -88,13 +99,8 @@ TOOLS: dict[str, Tool] = {
         _kubernetes("kube-controller-manager"),
         _kubernetes("kube-scheduler"),
         Tool(name="kwok", version=r"0\.8\.0", module="kubernetes", package="sigs.k8s.io/kwok/cmd/kwok"),
-        Tool(
-            name="prometheus",
-            version=r"(2\.(4[2-9]|5\d)|3\.\d+)\.\d+",  # all that is used here has been there since 2.42
-            module="prometheus",
-            package="github.com/prometheus/prometheus/cmd/prometheus",
-            debian_package="prometheus",
-        ),
+        _prometheus("prometheus"),
+        _prometheus("promtool"),
         Tool(
             name="helm",
             version=r"3\.22\.0",
@@ -107,6 +113,10 @@ TOOLS: dict[str, Tool] = {
 }
 
 
+SOURCE_ONLY = ("prometheus-operator",)
+"""Modules of which tests need files and no program."""
+
+
 def tool(name: str) -> Path:
     """The path of one program, obtained if it is not there yet."""
     return obtain(name)[name].path
@@ -116,6 +126,20 @@ def obtain(*names: str) -> dict[str, Obtained]:
     """Obtain the named programs, or all, in the order in which they are needed. Raises ToolError."""
     wanted = names or tuple(TOOLS)
     return {name: _obtain(TOOLS[name]) for name in TOOLS if name in wanted}
+
+
+@functools.cache
+def source(module: str) -> Path:
+    """Where the one module lies that `e2e/tools/MODULE` requires, for files that come with it. Raises ToolError."""
+    if not shutil.which("go"):
+        raise ToolError(f"the source of {module} is nowhere to be had: install Go, which fetches it")
+    required = re.findall(r"^require (\S+)", (MODULES / module / "go.mod").read_text(), re.MULTILINE)
+    command = ["go", "mod", "download", "-json", *required]
+    done = subprocess.run(command, cwd=MODULES / module, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout or "{}")
+    if done.returncode != 0:
+        raise ToolError(f"the source of {module} cannot be fetched: {found.get('Error') or done.stderr.strip()}")
+    return Path(found["Dir"])
 
 
 @functools.cache
@@ -293,8 +317,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m e2e.testbed.tools", description="Obtain the testbed's programs.")
     parser.add_argument("names", nargs="*", help=f"which ones; all by default: {', '.join(TOOLS)}")
     started = time.monotonic()
-    for name, got in obtain(*parser.parse_args().names).items():
+    names = parser.parse_args().names
+    for name, got in obtain(*names).items():
         print(f"{name:26}{got.source:16}{got.seconds:7.1f} s  {got.path}")
+    for module in () if names else SOURCE_ONLY:
+        fetching = time.monotonic()
+        path = source(module)
+        print(f"{module:26}{'Go module':16}{time.monotonic() - fetching:7.1f} s  {path}")
     print(f"{'all':42}{time.monotonic() - started:7.1f} s")
 
 
