@@ -2,6 +2,7 @@
 
     TokenServiceError
     ├── ConfigurationError    the administrator's settings cannot be used; says which and how to mend them
+    ├── InputError            a file given to a command cannot be used; says which line and field, and how to mend it
     ├── LeaseLost             another process leads, or may by now: stop writing
     └── ApiError              the API server, or the way to it, said no
         ├── Conflict          409: someone else wrote first, or owns the field
@@ -26,6 +27,10 @@ class TokenServiceError(Exception):
 
 class ConfigurationError(TokenServiceError):
     """The settings cannot be used."""
+
+
+class InputError(TokenServiceError):
+    """A file cannot be used; one `file:line: field: message` a line."""
 
 
 class LeaseLost(TokenServiceError):  # noqa: N818 - says what happened, as its siblings do

@@ -1,0 +1,198 @@
+"""What a simulation is fed with: a fleet, services as they would be applied, and the requests they get.
+
+Everything that policies are compared on stands in the scenario, the reference variant of each service included, so
+that no policy's choice can move the yardstick. `scenario.load` reads one from a file; this module is its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, model_validator
+
+from tokenservice.api.base import REQUIRED, field
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.api.validation import stored
+from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
+from tokenservice.core.model import Accelerator, Problem, Profile, ServiceKey, Variant
+from tokenservice.core.variants import candidates
+from tokenservice.errors import InputError
+from tokenservice.simulate.workload import Workload
+from tokenservice.simulate.workload_spec import ScenarioModel, WorkloadSpec, one_of, wrong
+
+Json = dict[str, Any]
+
+
+class Billing(StrEnum):
+    WHOLE_NODE = "WholeNode"
+    ACCELERATOR = "Accelerator"
+
+
+class Pool(ScenarioModel):
+    """Nodes of one class."""
+
+    accelerator_class: str = field(REQUIRED, "AcceleratorClass of the catalogue")
+    initial_nodes: int = field(0, "Nodes that are there at the start, beside those the first replicas need", ge=0)
+    max_nodes: int = field(10000, "Most nodes that can be had", ge=0)
+    accelerators_per_node: int | None = field(
+        None, "Accelerators in one node", unit="accelerators", default_text="the class's", ge=1, le=1024
+    )
+    billing: Billing = field(
+        Billing.WHOLE_NODE,
+        "WholeNode counts every accelerator of a node from its start to its release. Accelerator makes a node of each"
+        " replica, as large as the replica: it compares policies by their counts alone",
+    )
+
+
+class ColdStart(ScenarioModel):
+    """How long a replica takes from its place on a node to serving."""
+
+    seconds: float | None = field(None, "The same for all", unit="seconds", default_text="the variant's", gt=0)
+    by_source: dict[str, float] = field(
+        {}, "By where the model comes from: hf, oci, s3 or pvc", unit="seconds", default_text="the variant's"
+    )
+
+    def of(self, spec: TokenServiceSpec, variant: Variant) -> float:
+        """Seconds for one service on one variant."""
+        source = spec.model.uri.partition("://")[0]
+        return self.by_source.get(source, self.seconds or variant.cold_start_seconds)
+
+
+class Failure(ScenarioModel):
+    """Something breaks."""
+
+    at_seconds: float = field(REQUIRED, "When", unit="seconds", ge=0)
+    node: str | None = field(None, "AcceleratorClass of a node that is lost: the one with most replicas")
+    service: str | None = field(None, "Service of which one replica crashes: the oldest")
+
+    @model_validator(mode="after")
+    def _one_victim(self) -> Failure:
+        one_of(self, "node", "service")
+        return self
+
+
+class ScenarioService(ScenarioModel):
+    """One service and what is asked of it."""
+
+    service: Json = field(REQUIRED, "A TokenService as it would be applied, or {file: PATH} of one")
+    reference_variant: str = field(
+        REQUIRED,
+        "The variant by which the worth of its requests is measured, the same for every policy; for example"
+        " h100-vllm-tp2-fp8",
+    )
+    workload: WorkloadSpec = field(REQUIRED, "The requests")
+
+    @cached_property
+    def key(self) -> ServiceKey:
+        metadata = self.service["metadata"]
+        return ServiceKey(metadata.get("namespace", "default"), metadata["name"])
+
+    @cached_property
+    def spec(self) -> TokenServiceSpec:
+        """The contract, with the server's defaults."""
+        return TokenServiceSpec.model_validate(stored(self.service)["spec"])
+
+
+def _replicas(value: Any) -> Any:
+    return {} if value == "Static" else value
+
+
+def _seconds(value: Any) -> Any:
+    return {"seconds": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class Scenario(ScenarioModel):
+    """A simulation's input. Times are in seconds since its start."""
+
+    name: str = field(REQUIRED, "Name, for results", min_length=1, max_length=63)
+    description: str = field("", "What it is for")
+    seed: int = field(0, "Seed of all that is drawn; runs may be given another", ge=0)
+    duration_seconds: float | None = field(
+        None, "Time simulated", unit="seconds", default_text="the longest workload's", gt=0
+    )
+    control_period_seconds: float = field(5.0, "Time between decisions of the operator", unit="seconds", gt=0)
+    scrape_interval_seconds: float = field(5.0, "Time between scrapes of the engines", unit="seconds", gt=0)
+    rate_window_seconds: float = field(15.0, "Window over which rates are taken", unit="seconds", gt=0)
+    node_start_seconds: float = field(90.0, "From asking for a node to having it", unit="seconds", ge=0)
+    node_idle_seconds: float = field(30.0, "Time after which an empty node is released", unit="seconds", ge=0)
+    cold_start: Annotated[ColdStart, BeforeValidator(_seconds)] = field(
+        ColdStart(), "A number for all, or bySource", default_text="the variant's own"
+    )
+    failures: tuple[Failure, ...] = field((), "What breaks, and when")
+    fleet: tuple[Pool, ...] = field(REQUIRED, "Nodes by AcceleratorClass", min_length=1)
+    initial_replicas: Annotated[dict[str, int], BeforeValidator(_replicas)] = field(
+        {},
+        "Replicas at the start by name of the service; a service without a number starts at the size of a static"
+        " fleet, warm. Static says so for all",
+        default_text="Static",
+    )
+    token_fleet: TokenFleetSpec = field(TokenFleetSpec(), "Spec of the TokenFleet", default_text="the defaults")
+    services: tuple[ScenarioService, ...] = field(REQUIRED, "Services and their requests", min_length=1)
+
+    @cached_property
+    def accelerators(self) -> tuple[Accelerator, ...]:
+        """The fleet's classes, with the scenario's accelerators per node, by name."""
+        return tuple(sorted((_accelerator(pool) for pool in self.fleet), key=lambda it: it.name))
+
+    def variants(self, service: ScenarioService) -> tuple[Variant, ...]:
+        """Ways to run the service on this fleet."""
+        return ways(service.spec, self.accelerators)[0]
+
+    def reference(self, service: ScenarioService) -> Variant:
+        """The variant that its requests are measured by; the fleet need not have its class."""
+        found, _ = reference_ways(service.spec)
+        return next(variant for variant in found if variant.name == service.reference_variant)
+
+    def workloads(self, seed: int | None = None) -> Mapping[ServiceKey, Workload]:
+        """Every service's requests, for the scenario's seed or another. Reads files; raises InputError."""
+        chosen = self.seed if seed is None else seed
+        return {service.key: _workload(service, number, chosen) for number, service in enumerate(self.services)}
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Scenario:
+        for path, name in self._named_services():
+            known = {service.service.get("metadata", {}).get("name") for service in self.services}
+            if name not in known:
+                raise wrong(path, f"there is no service {name!r}; there are {', '.join(sorted(map(str, known)))}")
+        for number, failure in enumerate(self.failures):
+            if failure.node is not None and failure.node not in {pool.accelerator_class for pool in self.fleet}:
+                raise wrong(f"failures.{number}.node", f"the fleet has no nodes of class {failure.node!r}")
+        return self
+
+    def _named_services(self) -> Iterator[tuple[str, str]]:
+        yield from ((f"initialReplicas.{name}", name) for name in self.initial_replicas)
+        for number, failure in enumerate(self.failures):
+            if failure.service is not None:
+                yield f"failures.{number}.service", failure.service
+
+
+def _workload(service: ScenarioService, number: int, seed: int) -> Workload:
+    try:
+        return Workload.build(service.workload, seed=seed, service=number)
+    except InputError as error:
+        raise InputError(f"services[{number}].workload, {service.key}: {error}") from None
+
+
+def ways(
+    spec: TokenServiceSpec, accelerators: tuple[Accelerator, ...]
+) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
+    """Variants of the catalogue's profiles on these accelerators, and what stands against any."""
+    profiles = tuple(Profile(name=name, spec=known) for name, known in sorted(capacity_profiles().items()))
+    return candidates(spec, accelerators, profiles, architectures())
+
+
+def reference_ways(spec: TokenServiceSpec) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
+    """Variants on any accelerator of the catalogue."""
+    return ways(
+        spec, tuple(Accelerator(name=name, spec=known) for name, known in sorted(accelerator_classes().items()))
+    )
+
+
+def _accelerator(pool: Pool) -> Accelerator:
+    known = accelerator_classes()[pool.accelerator_class]
+    count = pool.accelerators_per_node or known.accelerators_per_node
+    return Accelerator(name=pool.accelerator_class, spec=known.model_copy(update={"accelerators_per_node": count}))
