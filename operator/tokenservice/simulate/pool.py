@@ -38,7 +38,7 @@ _REQUEST_FIELDS = ("at_s", "input_tokens", "output_tokens", "cached_tokens", "de
 _WRONG = {
     kernel.OUT_OF_ORDER: "at_s must ascend and lie between the pool's now_s and until_s",
     kernel.EMPTY: "input_tokens and output_tokens must be at least 1",
-    kernel.ALL_CACHED: "at least one prompt token is computed, so cached_tokens must be at least 0 and below input_tokens",
+    kernel.ALL_CACHED: "cached_tokens must be at least 0 and below input_tokens: one prompt token is always computed",
     kernel.TOO_LARGE: "input_tokens + output_tokens - 1 must fit in kv_capacity_tokens of every replica",
 }
 

@@ -12,11 +12,14 @@ One module, though long: numba's cache looks only at the file of the function th
 copy of helpers that live in another.
 """
 
+# mypy: disable-error-code="no-any-return"
+# (the fields of a record have no types for it)
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf, isnan, sqrt
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -30,8 +33,7 @@ ACCEPTED, OUT_OF_ORDER, EMPTY, ALL_CACHED, TOO_LARGE = range(5)
 
 def jit(function: _F) -> _F:
     """Compile at the first call and keep the result beside the module."""
-    compiled: _F = numba.njit(cache=True)(function)
-    return compiled
+    return cast(_F, numba.njit(cache=True, _nrt=False)(function))
 
 
 # -- tournament trees: the smallest of a changing set of keys, the lowest index among equals
