@@ -17,14 +17,12 @@ from tokenservice.api.token_service import Architecture, EngineName, KVCacheDtyp
 from tokenservice.core.capacity import Capacity, Limit, Targets, Workload, best_reachable, capacity
 from tokenservice.core.model import Accelerator, Problem, Profile, Reason, Variant
 from tokenservice.core.names import variant_name
+from tokenservice.core.roofline import BANDWIDTH_SHARE, Layout, kv_bytes_per_token, roofline, weight_bytes
 from tokenservice.core.step import StepModel
 
 Ranked = tuple[tuple[Variant, Capacity], ...]
 
 _TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
-_BYTES = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.56, "mxfp4": 0.53}
-"""Bytes per weight, scales of the 4-bit formats included (one of 16 bits per 128 or of 8 bits per 32 weights)."""
-
 _PRECISIONS = {
     Quantization.FP8: "fp8",
     Quantization.AWQ: "int4",
@@ -33,13 +31,6 @@ _PRECISIONS = {
 }
 _TRUST = {Provenance.MEASURED: 0, Provenance.CALIBRATED: 1, Provenance.ROOFLINE: 2}
 
-# The roofline prior. Shares of peak and overheads from fits of 136 measured groups of aiconfigurator's
-# silicon_sample.csv (Apache-2.0), on H100 and H200.
-_BANDWIDTH_SHARE = 0.8
-_ARITHMETIC_SHARE = 0.5  # measured 0.3 to 0.83, falling with tensor parallel size
-_LAYER_OVERHEAD_MS = 0.05  # measured 0.02 to 0.07 per layer and iteration
-_SEQUENCE_MS = 0.06
-_EXPERTS_SPREAD = 128  # sequences until a mixture of experts has touched all: fits gpt-oss-120b (0.15 ms) well
 _MEMORY_SHARE = 0.9  # the engines' default
 _OTHER_MEMORY_BYTES = 3.75e9  # activations, graphs, communication buffers
 _MAX_NUM_SEQS, _MAX_NUM_BATCHED_TOKENS = 256, 8192
@@ -302,44 +293,25 @@ def _variant(
 
 
 def _roofline(request: _Request, architecture: Architecture, choice: _Choice) -> StepModel:
-    """Step coefficients from the data sheet. Pipeline stages work in turn, so they add memory and no speed."""
-    spec, size = choice.accelerator.spec, choice.tensor_parallel_size
-    bytes_per_ms = size * spec.bandwidth_gigabytes_per_second * 1e6 * _BANDWIDTH_SHARE
-    flops_per_ms = size * _teraflops(choice) * 1e9 * _ARITHMETIC_SHARE
-    active = architecture.active_parameters or architecture.parameters
-    resting = architecture.parameters - active
-    return StepModel(
-        alpha_ms=active * _BYTES[choice.precision] / bytes_per_ms + architecture.layers * _LAYER_OVERHEAD_MS,
-        beta_ms=_SEQUENCE_MS + resting * _BYTES[choice.precision] / bytes_per_ms / _EXPERTS_SPREAD,
-        kappa_ms=1000 * _kv_bytes_per_token(request.spec, architecture, size) / bytes_per_ms,
-        delta_ms=2 * active / flops_per_ms,
-    )
-
-
-def _teraflops(choice: _Choice) -> float:
-    dense = choice.accelerator.spec.dense_teraflops
-    native = {"fp8": dense.fp8, "mxfp4": dense.fp4}.get(choice.precision)
-    return native if native is not None else dense.bf16
-
-
-def weight_bytes(architecture: Architecture, precision: str) -> float:
-    """Size of the weights in a number format."""
-    return architecture.parameters * _BYTES[precision]
+    """Pipeline stages work in turn, so they add memory and no speed."""
+    layout = Layout(choice.tensor_parallel_size)
+    return roofline(architecture, choice.accelerator.spec, layout, choice.precision, _kv_element_bytes(request.spec))
 
 
 def _known_weight_bytes(request: _Request, choice: _Choice, alpha_ms: float) -> float:
     """From the architecture, else what an iteration has time to read: too much rather than too little."""
     if request.architecture is not None:
         return weight_bytes(request.architecture, choice.precision)
-    bytes_per_ms = choice.accelerator.spec.bandwidth_gigabytes_per_second * 1e6 * _BANDWIDTH_SHARE
+    bytes_per_ms = choice.accelerator.spec.bandwidth_gigabytes_per_second * 1e6 * BANDWIDTH_SHARE
     return alpha_ms * bytes_per_ms * choice.tensor_parallel_size
 
 
+def _kv_element_bytes(spec: TokenServiceSpec) -> int:
+    return 1 if spec.engine.kv_cache_dtype == KVCacheDtype.FP8 else 2
+
+
 def _kv_bytes_per_token(spec: TokenServiceSpec, architecture: Architecture, tensor_parallel_size: int) -> float:
-    """Keys and values of one token over the whole replica; more shards than heads hold copies."""
-    heads = max(architecture.kv_heads, tensor_parallel_size)
-    element = 1 if spec.engine.kv_cache_dtype == KVCacheDtype.FP8 else 2
-    return 2.0 * architecture.layers * heads * architecture.head_dim * element
+    return kv_bytes_per_token(architecture, tensor_parallel_size, _kv_element_bytes(spec))
 
 
 def _kv_capacity_tokens(request: _Request, architecture: Architecture, choice: _Choice) -> int:
