@@ -6,12 +6,12 @@ that no policy's choice can move the yardstick. `scenario.load` reads one from a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tokenservice.api.base import REQUIRED, field
 from tokenservice.api.token_fleet import TokenFleetSpec
@@ -20,11 +20,11 @@ from tokenservice.api.validation import stored
 from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
 from tokenservice.core.model import Accelerator, Problem, Profile, ServiceKey, Variant
 from tokenservice.core.variants import candidates
-from tokenservice.errors import InputError
 from tokenservice.simulate.workload import Workload
 from tokenservice.simulate.workload_spec import ScenarioModel, WorkloadSpec, one_of, wrong
 
 Json = dict[str, Any]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Billing(StrEnum):
@@ -48,18 +48,25 @@ class Pool(ScenarioModel):
     )
 
 
+class BySource(ScenarioModel):
+    """Cold starts by the scheme of the model's uri."""
+
+    hf: float | None = field(None, "From Hugging Face", unit="seconds", gt=0)
+    oci: float | None = field(None, "From an image registry", unit="seconds", gt=0)
+    s3: float | None = field(None, "From object storage", unit="seconds", gt=0)
+    pvc: float | None = field(None, "From a volume", unit="seconds", gt=0)
+
+
 class ColdStart(ScenarioModel):
     """How long a replica takes from its place on a node to serving."""
 
     seconds: float | None = field(None, "The same for all", unit="seconds", default_text="the variant's", gt=0)
-    by_source: dict[str, float] = field(
-        {}, "By where the model comes from: hf, oci, s3 or pvc", unit="seconds", default_text="the variant's"
-    )
+    by_source: BySource = field(BySource(), "By where the model comes from", default_text="seconds")
 
     def of(self, spec: TokenServiceSpec, variant: Variant) -> float:
         """Seconds for one service on one variant."""
         source = spec.model.uri.partition("://")[0]
-        return self.by_source.get(source, self.seconds or variant.cold_start_seconds)
+        return getattr(self.by_source, source) or self.seconds or variant.cold_start_seconds
 
 
 class Failure(ScenarioModel):
@@ -98,6 +105,8 @@ class ScenarioService(ScenarioModel):
 
 
 def _replicas(value: Any) -> Any:
+    if isinstance(value, str) and value != "Static":
+        raise wrong("", f"must be Static or replicas by service, not {value!r}")
     return {} if value == "Static" else value
 
 
@@ -124,7 +133,7 @@ class Scenario(ScenarioModel):
     )
     failures: tuple[Failure, ...] = field((), "What breaks, and when")
     fleet: tuple[Pool, ...] = field(REQUIRED, "Nodes by AcceleratorClass", min_length=1)
-    initial_replicas: Annotated[dict[str, int], BeforeValidator(_replicas)] = field(
+    initial_replicas: Annotated[dict[str, Count], BeforeValidator(_replicas)] = field(
         {},
         "Replicas at the start by name of the service; a service without a number starts at the size of a static"
         " fleet, warm. Static says so for all",
@@ -147,34 +156,17 @@ class Scenario(ScenarioModel):
         found, _ = reference_ways(service.spec)
         return next(variant for variant in found if variant.name == service.reference_variant)
 
+    def duration_s(self, workloads: Mapping[ServiceKey, Workload]) -> float:
+        """Time to simulate."""
+        return self.duration_seconds or max(workload.duration_s for workload in workloads.values())
+
     def workloads(self, seed: int | None = None) -> Mapping[ServiceKey, Workload]:
         """Every service's requests, for the scenario's seed or another. Reads files; raises InputError."""
         chosen = self.seed if seed is None else seed
-        return {service.key: _workload(service, number, chosen) for number, service in enumerate(self.services)}
-
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Scenario:
-        for path, name in self._named_services():
-            known = {service.service.get("metadata", {}).get("name") for service in self.services}
-            if name not in known:
-                raise wrong(path, f"there is no service {name!r}; there are {', '.join(sorted(map(str, known)))}")
-        for number, failure in enumerate(self.failures):
-            if failure.node is not None and failure.node not in {pool.accelerator_class for pool in self.fleet}:
-                raise wrong(f"failures.{number}.node", f"the fleet has no nodes of class {failure.node!r}")
-        return self
-
-    def _named_services(self) -> Iterator[tuple[str, str]]:
-        yield from ((f"initialReplicas.{name}", name) for name in self.initial_replicas)
-        for number, failure in enumerate(self.failures):
-            if failure.service is not None:
-                yield f"failures.{number}.service", failure.service
-
-
-def _workload(service: ScenarioService, number: int, seed: int) -> Workload:
-    try:
-        return Workload.build(service.workload, seed=seed, service=number)
-    except InputError as error:
-        raise InputError(f"services[{number}].workload, {service.key}: {error}") from None
+        return {
+            service.key: Workload.build(service.workload, seed=chosen, service=number)
+            for number, service in enumerate(self.services)
+        }
 
 
 def ways(

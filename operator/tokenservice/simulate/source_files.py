@@ -43,7 +43,7 @@ def replayed(spec: WorkloadSpec, seeds: Seeds) -> Replayed:
     """The spec's request file. Raises InputError."""
     assert spec.requests is not None
     trace = read_requests(spec.requests.file)
-    whole_s = floor(trace.at_s[-1]) + 1.0
+    whole_s = _length_s(trace)
     start_s, end_s = _bounds(spec.window, whole_s)
     window_s = end_s - start_s
     at_s = (trace.at_s + spec.offset_seconds) % whole_s - start_s
@@ -63,14 +63,37 @@ def replayed(spec: WorkloadSpec, seeds: Seeds) -> Replayed:
     return Replayed(requests, window_s, Pairs(trace.input_tokens[inside], trace.output_tokens[inside]))
 
 
+def source_length_s(spec: WorkloadSpec) -> float:
+    """Time that the source covers, before its window is cut. Raises InputError."""
+    if spec.requests is not None:
+        return _length_s(read_requests(spec.requests.file))
+    assert spec.rate is not None
+    return _curve(spec.rate, tokens_per_request=1.0).length_s
+
+
+def window_problem(window: Window, length_s: float) -> str | None:
+    """What is wrong with a window on a source of this length."""
+    start_s, end_s = _ends(window, length_s)
+    if start_s < end_s <= length_s:
+        return None
+    return f"{start_s:g} s to {end_s:g} s is not within the {length_s:g} s that the source covers"
+
+
 def _bounds(window: Window, length_s: float) -> tuple[float, float]:
     """Start and end in the source. Raises InputError for a window that reaches beyond it."""
-    end_s = length_s if window.end_seconds is None else window.end_seconds
-    if end_s > length_s or window.start_seconds >= end_s:
-        raise InputError(
-            f"window: {window.start_seconds:g} s to {end_s:g} s is not within the {length_s:g} s there are"
-        )
-    return window.start_seconds, end_s
+    problem = window_problem(window, length_s)
+    if problem is not None:
+        raise InputError(f"window: {problem}")
+    return _ends(window, length_s)
+
+
+def _ends(window: Window, length_s: float) -> tuple[float, float]:
+    return window.start_seconds, length_s if window.end_seconds is None else window.end_seconds
+
+
+def _length_s(trace: Trace) -> float:
+    """Whole seconds: the last request is inside."""
+    return floor(float(trace.at_s[-1])) + 1.0
 
 
 # --- Rates ---------------------------------------------------------------------------------------------------------
