@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, isnan, nan
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from tests.simulate.engine_pool import Call, EnginePool
 from tokenservice.core.step import StepModel
 from tokenservice.simulate.engine import EngineLimits
 from tokenservice.simulate.pool import Pool
-from tokenservice.simulate.pool_state import BLOCK
 from tokenservice.simulate.steady import Bounds
 from tokenservice.simulate.traffic import Outcomes, Requests
 

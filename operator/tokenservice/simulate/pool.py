@@ -7,7 +7,7 @@ order of deadline, and are sent while the least loaded replica has less than `fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf, isfinite
 from typing import Any
 
@@ -33,7 +33,8 @@ except ModuleNotFoundError as missing:
 _UNLIMITED = 2**62
 _COUNTERS = ("arrived", "finished", "prompt_tokens", "cached_tokens", "generation_tokens", "preemptions")
 
-_REQUEST_FIELDS = ("at_s", "input_tokens", "output_tokens", "cached_tokens", "deadline_s")
+_REQUEST_FIELDS = tuple(it.name for it in fields(Requests))
+_OUTCOME_FIELDS = tuple(it.name for it in fields(Outcomes))
 
 _WRONG = {
     kernel.OUT_OF_ORDER: "at_s must ascend and lie between the pool's now_s and until_s",
@@ -111,6 +112,11 @@ class Pool:
         self._state = pool_state.empty_state(
             self.ttft_edges_s[:-1], self.tpot_edges_s[:-1], bounds.ttft_seconds, bounds.tpot_seconds
         )
+        # Columns of records cost a microsecond to look up; `advance` is called a million times.
+        self._pool = {field: self._state.pool[field] for field in ("free", "may_fill")}
+        self._arrivals = [self._state.arrivals[field] for field in _REQUEST_FIELDS]
+        self._outcomes: list[NDArray[Any]] = []
+        self._make_room(BLOCK)
 
     # -- replicas
 
@@ -156,7 +162,7 @@ class Pool:
         kernel.drop_all(self._state, slot, lost)
         self._forget(slot)
         lost.sort(order="at_s", kind="stable")
-        return Requests(**_columns(lost))
+        return Requests(*(lost[field].copy() for field in _REQUEST_FIELDS))
 
     def remove(self, slot: int) -> None:
         """Take an idle replica out; its slot is free. ValueError while it has requests."""
@@ -185,26 +191,21 @@ class Pool:
             raise ValueError(f"until_s is {until_s}, but must be finite and not before now_s, {self.now_s}")
         blocks = _blocks(requests, until_s)
         self._check_arrivals(blocks)
-        self._state.pool["may_fill"] = True
+        self._pool["may_fill"][0] = True
         done = [self._run(block, end_s) for block, end_s in blocks]
         self.now_s = float(until_s)
-        return Outcomes(**_columns(done[0] if len(done) == 1 else np.concatenate(done)))
+        return Outcomes(*(done[0] if len(done) == 1 else map(np.concatenate, zip(*done, strict=True))))
 
     def stats(self) -> Stats:
         """Counters and gauges as of `now_s`."""
-        own = self._state.replicas[: self._slots].copy()
-        tokens, busy_ms = np.zeros(self._slots, np.int64), np.zeros(self._slots)
-        kernel.in_flight(self._state, tokens, busy_ms)
-        own["generation_tokens"] += tokens
-        own["kv_tokens"] += tokens
-        own["busy_ms"] += busy_ms
+        own, alive = self._replicas_now(), self._state.replicas["alive"][: self._slots].copy()
         pool = self._state.pool[0]
         return Stats(
             now_s=self.now_s,
-            alive=own["alive"],
-            **{name: np.where(own["alive"], own[name], 0) for name in (*_COUNTERS, "running", "waiting")},
-            busy_seconds=np.where(own["alive"], own["busy_ms"], 0.0) / 1000,
-            kv_usage=np.where(own["alive"], own["kv_tokens"], 0) / np.maximum(own["kv_capacity_tokens"], 1),
+            alive=alive,
+            **{name: own[name] for name in (*_COUNTERS, "running", "waiting")},
+            busy_seconds=own["busy_ms"] / 1000,
+            kv_usage=own["kv_tokens"] / np.maximum(own["kv_capacity_tokens"], 1),
             held=int(pool["held"]),
             deferred=int(pool["deferred"]),
             interactive_arrived=int(pool["interactive_arrived"]),
@@ -265,27 +266,43 @@ class Pool:
         since_s, before = self.now_s, 0
         for block, end_s in blocks:
             self._load(block)
-            wrong, at = kernel.check(self._state, len(block), since_s, end_s, self._most_kv_tokens)
+            wrong, at = kernel.check(self._state.arrivals, len(block), since_s, end_s, self._most_kv_tokens)
             if wrong != kernel.ACCEPTED:
                 raise ValueError(f"request {before + at}: {_WRONG[wrong]}")
             since_s, before = end_s, before + len(block)
 
-    def _load(self, block: Requests) -> None:
-        buffer = self._state.arrivals
-        for field in _REQUEST_FIELDS:
-            buffer[field][: len(block)] = getattr(block, field)
+    def _make_room(self, requests: int) -> None:
+        if self._pool["free"][0] < requests:
+            self._state = pool_state.with_requests(self._state, requests)
+            self._outcomes = [self._state.outcomes[field] for field in _OUTCOME_FIELDS]
 
-    def _run(self, block: Requests, end_s: float) -> Records:
-        self._state = pool_state.with_requests(self._state, len(block))
+    def _load(self, block: Requests) -> None:
+        for column, field in zip(self._arrivals, _REQUEST_FIELDS, strict=True):
+            column[: len(block)] = getattr(block, field)
+
+    def _run(self, block: Requests, end_s: float) -> list[NDArray[Any]]:
+        """The columns of the outcomes."""
+        self._make_room(len(block))
         self._load(block)
         finished = kernel.advance(self._state, len(block), end_s * 1000)
-        return self._state.outcomes[:finished].copy()
+        return [column[:finished].copy() for column in self._outcomes]
+
+    def _replicas_now(self) -> Records:
+        """Every slot's record with the run under way counted in; zeros for free slots."""
+        own = self._state.replicas[: self._slots].copy()
+        tokens, busy_ms = np.zeros(self._slots, np.int64), np.zeros(self._slots)
+        kernel.in_flight(self._state, tokens, busy_ms)
+        own["generation_tokens"] += tokens
+        own["kv_tokens"] += tokens
+        own["busy_ms"] += busy_ms
+        own[~own["alive"]] = np.zeros(1, own.dtype)
+        return own
 
     def _totals(self, own: Records) -> Totals:
-        gone, alive = self._gone[0], own[own["alive"]]
+        gone = self._gone[0]
         return Totals(
-            **{name: int(gone[name] + alive[name].sum()) for name in _COUNTERS},
-            busy_seconds=float(gone["busy_ms"] + alive["busy_ms"].sum()) / 1000,
+            **{name: int(gone[name] + own[name].sum()) for name in _COUNTERS},
+            busy_seconds=float(gone["busy_ms"] + own["busy_ms"].sum()) / 1000,
         )
 
 
@@ -300,7 +317,3 @@ def _blocks(requests: Requests, until_s: float) -> list[tuple[Requests, float]]:
 
 def _part(requests: Requests, part: slice) -> Requests:
     return Requests(**{field: getattr(requests, field)[part] for field in _REQUEST_FIELDS})
-
-
-def _columns(records: Records) -> dict[str, NDArray[Any]]:
-    return {name: np.ascontiguousarray(records[name]) for name in records.dtype.names or ()}

@@ -143,11 +143,9 @@ def with_replicas(state: State, slots: int, max_num_seqs: int) -> State:
 
 
 def with_requests(state: State, more: int) -> State:
-    """The same pool with room for `more` unfinished requests than it has now."""
+    """The same pool with room for at least this many more unfinished requests (memory doubled)."""
     have, free = len(state.sequences), int(state.pool["free"][0])
-    if free >= more:
-        return state
-    size = max(2 * have, have - free + more, 1024)
+    size = max(2 * have, have - free + more)
     grown = state._replace(
         sequences=_grown(state.sequences, size),
         free=_grown(state.free, size),
