@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from tests.support.build import H100, H100_8B, make_metrics, make_node, make_pod, make_service
 from tests.support.world import World
 from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.core.capacity import DEFAULT
+from tokenservice.core.facts import Facts
 from tokenservice.core.model import Apply, Delete, Means, Missing, Place, Reason, Service, SetDeletionCost, SetServing
+from tokenservice.core.outlook import outlook
 from tokenservice.core.repack import LEAVING
 
 CHAT = make_service("chat", scaling={"minReplicas": 2})
@@ -70,6 +73,70 @@ def test_missing_metrics_never_scale_down() -> None:
     made.metrics[CHAT.key] = NO_DATA
     made.run(50)
     assert made.serving(CHAT.key) == before
+
+
+OWED = make_service(
+    "owed", tier="Guaranteed", objectives={"volume": {"guaranteedTokensPerSecond": 9_000}}, scaling={"minReplicas": 1}
+)
+
+
+def lengths(prompt: float, answer: float, cached: float = 0.0) -> Any:
+    """So many requests that their lengths are taken as they are."""
+    return make_metrics(
+        50.0,
+        mean_input_tokens=prompt,
+        mean_output_tokens=answer,
+        prefix_hit_rate=cached,
+        engines_reporting=1000,
+        peak_requests_per_second=50.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "cached"),
+    [(1155, 211, 0), (300, 900, 0), (4_000, 60, 0), (2_000, 20, 0.8), (50, 2_000, 0.3)],
+)
+def test_an_outage_of_metrics_changes_nothing_that_is_owed(prompt: float, answer: float, cached: float) -> None:
+    made = world(OWED, nodes=12)
+    made.metrics[OWED.key] = lengths(prompt, answer, cached)
+    made.run(30)
+    before = floor_and_wish(made)
+    made.metrics[OWED.key] = NO_DATA
+    made.run(10)
+    assert floor_and_wish(made) == before
+
+
+def floor_and_wish(made: World) -> tuple[int | None, int]:
+    """What the only service is owed, and the replicas that its Deployments ask for."""
+    seen = outlook(Facts(made.snapshot()), made.services[0])
+    wish = sum(child.body["spec"]["replicas"] for key, child in made.children.items() if key.kind == "Deployment")
+    return seen.scaling and seen.scaling.floor, wish
+
+
+def test_a_guarantee_raised_while_metrics_are_missing_is_met_with_the_lengths_last_measured() -> None:
+    made = world(OWED, nodes=12)
+    made.metrics[OWED.key] = lengths(1000, 800)
+    made.run(30)
+    (floor, _), made.metrics[OWED.key] = floor_and_wish(made), NO_DATA
+    more = make_service("owed", tier="Guaranteed", objectives={"volume": {"guaranteedTokensPerSecond": 36_000}})
+    made.services = [replace(made.services[0], spec=more.spec, generation=2)]
+    made.run(10)
+    assert floor is not None
+    raised, wish = floor_and_wish(made)
+    assert raised is not None
+    assert 4 * (floor - 1) < raised <= min(4 * floor, wish)
+
+
+def test_what_is_owed_before_anything_was_measured_follows_from_the_usual_lengths() -> None:
+    made = world(OWED, nodes=12)
+    made.metrics[OWED.key] = NO_DATA
+    made.run(2)
+    unknown = floor_and_wish(made)
+    made.metrics[OWED.key] = replace(
+        lengths(DEFAULT.input_tokens, DEFAULT.output_tokens), requests_per_second=0.0, peak_requests_per_second=0.0
+    )
+    assert unknown == (floor_and_wish(made)[0],) * 2
+    assert unknown[1] > 1
 
 
 def test_partial_metrics_never_scale_down() -> None:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tests.support.build import make_metrics
 from tokenservice.core.capacity import DEFAULT, Workload
-from tokenservice.core.demand import Demand, demand, forecast, workload_of
-from tokenservice.core.model import Missing, ServiceMetrics
+from tokenservice.core.demand import Demand, demand, forecast, remembered, workload_of
+from tokenservice.core.model import Json, Missing, ServiceMetrics
+from tokenservice.core.status import workload_status
 
 WORK = Workload(1000, 200)
 GONE = Missing("MetricsMissing", "stale")
@@ -76,3 +77,28 @@ def test_lengths_move_in_steps_of_five_percent(tokens: float, noise: float) -> N
 @given(st.floats(0, 1e4), st.floats(-100, 100), st.floats(0, 600))
 def test_forecast_is_at_least_the_present_and_at_most_half_above(now: float, slope: float, lead: float) -> None:
     assert now <= forecast(now, slope, lead) <= now * 1.5
+
+
+@given(st.floats(1, 30_000), st.floats(1, 30_000), st.floats(0, 1))
+def test_what_a_status_shows_of_a_workload_is_remembered_to_the_digit(
+    prompt: float, answer: float, hits: float
+) -> None:
+    measured = make_metrics(500.0, mean_input_tokens=prompt, mean_output_tokens=answer, prefix_hit_rate=hits)
+    work = workload_of(measured)
+    assert remembered({"workload": workload_status(work)}) == work
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {},
+        {"workload": None},
+        {"workload": "long"},
+        {"workload": {"inputTokens": 900.0}},
+        {"workload": {"inputTokens": "a", "outputTokens": 1.0, "cachedShare": 0.0}},
+        {"workload": {"inputTokens": 0.0, "outputTokens": 0.0, "cachedShare": -3.0}},
+    ],
+    ids=str,
+)
+def test_a_status_that_says_nothing_of_use_leaves_the_usual_lengths(status: Json) -> None:
+    assert remembered(status) == DEFAULT

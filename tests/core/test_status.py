@@ -14,6 +14,7 @@ from tokenservice.api.accelerator_class import AcceleratorClassStatus
 from tokenservice.api.conditions import ConditionType, initial_conditions
 from tokenservice.api.token_fleet import TokenFleetStatus
 from tokenservice.api.token_service import TokenServiceStatus
+from tokenservice.core.capacity import Workload
 from tokenservice.core.conditions import by_type
 from tokenservice.core.model import (
     Action,
@@ -540,6 +541,13 @@ def test_counts_of_accelerators_are_exact_however_small_the_change() -> None:
     after = fleet_status(fleet(previous=before, accelerators_in_use=62), LATER)
     assert changed(before, after, NOW, LATER) == after
     assert changed(before, after, NOW, NOW + 1) is None
+
+
+def test_what_is_planned_with_is_written_exactly_but_not_each_time() -> None:
+    before = service_status(report(workload=Workload(1000.0, 200.0, 0.5)), NOW)
+    after = service_status(report(workload=Workload(1000.0, 201.0, 0.5)), NOW)
+    assert changed(before, after, NOW, NOW + 59) is None
+    assert changed(before, after, NOW, NOW + 61) == after
 
 
 def test_an_accelerator_class_counts_what_exists_and_what_anyone_holds() -> None:

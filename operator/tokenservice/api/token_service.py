@@ -494,6 +494,14 @@ class MeasuredObjectives(ApiModel):
     summary: str = field("", "Both against their targets", max_length=128)
 
 
+class PlannedWorkload(ApiModel):
+    """What requests are taken to be: measured lengths on a grid of 5 %, or the usual ones before there are any."""
+
+    input_tokens: float = field(REQUIRED, "Mean prompt", unit="tokens")
+    output_tokens: float = field(REQUIRED, "Mean answer", unit="tokens")
+    cached_share: float = field(REQUIRED, "Share of prompts found in the prefix cache", unit="ratio")
+
+
 class Loading(ApiModel):
     """Replicas on their way."""
 
@@ -551,5 +559,8 @@ class TokenServiceStatus(ApiModel):
         None, "Energy, estimated from the class's idle and busy watts", unit="joules per output token"
     )
     forecast: str | None = field(None, "Demand expected when a replica started now would serve", max_length=256)
+    workload: PlannedWorkload | None = field(
+        None, "Requests that the service is planned for; while metrics are missing, as last measured"
+    )
     loading: Loading | None = field(None, "Replicas on their way")
     decision: Decision | None = field(None, "The last decision and the numbers behind it")

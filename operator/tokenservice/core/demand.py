@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 from tokenservice.core.capacity import DEFAULT, Workload
-from tokenservice.core.model import Missing, ServiceMetrics
+from tokenservice.core.model import Json, Missing, ServiceMetrics
 
 DRAIN_SECONDS = 30.0
 """Time within which a queue should be gone; so much demand it adds."""
@@ -22,6 +23,8 @@ _HIGHEST_GROWTH = 1.5
 _WINDOW_SECONDS = 30.0
 _ENOUGH_REQUESTS = 20.0
 """Requests in a window at which their measured mean lengths weigh as much as the default ones."""
+
+_LENGTHS = {"inputTokens", "outputTokens", "cachedShare"}
 
 _STEP = 1.05
 """Grid of lengths: capacity follows them, and should not stir for less."""
@@ -78,6 +81,22 @@ def workload_of(metrics: ServiceMetrics | Missing) -> Workload:
         _blended(metrics.mean_input_tokens, DEFAULT.input_tokens, weight),
         _blended(metrics.mean_output_tokens, DEFAULT.output_tokens, weight),
         round(min(max(metrics.prefix_hit_rate * weight, 0.0), 0.95) * 20) / 20,
+    )
+
+
+def remembered(status: Json) -> Workload:
+    """The workload that a status says was planned for last; the default where it says none.
+
+    An outage of metrics would otherwise change what a replica is taken to be worth, and with it what is owed.
+    """
+    shown: Any = status.get("workload")
+    figures = shown.values() if isinstance(shown, dict) and shown.keys() >= _LENGTHS else ()
+    if not figures or not all(isinstance(figure, int | float) for figure in figures):
+        return DEFAULT
+    return Workload(
+        _blended(shown["inputTokens"], DEFAULT.input_tokens, 1.0),
+        _blended(shown["outputTokens"], DEFAULT.output_tokens, 1.0),
+        round(min(max(shown["cachedShare"], 0.0), 0.95) * 20) / 20,
     )
 
 

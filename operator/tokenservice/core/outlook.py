@@ -9,7 +9,7 @@ from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.allocation import Ranked, Want
 from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for, targets
 from tokenservice.core.checks import problems, with_image
-from tokenservice.core.demand import Demand, demand, workload_of
+from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
 from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceMetrics, Variant
 from tokenservice.core.scaling import Scaling, desired
@@ -44,11 +44,12 @@ def outlook(facts: Facts, service: Service) -> Outlook:
     """Judges one service on the facts."""
     spec, snapshot = service.spec, facts.snapshot
     metrics = snapshot.metrics.get(service.key, NOT_READ)
+    work = remembered(service.status) if isinstance(metrics, Missing) else workload_of(metrics)
     if spec is None:
-        return Outlook(service=service, problems=problems(facts, service, (), ()), metrics=metrics)
+        return Outlook(service=service, problems=problems(facts, service, (), ()), workload=work, metrics=metrics)
     found, wrong = _candidates(facts, service, spec)
     deployable = with_image(spec, found, snapshot.settings.images)
-    work, goals = workload_of(metrics), targets(spec.objectives)
+    goals = targets(spec.objectives)
     order, unreachable = ranked(spec, deployable, work, goals)
     if unreachable and work != DEFAULT:
         # What clients send must not stall a service whose spec is sound: it is planned for the usual lengths instead.

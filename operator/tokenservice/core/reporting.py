@@ -129,6 +129,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         tpot_seconds=_latency(seen, "tpot"),
         cost_per_million_tokens=_cost(facts, seen, pods),
         joules_per_token=_energy(facts, seen, pods),
+        workload=seen.workload,
         forecast=_forecast(seen),
         decision=_decision(seen, grant, mine),
     )

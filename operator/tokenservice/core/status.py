@@ -12,6 +12,7 @@ from math import floor, isfinite, log10
 
 from tokenservice.api.conditions import ConditionType
 from tokenservice.api.token_service import Latency, Mode, Objectives
+from tokenservice.core.capacity import DEFAULT, Workload
 from tokenservice.core.conditions import FALSE, TRUE, UNKNOWN, Verdict, rendered, shortened, stalled
 from tokenservice.core.engines import pinned_digest
 from tokenservice.core.model import (
@@ -97,6 +98,7 @@ class ServiceReport:
     tpot_seconds: Figure = NOT_MEASURED
     cost_per_million_tokens: Figure = NOT_MEASURED
     joules_per_token: Figure = NOT_MEASURED
+    workload: Workload = DEFAULT
     forecast: str | None = None
     decision: DecisionReport | None = None
 
@@ -140,6 +142,7 @@ def service_status(report: ServiceReport, now: float) -> Json:
         "selector": f"{SERVICE_LABEL}={service.key.name}",
         "variants": [_variant(variant) for variant in report.variants] or None,
         "forecast": shortened(report.forecast, 256) if report.forecast else None,
+        "workload": workload_status(report.workload),
         "loading": _loading(report.loading),
         "decision": _decision(report.decision),
     }
@@ -280,6 +283,15 @@ def _variant(report: VariantReport) -> Json:
         "precision": variant.precision,
         "replicas": report.replicas,
         "readyReplicas": report.ready,
+    }
+
+
+def workload_status(work: Workload) -> Json:
+    """What `demand.remembered` reads again: three digits tell the steps of 5 % apart."""
+    return {
+        "inputTokens": rounded(work.input_tokens),
+        "outputTokens": rounded(work.output_tokens),
+        "cachedShare": rounded(work.hit_rate),
     }
 
 

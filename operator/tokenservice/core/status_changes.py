@@ -29,7 +29,8 @@ _AT_ONCE = (
     "selector",
     "variants",
 )
-_COUNTS = ("nodes", "accelerators", "allocated", "acceleratorsInUse", "acceleratorsFragmented")
+_EXACT = ("nodes", "accelerators", "allocated", "acceleratorsInUse", "acceleratorsFragmented", "workload")
+"""Counts, and what is planned with while metrics are missing: written whatever they differ by, if not at once."""
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 NORMAL, WARNING = "Normal", "Warning"
@@ -55,7 +56,7 @@ def changed(previous: Json, desired: Json, last_written_at: float | None, now: f
         return desired
     if last_written_at is not None and now - last_written_at < WRITE_SECONDS:
         return None
-    same = [previous.get(name) for name in _COUNTS] == [desired.get(name) for name in _COUNTS]
+    same = [previous.get(name) for name in _EXACT] == [desired.get(name) for name in _EXACT]
     return None if same and _similar(previous, desired) else desired
 
 
