@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.build import GPU, make_node, make_pod
-from tokenservice.core.model import Pod
-from tokenservice.core.packing import best_node, place, victims
+from tokenservice.core.model import Node, Pod
+from tokenservice.core.packing import Yard, best_node, place, victims
 from tokenservice.core.room import Room, rooms
 
 
@@ -86,3 +87,53 @@ def test_no_node_is_ever_overfilled(sizes: list[int], node_count: int) -> None:
         if node is not None:
             held[node] += pods[uid].accelerators[GPU]
     assert all(count <= 8 for count in held.values())
+
+
+PLACES = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 8), st.booleans()), min_size=1, max_size=8)
+ASKING = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from([1, 2, 4, 8, 0])), max_size=12)
+
+
+def in_zone(pod: Pod, room: Room) -> bool:
+    return room.node.labels["zone"] == pod.variant
+
+
+def zone_of(node: Node) -> str:
+    return node.labels["zone"]
+
+
+def yard_of(places: list[tuple[str, int, bool]]) -> Yard:
+    nodes = [make_node(f"n{index}", zone=zone) for index, (zone, _, _) in enumerate(places)]
+    held = [make_pod(f"h{i}", node=f"n{i}", gpus=taken) for i, (_, taken, _) in enumerate(places) if taken]
+    cores = {f"n{index}": 0.5 if poor else 128.0 for index, (_, _, poor) in enumerate(places)}
+    left = rooms([replace(node, cpu_cores=cores[node.name]) for node in nodes], held)
+    return Yard(left.values(), in_zone, zone_of)
+
+
+def asking(sizes: list[tuple[str, int]]) -> list[Pod]:
+    several = {GPU: 1, "example.org/nic": 0}
+    return [
+        make_pod(f"p{i:02}", node=None, variant=zone, cpu_cores=1.0, accelerators={GPU: size} if size else several)
+        for i, (zone, size) in enumerate(sizes)
+    ]
+
+
+@given(PLACES, ASKING)
+def test_the_index_of_rooms_finds_what_a_look_at_every_node_finds(
+    places: list[tuple[str, int, bool]], sizes: list[tuple[str, int]]
+) -> None:
+    yard = yard_of(places)
+    for pod in asking(sizes):
+        assert best_node(pod, list(yard.rooms.values()), in_zone) == yard.fill(pod)
+
+
+@given(PLACES, ASKING)
+def test_a_trial_leaves_the_rooms_as_they_were(
+    places: list[tuple[str, int, bool]], sizes: list[tuple[str, int]]
+) -> None:
+    yard, pods = yard_of(places), asking(sizes)
+    before = dict(yard.rooms)
+    others = [room for name, room in before.items() if name != "n0"]
+    chosen = Yard(others, in_zone, zone_of).place(pods)
+    assert yard.holds_elsewhere(pods, "n0") == (None not in chosen.values())
+    assert yard.rooms == before
+    assert yard.place(pods) == yard_of(places).place(pods)

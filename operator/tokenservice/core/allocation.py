@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from tokenservice.api.token_service import Tier
 from tokenservice.core.capacity import Capacity
-from tokenservice.core.facts import Facts, allowed_location
+from tokenservice.core.facts import Facts
 from tokenservice.core.model import Pod, Service, Variant
-from tokenservice.core.packing import best_node, place
-from tokenservice.core.room import Room, of_class, tolerates, usable
+from tokenservice.core.packing import Yard
+from tokenservice.core.room import usable
 
 _ORDER = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
 _ALTERNATIVE_PRICE_LIMIT = 2.0
@@ -57,7 +57,7 @@ class Grant:
 
 def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
     """Grants in the order of `wants`; room is given by tier and age."""
-    left = _after_pending(facts)
+    left = after_pending(facts)
     budget = _Budget(facts.snapshot.fleet.budget_per_hour, sum(_price(want, want.current) for want in wants))
     grants = {want.service.key: _grant(want, left, budget) for want in sorted(wants, key=_precedence)}
     return tuple(grants[want.service.key] for want in wants)
@@ -69,14 +69,12 @@ def _precedence(want: Want) -> tuple[int, float, str, str]:
     return (tier, want.service.created_at, want.service.key.namespace, want.service.key.name)
 
 
-def _after_pending(facts: Facts) -> dict[str, Room]:
+def after_pending(facts: Facts) -> Yard:
     """Room that is left once pods that wait for a node have theirs."""
     waiting = [p for p in facts.engine_pods if p.node is None and not p.deleting and (p.gated or not p.nominated_node)]
-    left = {name: room for name, room in facts.rooms.items() if usable(room.node)}
+    left = Yard((room for room in facts.rooms.values() if usable(room.node)), facts.admits, facts.site)
     for pod in sorted(waiting, key=lambda pod: (pod.created_at, pod.namespace, pod.name)):
-        target = place([pod], left, facts.admits)[pod.uid]
-        if target is not None:
-            left[target] = left[target].less(pod)
+        left.fill(pod)
     return left
 
 
@@ -93,22 +91,22 @@ class _Budget:
         return True
 
 
-def _grant(want: Want, left: dict[str, Room], budget: _Budget) -> Grant:
+def _grant(want: Want, left: Yard, budget: _Budget) -> Grant:
     counts = _kept(want)
     deficit = want.replicas - _worth(want, counts)
     without_room, notes = 0, list[str]()
     while deficit > 1e-6:
-        choice, node = _choice(want, left)
+        choice, has_room = _choice(want, left)
         owed = _worth(want, counts) < want.owed
         if not budget.take(choice[0].price_per_hour, owed=owed):
             notes.append("the fleet's budgetPerHour is used up")
             break
         counts[choice[0].name] = counts.get(choice[0].name, 0) + 1
         deficit -= _relative(want, choice[1])
-        if node is None:
-            without_room += 1
+        if has_room:
+            left.fill(replica(want.service, choice[0]))
         else:
-            left[node] = left[node].less(replica(want.service, choice[0]))
+            without_room += 1
     return Grant(want=want, counts=counts, without_room=without_room, notes=tuple(notes))
 
 
@@ -125,27 +123,15 @@ def _kept(want: Want) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count > 0}
 
 
-def _choice(want: Want, left: Mapping[str, Room]) -> tuple[tuple[Variant, Capacity], str | None]:
+def _choice(want: Want, left: Yard) -> tuple[tuple[Variant, Capacity], bool]:
     """The first choice if it has room, else the best other with room, else the first choice without."""
     first = want.ranked[want.primary]
     limit = _ALTERNATIVE_PRICE_LIMIT * _token_price(first)
     others = [pair for pair in want.ranked if pair[0] is not first[0] and _token_price(pair) <= limit]
     for pair in (first, *others):
-        node = _room_for(want.service, pair[0], left)
-        if node is not None:
-            return pair, node
-    return first, None
-
-
-def _room_for(service: Service, variant: Variant, left: Mapping[str, Room]) -> str | None:
-    def admits(_: Pod, room: Room) -> bool:
-        return (
-            of_class(room.node, variant.accelerator)
-            and tolerates(room.node, variant.accelerator.spec.resource_name)
-            and allowed_location(service, room.node)
-        )
-
-    return best_node(replica(service, variant), left.values(), admits)
+        if left.best(replica(want.service, pair[0])) is not None:
+            return pair, True
+    return first, False
 
 
 def replica(service: Service, variant: Variant) -> Pod:

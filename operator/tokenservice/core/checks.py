@@ -39,7 +39,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """What the checks may know. `older` are the namespace's services that came first; `nodes` all of the fleet."""
+    """What the checks may know. `older` are the namespace's services that came first; `nodes` one of each site."""
 
     key: ServiceKey
     spec: TokenServiceSpec
@@ -63,7 +63,7 @@ def problems(
         spec=service.spec,
         variants=tuple(variants),
         older=older(service, facts.rivals(service.key)),
-        nodes=facts.fleet_nodes,
+        nodes=tuple(facts.sites.values()),
         images=facts.snapshot.settings.images,
     )
     return _unique([problem for check in CHAIN for problem in check(given)] + list(found))

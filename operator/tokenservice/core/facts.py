@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from tokenservice.core.model import Accelerator, Child, Node, Pod, Service, ServiceKey, Snapshot
 from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
 from tokenservice.core.repack import LEAVING
 from tokenservice.core.room import Room, of_class, rooms, tolerates
+
+
+class Site(NamedTuple):
+    """Everything that rules may ask of a node: values of the labels that they look at, and its taints."""
+
+    labels: tuple[str | None, ...]
+    taints: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,29 @@ class Facts:
     def fleet_nodes(self) -> tuple[Node, ...]:
         """Nodes with accelerators that the fleet may use."""
         return tuple(node for node in self.snapshot.nodes if self._in_fleet(node))
+
+    @cached_property
+    def _sites(self) -> Mapping[str, Site]:
+        return {node.name: self._site(node) for node in self.fleet_nodes}
+
+    @cached_property
+    def _asked_labels(self) -> tuple[str, ...]:
+        """Labels that any class or any service may ask for."""
+        asked = {label for one in self.snapshot.accelerators for label in one.spec.node_labels}
+        return tuple(sorted(asked | {REGION_LABEL, ZONE_LABEL}))
+
+    def _site(self, node: Node) -> Site:
+        taints = tuple((str(taint.get("key")), str(taint.get("effect"))) for taint in node.taints)
+        return Site(tuple([node.labels.get(label) for label in self._asked_labels]), taints)
+
+    def site(self, node: Node) -> Site:
+        """The site of a node of the fleet: nodes of one site suit the same services."""
+        return self._sites[node.name]
+
+    @cached_property
+    def sites(self) -> Mapping[Site, Node]:
+        """A node of every site: what holds for it holds for the others there, as far as rules go."""
+        return {self._sites[node.name]: node for node in reversed(self.fleet_nodes)}
 
     @cached_property
     def nodes(self) -> Mapping[str, Node]:
@@ -120,25 +151,51 @@ class Facts:
 
     def present(self, accelerator: Accelerator) -> bool:
         """Whether the fleet has a node of the class, whatever its state."""
-        return any(of_class(node, accelerator) for node in self.fleet_nodes)
+        return accelerator.name in self._present
+
+    @cached_property
+    def _present(self) -> frozenset[str]:
+        nodes, classes = self.sites.values(), self.snapshot.accelerators
+        return frozenset(one.name for one in classes if any(of_class(node, one) for node in nodes))
 
     def accelerator_of(self, pod: Pod) -> Accelerator | None:
         """Class of an engine pod: the one that its variant is named after."""
-        named = [a for a in self.snapshot.accelerators if pod.variant.startswith(f"{a.name}-")]
-        return max(named, key=lambda a: len(a.name)) if named else None
+        return self.accelerator_named(pod.variant)
+
+    def accelerator_named(self, variant: str) -> Accelerator | None:
+        """The class that a variant is named after, the longest name that matches."""
+        known = self._by_variant
+        if variant not in known:
+            named = [a for a in self.snapshot.accelerators if variant.startswith(f"{a.name}-")]
+            known[variant] = max(named, key=lambda a: len(a.name)) if named else None
+        return known[variant]
+
+    @cached_property
+    def _by_variant(self) -> dict[str, Accelerator | None]:
+        """Filled as variants are asked for."""
+        return {}
 
     def class_of(self, node: Node) -> Accelerator | None:
         """Class of a node; the first by name where labels match several."""
-        return next((a for a in self.snapshot.accelerators if of_class(node, a)), None)
+        return self._classes[self.site(node)]
+
+    @cached_property
+    def _classes(self) -> Mapping[Site, Accelerator | None]:
+        classes = self.snapshot.accelerators
+        return {site: next((one for one in classes if of_class(node, one)), None) for site, node in self.sites.items()}
 
     def _in_fleet(self, node: Node) -> bool:
         fleet = self.snapshot.fleet
         untouched = fleet.never_touch.node_labels
         return (
-            any(count > 0 for count in node.allocatable.values())
-            and all(node.labels.get(key) == value for key, value in fleet.accelerator_nodes.items())
-            and not (untouched and all(node.labels.get(key) == value for key, value in untouched.items()))
+            any(node.allocatable.values())
+            and (not fleet.accelerator_nodes or _carries(node, fleet.accelerator_nodes))
+            and not (untouched and _carries(node, untouched))
         )
+
+
+def _carries(node: Node, labels: Mapping[str, str]) -> bool:
+    return all(node.labels.get(key) == value for key, value in labels.items())
 
 
 def model_names(service: Service) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place
     for tier in _TIERS if gated else ():
         mine = [pod for pod in gated if _tier(facts, pod) is tier]
         expected = [pod for grant in grants if _tier_of(grant) is tier for pod in _expected(facts, grant)]
-        chosen = place([*mine, *expected], left, facts.admits, avoid=emptied)
+        chosen = place([*mine, *expected], left, facts.admits, avoid=emptied, site=facts.site)
         waits = reserved
         placed += [
             _placed(pod, chosen[pod.uid], now) for pod in mine if chosen[pod.uid] or not waits or _expired(pod, now)
@@ -127,6 +127,7 @@ def repacking(
         rules,
         facts.snapshot.proposals,
         now,
+        facts.site,
     )
     started = [move for proposal in found if due(proposal, rules, now) for move in _start(facts, proposal, rules)]
     return tuple(started), found

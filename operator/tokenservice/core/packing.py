@@ -8,32 +8,152 @@ nearest to empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-from tokenservice.core.model import Pod
+from tokenservice.core.model import Node, Pod, ServiceKey
 from tokenservice.core.room import Room, usable
 
 Admits = Callable[[Pod, Room], bool]
+"""Whether the rules of a pod's service and variant allow a node; of the pod itself nothing else may be asked."""
+
+Site = Callable[[Node], Hashable]
+"""Nodes with the same site are admitted or refused alike."""
+
+
+def own_site(node: Node) -> Hashable:
+    """Every node judged by itself: right for any rules, slow for many nodes."""
+    return node.name
 
 
 def place(
-    pods: Sequence[Pod], rooms: Mapping[str, Room], admits: Admits, avoid: frozenset[str] = frozenset()
+    pods: Sequence[Pod],
+    rooms: Mapping[str, Room],
+    admits: Admits,
+    avoid: frozenset[str] = frozenset(),
+    site: Site = own_site,
 ) -> dict[str, str | None]:
     """Node by pod uid; None where nothing fits. `avoid` names nodes that are being emptied."""
-    left = {name: room for name, room in rooms.items() if name not in avoid and usable(room.node)}
-    chosen: dict[str, str | None] = {}
-    for pod in sorted(pods, key=_largest_first):
-        target = best_node(pod, left.values(), admits)
-        chosen[pod.uid] = target
-        if target is not None:
-            left[target] = left[target].less(pod)
-    return chosen
+    left = (room for name, room in rooms.items() if name not in avoid and usable(room.node))
+    return Yard(left, admits, site).place(pods)
+
+
+class Yard:
+    """Rooms that are being filled, indexed so that a pod finds its node without a look at every other.
+
+    Mutable: who tries something takes it back. It picks what `best_node` picks, in the order of `tightness`.
+    """
+
+    def __init__(self, rooms: Iterable[Room], admits: Admits, site: Site = own_site) -> None:
+        self.rooms = {room.node.name: room for room in rooms}
+        self._admits, self._site = admits, site
+        self._shelves: dict[Hashable, _Shelves] = {}
+        self._admitted: dict[tuple[ServiceKey | None, str], list[_Shelves]] = {}
+        for name in sorted(self.rooms):
+            self._add(self.rooms[name])
+
+    def place(self, pods: Iterable[Pod]) -> dict[str, str | None]:
+        """Node by pod uid, the largest pods first; what is given is taken."""
+        return {pod.uid: self.fill(pod) for pod in sorted(pods, key=_largest_first)}
+
+    def fill(self, pod: Pod) -> str | None:
+        """Takes the pod's room on the best node, if there is any."""
+        name = self.best(pod)
+        if name is not None:
+            self._put(self.rooms[name].less(pod))
+        return name
+
+    def best(self, pod: Pod) -> str | None:
+        """The node for a pod: in use before empty, then least left over, then by name."""
+        found = [room for shelves in self._shelves_for(pod) if (room := shelves.best(pod)) is not None]
+        return min(found, key=lambda room: tightness(pod, room)).node.name if found else None
+
+    def holds_elsewhere(self, pods: Sequence[Pod], source: str) -> bool:
+        """Whether all the pods would fit on nodes other than `source`; everything is as before afterwards."""
+        before = dict[str, Room]()
+        away = self.rooms.get(source)
+        if away is not None:
+            self._remove(away)
+        fits = True
+        for pod in sorted(pods, key=_largest_first):
+            name = self.best(pod)
+            if name is None:
+                fits = False
+                break
+            before.setdefault(name, self.rooms[name])
+            self._put(self.rooms[name].less(pod))
+        for room in before.values():
+            self._put(room)
+        if away is not None:
+            self._add(away)
+        return fits
+
+    def _shelves_for(self, pod: Pod) -> list[_Shelves]:
+        key = (pod.service, pod.variant)
+        found = self._admitted.get(key)
+        if found is None:
+            found = [one for one in self._shelves.values() if self._admits(pod, one.sample)]
+            self._admitted[key] = found
+        return found
+
+    def _put(self, room: Room) -> None:
+        self._remove(self.rooms[room.node.name])
+        self._add(room)
+
+    def _add(self, room: Room) -> None:
+        self.rooms[room.node.name] = room
+        site = self._site(room.node)
+        shelves = self._shelves.get(site)
+        if shelves is None:
+            shelves = self._shelves[site] = _Shelves(room, self.rooms)
+            self._admitted.clear()
+        shelves.add(room)
+
+    def _remove(self, room: Room) -> None:
+        self._shelves[self._site(room.node)].remove(room)
+        del self.rooms[room.node.name]
+
+
+class _Shelves:
+    """Nodes of one site: by resource, and there by (whether empty, how much is free), which is the order of taking."""
+
+    def __init__(self, sample: Room, rooms: Mapping[str, Room]) -> None:
+        self.sample = sample
+        self._rooms = rooms
+        self._names: dict[str, dict[tuple[bool, int], list[str]]] = {}
+
+    def add(self, room: Room) -> None:
+        for resource, free in room.free.items():
+            insort(self._names.setdefault(resource, {}).setdefault((room.used == 0, free), []), room.node.name)
+
+    def remove(self, room: Room) -> None:
+        for resource, free in room.free.items():
+            shelves, key = self._names[resource], (room.used == 0, free)
+            shelf = shelves[key]
+            del shelf[bisect_left(shelf, room.node.name)]
+            if not shelf:
+                del shelves[key]
+
+    def best(self, pod: Pod) -> Room | None:
+        """As `best_node` among these; a pod that asks for other than one resource has to look at them all."""
+        if len(pod.accelerators) != 1:
+            name = best_node(pod, self._all(), lambda _pod, _room: True)
+            return self._rooms[name] if name is not None else None
+        ((resource, count),) = pod.accelerators.items()
+        shelves = self._names.get(resource, {})
+        large = sorted(key for key in shelves if key[1] >= count)
+        rooms = (self._rooms[name] for key in large for name in shelves[key])
+        return next((room for room in rooms if room.fits(pod)), None)
+
+    def _all(self) -> list[Room]:
+        names = {name for shelves in self._names.values() for shelf in shelves.values() for name in shelf}
+        return [self._rooms[name] for name in sorted(names)]
 
 
 def best_node(pod: Pod, rooms: Iterable[Room], admits: Admits) -> str | None:
     """The fullest node that fits: in use before empty, then least left over, then by name."""
     fitting = [room for room in rooms if room.fits(pod) and admits(pod, room)]
-    return min(fitting, key=lambda room: _tightness(pod, room)).node.name if fitting else None
+    return min(fitting, key=lambda room: tightness(pod, room)).node.name if fitting else None
 
 
 def victims(pods: Iterable[Pod], rooms: Mapping[str, Room], count: int) -> tuple[Pod, ...]:
@@ -54,7 +174,8 @@ def _largest_first(pod: Pod) -> tuple[int, float, str, str]:
     return (-sum(pod.accelerators.values()), pod.created_at, pod.namespace, pod.name)
 
 
-def _tightness(pod: Pod, room: Room) -> tuple[bool, int, str]:
+def tightness(pod: Pod, room: Room) -> tuple[bool, int, str]:
+    """Lowest is best."""
     left_over = sum(room.free.get(name, 0) - count for name, count in pod.accelerators.items())
     return (room.used == 0, left_over, room.node.name)
 

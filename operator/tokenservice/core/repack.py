@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tokenservice.core.model import Pod, Proposal
-from tokenservice.core.packing import Admits, place
+from tokenservice.core.packing import Admits, Site, Yard, own_site
 from tokenservice.core.room import Room, usable
 
 LEAVING = -1000
@@ -40,13 +40,15 @@ def proposals(
     rules: Rules,
     earlier: tuple[Proposal, ...],
     now: float,
+    site: Site = own_site,
 ) -> tuple[Proposal, ...]:
     """The node to empty next, if any: the least used first."""
     on_node = _by_node(pods)
+    in_use = Yard((room for room in rooms.values() if room.used > 0 and usable(room.node)), admits, site)
     for room in sorted(rooms.values(), key=lambda room: (room.used, room.node.name)):
         residents = on_node.get(room.node.name, ())
         may = bool(residents) and _may_empty(room, residents, movable, rules, now) and pays_back(room, residents)
-        if may and _all_fit_elsewhere(residents, room, rooms, admits):
+        if may and in_use.holds_elsewhere(residents, room.node.name):
             return (_since(room, residents, earlier, now),)
     return ()
 
@@ -69,11 +71,6 @@ def _may_empty(
 ) -> bool:
     rested = all(now - pod.created_at >= rules.cooldown_seconds for pod in residents)
     return usable(room.node) and room.foreign == 0 and rested and all(movable(pod) for pod in residents)
-
-
-def _all_fit_elsewhere(residents: tuple[Pod, ...], source: Room, rooms: Mapping[str, Room], admits: Admits) -> bool:
-    others = {name: room for name, room in rooms.items() if room.used > 0 and name != source.node.name}
-    return all(target is not None for target in place(residents, others, admits).values())
 
 
 def _since(room: Room, residents: tuple[Pod, ...], earlier: tuple[Proposal, ...], now: float) -> Proposal:

@@ -48,17 +48,29 @@ class Room:
 
 def rooms(nodes: Iterable[Node], pods: Iterable[Pod]) -> dict[str, Room]:
     """What is left of every node, by node name."""
-    left = {
-        node.name: Room(
-            node=node, free=dict(node.allocatable), cpu_cores=node.cpu_cores, memory_bytes=node.memory_bytes
-        )
-        for node in nodes
-    }
+    held: dict[str, list[Pod]] = {}
     for pod in pods:
         name = pod.node or (None if pod.gated else pod.nominated_node)
-        if name in left and pod.phase not in _FINISHED:
-            left[name] = left[name].less(pod)
-    return left
+        if name is not None and pod.phase not in _FINISHED:
+            held.setdefault(name, []).append(pod)
+    return {node.name: _left(node, held.get(node.name, ())) for node in nodes}
+
+
+def _left(node: Node, pods: Iterable[Pod]) -> Room:
+    """The node less all of its pods, in one go: a room for each step would be most of the work."""
+    free, cpu_cores, memory_bytes = dict(node.allocatable), node.cpu_cores, node.memory_bytes
+    used = foreign = 0
+    for pod in pods:
+        taken = 0
+        for name, count in pod.accelerators.items():
+            taken += count
+            if name in free:
+                free[name] -= count
+        cpu_cores -= pod.cpu_cores
+        memory_bytes -= pod.memory_bytes
+        used += taken
+        foreign += taken if pod.service is None else 0
+    return Room(node=node, free=free, cpu_cores=cpu_cores, memory_bytes=memory_bytes, used=used, foreign=foreign)
 
 
 def usable(node: Node) -> bool:
