@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from tokenservice.cli.bench import bench
+from tokenservice.cli.capacity import capacity
 from tokenservice.cli.crd import crd
 from tokenservice.cli.explain import explain
 from tokenservice.cli.lint import lint
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(capacity, name="capacity")
 app.command()(crd)
 app.command()(explain)
 app.command()(lint)
