@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import nan
@@ -16,6 +18,7 @@ from tests.simulate.engine_pool import Call, EnginePool
 from tokenservice.core.step import StepModel
 from tokenservice.simulate.engine import EngineLimits
 from tokenservice.simulate.pool import Pool
+from tokenservice.simulate.pool_state import BLOCK
 from tokenservice.simulate.steady import Bounds
 from tokenservice.simulate.traffic import Outcomes, Requests
 
@@ -257,3 +260,142 @@ def random_call(rng: np.random.Generator) -> Call:
     prompt = int(rng.integers(1, 1500))
     deadline = float(rng.choice([nan, nan, 30.0, 60.0]))
     return Call(0.0, prompt, int(rng.integers(1, 400)), int(rng.integers(0, prompt)), deadline)
+
+
+def pool_of(replicas: int) -> Pool:
+    pool = Pool(BOUNDS)
+    for _ in range(replicas):
+        pool.open(pool.add(LLAMA_8B_H100, ROOMY), True)
+    return pool
+
+
+def call(at_s: float = 0.0, prompt: int = 100, output: int = 10, cached: int = 0, deadline_s: float = nan) -> Call:
+    return Call(at_s, prompt, output, cached, deadline_s)
+
+
+NONE = requests([])
+
+
+def test_one_long_advance_equals_many_short_ones_and_its_memory_is_that_of_what_is_unfinished() -> None:
+    rng = np.random.default_rng(1)
+    at = np.sort(rng.uniform(0, 600, 3 * BLOCK))
+    traffic = requests(call(float(it), int(rng.integers(1, 2000)), int(rng.integers(1, 300))) for it in at)
+    whole, parts = pool_of(3), pool_of(3)
+    outcomes = rows(whole.advance(traffic, 700.0))
+    stepwise: list[tuple[float, ...]] = []
+    for start in range(0, 700, 5):
+        now = (at >= start) & (at < start + 5)
+        stretch = Requests(*(getattr(traffic, field)[now] for field in traffic.__slots__))
+        stepwise += rows(parts.advance(stretch, start + 5.0))
+    assert outcomes == stepwise
+    assert len(outcomes) == len(traffic)
+    assert len(whole._state.sequences) <= 2 * BLOCK
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "message"),
+    {
+        "early": ([call(0.5)], "request 0: at_s"),
+        "late": ([call(1.0), call(2.5)], "request 1: at_s"),
+        "unsorted": ([call(1.5), call(1.25)], "request 1: at_s"),
+        "not a time": ([call(nan)], "request 0: at_s"),
+        "no prompt": ([call(1.0, prompt=0)], "input_tokens"),
+        "no output": ([call(1.0, output=0)], "output_tokens"),
+        "all cached": ([call(1.0, prompt=5, cached=5)], "cached_tokens"),
+        "too large": ([call(1.0, prompt=438_681, output=2)], "kv_capacity_tokens"),
+        "wrong in a later block": ([call(1.0)] * BLOCK + [call(1.0, output=0)], f"request {BLOCK}: input_tokens"),
+    }.values(),
+)
+def test_arrivals_that_make_no_sense_are_refused_before_anything_happens(arrivals: list[Call], message: str) -> None:
+    pool = pool_of(1)
+    pool.advance(NONE, 1.0)
+    with pytest.raises(ValueError, match=message):
+        pool.advance(requests(arrivals), 2.0)
+    assert (pool.now_s, pool.unfinished(0), pool.stats().interactive_arrived) == (1.0, 0, 0)
+
+
+@pytest.mark.parametrize("until_s", [0.5, nan, float("inf")])
+def test_time_only_moves_forward_and_never_to_the_end_of_days(until_s: float) -> None:
+    pool = pool_of(1)
+    pool.advance(NONE, 1.0)
+    with pytest.raises(ValueError, match="until_s"):
+        pool.advance(NONE, until_s)
+
+
+def test_a_replica_that_could_not_hold_what_waits_is_refused() -> None:
+    pool = Pool(BOUNDS)
+    pool.advance(requests([call(prompt=90, output=20)]), 1.0)
+    with pytest.raises(ValueError, match="a waiting request needs 109"):
+        pool.add(LLAMA_8B_H100, EngineLimits(1, 8, 108))
+    assert pool.add(LLAMA_8B_H100, EngineLimits(1, 8, 109)) == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "message"),
+    [(LLAMA_8B_H100, 0.0, "weight"), (LLAMA_8B_H100, nan, "weight"), (StepModel(0, 1, 1, 1), 1.0, "alpha_ms")],
+)
+def test_a_replica_in_which_time_or_load_would_stand_still_is_refused(
+    step: StepModel, weight: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pool(BOUNDS).add(step, ROOMY, weight=weight)
+
+
+def test_a_held_requests_wait_counts_and_a_deferred_ones_is_its_own_affair() -> None:
+    pool = Pool(BOUNDS)
+    pool.fill_to = 4.0
+    pool.advance(requests([call(), call(deadline_s=60.0)]), 30.0)
+    stats = pool.stats()
+    assert (stats.held, stats.deferred, stats.unfinished_request_seconds) == (1, 1, 30.0)
+    pool.open(pool.add(LLAMA_8B_H100, ROOMY), True)
+    outcomes = pool.advance(NONE, 40.0)
+    assert (outcomes.ttft_s > 30).all()
+    engine_saw = dict(zip(pool.ttft_edges_s, pool.stats().ttft_counts.tolist(), strict=True))
+    assert (engine_saw[20.0], engine_saw[40.0]) == (1, 2)
+    assert (pool.stats().met_targets, pool.stats().met_deadlines) == (0, 1)
+
+
+def test_the_histograms_are_those_of_the_outcomes_with_an_edge_at_each_target() -> None:
+    rng = np.random.default_rng(2)
+    pool = pool_of(1)
+    at = np.sort(rng.uniform(0, 60, 1200))
+    lengths = zip(at.tolist(), rng.integers(1, 3000, 1200).tolist(), rng.integers(1, 300, 1200).tolist(), strict=True)
+    outcomes = pool.advance(requests(call(*it) for it in lengths), 600.0)
+    stats = pool.stats()
+    for values, edges, counts in (
+        (outcomes.ttft_s, pool.ttft_edges_s, stats.ttft_counts),
+        (outcomes.tpot_s, pool.tpot_edges_s, stats.tpot_counts),
+    ):
+        assert [int((values <= edge).sum()) for edge in edges] == counts.tolist()
+    assert BOUNDS.ttft_seconds in pool.ttft_edges_s
+    assert BOUNDS.tpot_seconds in pool.tpot_edges_s
+    met = (outcomes.ttft_s <= BOUNDS.ttft_seconds) & (outcomes.tpot_s <= BOUNDS.tpot_seconds)
+    assert 0 < stats.met_targets == met.sum() < len(outcomes)
+
+
+def test_a_replica_is_busy_from_its_first_iteration_to_its_last_however_often_one_looks() -> None:
+    pool = pool_of(2)
+    pool.advance(requests([call(output=200)]), 0.5)
+    assert pool.stats().busy_seconds.tolist() == [0.5, 0.0]
+    outcomes = pool.advance(NONE, 50.0)
+    assert pool.stats().busy_seconds.tolist() == pytest.approx([outcomes.finished_s[0], 0.0])
+
+
+def test_a_new_replica_in_an_old_slot_counts_from_zero_and_the_totals_go_on() -> None:
+    pool = pool_of(1)
+    pool.advance(requests([call(), call(prompt=50, cached=20)]), 10.0)
+    pool.advance(requests([call(10.0, output=500)]), 10.5)
+    before = pool.stats().totals
+    assert len(pool.fail(0)) == 1
+    assert pool.stats().totals == before
+    assert pool.add(LLAMA_8B_H100, ROOMY) == 0
+    stats = pool.stats()
+    assert (stats.arrived[0], stats.generation_tokens[0], stats.busy_seconds[0]) == (0, 0, 0.0)
+    assert stats.totals == before
+    assert (before.arrived, before.finished, before.prompt_tokens, before.cached_tokens) == (3, 2, 250, 20)
+
+
+def test_without_numba_the_import_says_what_to_install() -> None:
+    code = "import sys; sys.modules['numba'] = None; import tokenservice.simulate.pool"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stderr.strip().endswith("install tokenservice[simulate]")

@@ -277,8 +277,9 @@ class Pool:
             self._outcomes = [self._state.outcomes[field] for field in _OUTCOME_FIELDS]
 
     def _load(self, block: Requests) -> None:
+        count = len(block)
         for column, field in zip(self._arrivals, _REQUEST_FIELDS, strict=True):
-            column[: len(block)] = getattr(block, field)
+            column[:count] = getattr(block, field)
 
     def _run(self, block: Requests, end_s: float) -> list[NDArray[Any]]:
         """The columns of the outcomes."""
