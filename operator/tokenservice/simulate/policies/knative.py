@@ -30,6 +30,7 @@ class Kpa:
     panic_threshold: float = 2.0
     most_up: float = 1000.0
     most_down: float = 2.0
+    scale_down_delay: float = 0.0
 
     def target(self, seen: ServiceView) -> float:
         """Unfinished requests per replica."""
@@ -41,14 +42,22 @@ class _OnConcurrency:
     setting: Kpa
     stable: Window = field(init=False)
     panic: Window = field(init=False)
+    delayed: Window = field(init=False)
     panicked_at: float | None = None
     most_in_panic: int = 0
 
     def __post_init__(self) -> None:
         self.stable = Window(self.setting.stable_window)
         self.panic = Window(self.setting.stable_window * self.setting.panic_share)
+        self.delayed = Window(self.setting.scale_down_delay)
 
     def wanted(self, seen: ServiceView, at: Moment) -> int:
+        """The highest of what was wanted within the delay."""
+        count = self._wanted_now(seen, at)
+        self.delayed.add(at.now, count)
+        return max([count, *(int(it) for it in self.delayed.since(at.now - self.setting.scale_down_delay))])
+
+    def _wanted_now(self, seen: ServiceView, at: Moment) -> int:
         target, ready = self.setting.target(seen), max(1, seen.ready)
         self.stable.add(at.now, seen.concurrency)
         self.panic.add(at.now, seen.concurrency)
@@ -85,8 +94,9 @@ PEERS = (
             knative,
             Kpa(),
             Kpa(concurrency=None),
-            Kpa(concurrency=None, utilization=0.5),
-            Kpa(concurrency=None, utilization=0.85),
+            Kpa(concurrency=None, scale_down_delay=300),
+            Kpa(concurrency=None, utilization=0.5, scale_down_delay=300),
+            Kpa(concurrency=None, utilization=0.85, scale_down_delay=300),
         ),
     ),
 )

@@ -23,7 +23,7 @@ BIN_SECONDS = 10.0
 _PERCENTILE = 99.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Static:
     """`sizes` replicas, within each service's bounds; a service without a size keeps its count."""
 

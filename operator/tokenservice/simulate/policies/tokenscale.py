@@ -18,7 +18,16 @@ from functools import partial
 
 from tokenservice.core.capacity import Targets, Workload
 from tokenservice.core.model import Missing, Variant
-from tokenservice.simulate.policies.base import EachService, Moment, Peer, Window, choices, held_at_router, whole
+from tokenservice.simulate.policies.base import (
+    EachService,
+    Moment,
+    Peer,
+    Window,
+    choices,
+    held_at_router,
+    kv_at_capacity,
+    whole,
+)
 from tokenservice.simulate.policies.hpa import DEFAULT_BEHAVIOUR, SYNC_SECONDS, Behaviour, Hpa, Rate, average_value
 from tokenservice.simulate.policy import ServiceView
 
@@ -89,10 +98,14 @@ def _engine_seconds(seen: ServiceView, release: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenAware:
-    """Seconds of queued prefill and KV use (0 to 1) per replica."""
+    """Seconds of queued prefill and KV use (0 to 1) per replica.
+
+    `tuned` takes the latter as a share of what one replica has at the limit of its objectives.
+    """
 
     backlog: float = 1.5
     kv_usage: float = 0.8
+    tuned: bool = False
     behaviour: Behaviour = _ONE_AT_A_TIME
 
 
@@ -111,11 +124,12 @@ class _OnBacklog:
         queued = metrics.waiting + held_at_router(seen, metrics.running, metrics.waiting)
         backlog = queued * work.input_tokens * (1 - work.hit_rate) / prefill_velocity(seen.variant)
         kv = sum(engine.kv_usage for engine in seen.engines)
+        most = self.setting.kv_usage * (kv_at_capacity(seen) if self.setting.tuned else 1.0)
         return self.hpa.decide(
             at.now,
             seen,
             average_value(backlog, self.setting.backlog, seen.replicas),
-            average_value(kv, self.setting.kv_usage, seen.replicas),
+            average_value(kv, most, seen.replicas),
         )
 
 
@@ -150,9 +164,10 @@ PEERS = (
         sweep=choices(
             token_aware,
             TokenAware(),
-            TokenAware(backlog=0.5, kv_usage=0.4),
-            TokenAware(backlog=0.5, kv_usage=0.2, behaviour=DEFAULT_BEHAVIOUR),
-            TokenAware(backlog=0.1, kv_usage=0.1, behaviour=DEFAULT_BEHAVIOUR),
+            TokenAware(tuned=True),
+            TokenAware(tuned=True, behaviour=DEFAULT_BEHAVIOUR),
+            TokenAware(backlog=0.5, kv_usage=0.6, tuned=True, behaviour=DEFAULT_BEHAVIOUR),
+            TokenAware(backlog=0.5, kv_usage=0.4, tuned=True, behaviour=DEFAULT_BEHAVIOUR),
         ),
     ),
 )

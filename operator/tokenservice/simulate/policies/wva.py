@@ -48,11 +48,12 @@ class TokenBudget:
     tuned: bool = False
     scale_up: float = 0.85
     scale_down: float = 0.70
-    windows: float = 240.0
+    up_window: float = 240.0
+    down_window: float = 240.0
 
     def behaviour(self) -> Behaviour:
         rate = Rate(period_seconds=15, pods=10)
-        return Behaviour(up_window=self.windows, up=rate, down_window=self.windows, down=rate)
+        return Behaviour(up_window=self.up_window, up=rate, down_window=self.down_window, down=rate)
 
 
 def change(demand: float, per_replica: float, ready: int, pending: int, setting: TokenBudget) -> int:
@@ -84,6 +85,8 @@ class _OnTokens:
         if isinstance(seen.metrics, Missing) or not seen.engines:
             return None
         per_replica = self._per_replica(seen)
+        if per_replica < 1:
+            return None
         pending = max(0, seen.replicas - seen.ready)
         count = seen.replicas + change(_demand(seen), per_replica, seen.ready, pending, self.setting)
         return self.hpa.decide(at.now, seen, average_value(max(1, count), 1.0, seen.replicas))
@@ -127,11 +130,10 @@ PEERS = (
         sweep=choices(
             wva,
             TokenBudget(),
-            TokenBudget(windows=0.0),
-            TokenBudget(scale_up=0.6, scale_down=0.45, windows=0.0),
-            TokenBudget(kv_share=1.0, tuned=True, windows=0.0),
-            TokenBudget(kv_share=0.8, tuned=True, windows=0.0),
-            TokenBudget(kv_share=0.6, tuned=True, windows=0.0),
+            TokenBudget(up_window=0, down_window=0),
+            TokenBudget(tuned=True, up_window=0),
+            TokenBudget(kv_share=1.0, tuned=True, scale_down=0.4, up_window=0),
+            TokenBudget(kv_share=0.7, tuned=True, scale_down=0.4, up_window=0),
         ),
     ),
 )
