@@ -81,7 +81,7 @@ def wrong_data(scenario: Scenario) -> Iterator[Found]:
 
 
 def _is_missing(file: Path) -> str:
-    hint = "set TAASDATA to the folder with the public data; " if DATA in str(file) else ""
+    hint = "set TAAS_DATA to the folder with the public data; " if DATA in str(file) else ""
     return f"there is no file {file}: {hint}{_ORIGINS}"
 
 
