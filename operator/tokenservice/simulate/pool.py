@@ -307,6 +307,17 @@ class Pool:
         )
 
 
+def prepare() -> None:
+    """Compile what is not in numba's cache: half a minute the first time, at once later. Else the first call does."""
+    pool = Pool(Bounds(ttft_seconds=1.0, tpot_seconds=1.0))
+    slot = pool.add(StepModel(1.0, 0.0, 0.0, 0.0), EngineLimits(1, 1, 1))
+    pool.open(slot, True)
+    floats, ints = np.zeros(0), np.zeros(0, np.int32)
+    pool.advance(Requests(floats, ints, ints, ints, floats), 0.0)
+    pool.stats()
+    pool.fail(slot)
+
+
 def _blocks(requests: Requests, until_s: float) -> list[tuple[Requests, float]]:
     """Stretches of at most `BLOCK` arrivals, each with the time to run to."""
     if len(requests) <= BLOCK:
