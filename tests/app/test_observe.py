@@ -91,6 +91,32 @@ def test_other_extended_resources_are_no_accelerators() -> None:
     assert [found.name for found in seen.pods] == ["chat-1"]
 
 
+def tenant(name: str, on: str, **requests: str) -> Json:
+    obj = pod(name, gates=())
+    obj["metadata"]["labels"] = {}
+    obj["spec"] |= {
+        "nodeName": on,
+        "containers": [container({key.replace("__", "/"): v for key, v in requests.items()})],
+    }
+    return obj
+
+
+def test_what_pods_without_accelerators_take_is_not_there_for_engines() -> None:
+    machines = [node("n1"), node("n2")]
+    daemons = [tenant(f"logs-{on}", on, cpu="2", memory="1Gi") for on in ("n1", "n2", "elsewhere")]
+    others = [*daemons, tenant("web", "n1", cpu="1"), tenant("storage", "n1", cpu="3", rdma__hca="1")]
+    bare, crowded = (make_observer(AcceleratorClass=[H100], Node=machines, Pod=pods)[0] for pods in ([], others))
+    before, after = bare.snapshot(), crowded.snapshot()
+    assert before is not None
+    assert after is not None
+    assert after.pods == ()
+    left = [
+        (old.cpu_cores - new.cpu_cores, old.memory_bytes - new.memory_bytes)
+        for old, new in zip(before.nodes, after.nodes, strict=True)
+    ]
+    assert left == [(6.0, 2.0**30), (2.0, 2.0**30)]
+
+
 def test_a_class_that_nobody_can_read_harms_no_other() -> None:
     broken = {"kind": "AcceleratorClass", "metadata": {"name": "b", "uid": "u"}, "spec": {}}
     observer, _ = make_observer(AcceleratorClass=[broken, H100])

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.edge.objects import condition, container, deployment, node, pod, token_service
-from tokenservice.core.model import Json, ObjectKey, ServiceKey
+from tokenservice.core.model import Json, ObjectKey, Pod, ServiceKey
 from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
 from tokenservice.edge import projections
-from tokenservice.edge.projections import CHILDREN, NODES, PODS, SERVICES, Unreadable
+from tokenservice.edge.projections import CHILDREN, NODES, PODS, SERVICES, Resident, Unreadable
+from tokenservice.edge.store import Store
 
 # --- services ------------------------------------------------------------------------------------------------------
 
@@ -214,13 +215,48 @@ def foreign(requests: Json, **changes: Any) -> Json:
 
 def test_a_foreign_pod_that_holds_accelerators_is_kept_until_it_is_finished() -> None:
     seen = projections.pod(foreign({"nvidia.com/gpu": "4"}))
-    assert seen is not None
+    assert isinstance(seen, Pod)
     assert seen.service is None
     assert projections.pod(foreign({"nvidia.com/gpu": "4"}, status={"phase": "Succeeded"})) is None
 
 
-def test_a_foreign_pod_without_accelerators_is_dropped() -> None:
-    assert projections.pod(foreign({"cpu": "4"})) is None
+def bound(requests: Json, **changes: Any) -> Json:
+    obj = foreign(requests, **changes)
+    obj["spec"]["nodeName"] = "n1"
+    return obj
+
+
+def test_of_a_foreign_pod_without_accelerators_only_its_room_is_kept() -> None:
+    assert projections.pod(bound({"cpu": "4", "memory": "1Ki"})) == Resident("n1", 4.0, 1024.0)
+
+
+NO_ROOM: dict[str, Json] = {
+    "waits for a node": foreign({"cpu": "4"}),
+    "asks for nothing": bound({}),
+    "asks for disk only": bound({"ephemeral-storage": "1Gi"}),
+    "is finished": bound({"cpu": "4"}, status={"phase": "Failed"}),
+}
+
+
+@pytest.mark.parametrize("name", NO_ROOM)
+def test_a_foreign_pod_that_takes_no_room_is_dropped(name: str) -> None:
+    assert projections.pod(NO_ROOM[name]) is None
+
+
+def test_coming_changing_and_going_of_foreign_pods_without_accelerators_wakes_nobody() -> None:
+    woken: list[None] = []
+    store = Store("Pod", PODS, wake=lambda: woken.append(None))
+    store.replace({}, "1")
+    woken.clear()
+    store.put(bound({"cpu": "4"}))
+    store.put(bound({"cpu": "5"}))
+    assert list(store.each(Resident)) == [Resident("n1", 5.0, 0.0)]
+    assert store.values(Pod) == []
+    store.remove(bound({"cpu": "5"}))
+    store.replace(store.project([bound({"cpu": "4"})]), "2")
+    assert woken == []
+    store.put(foreign({"nvidia.com/gpu": "1"}))
+    assert len(woken) == 1
 
 
 def test_an_engine_pod_without_accelerators_is_kept() -> None:

@@ -10,7 +10,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture
 from tokenservice.app.metering import Metering
 from tokenservice.core.model import Accelerator, Node, ObjectKey, Pod, Profile, Proposal, Service, Settings, Snapshot
-from tokenservice.edge.projections import Fleet, Unreadable
+from tokenservice.edge.projections import Fleet, Resident, Unreadable
 from tokenservice.edge.resources import OWNED_KINDS
 from tokenservice.edge.store import Stores
 
@@ -35,13 +35,15 @@ class Observer:
             return None
         accelerators = self._readable("AcceleratorClass", Accelerator)
         resources = frozenset(accelerator.spec.resource_name for accelerator in accelerators)
+        pods: list[Pod] = self.stores.values("Pod", Pod)
+        others = (*self.stores.each("Pod", Resident), *(pod for pod in pods if not _matters(pod, resources)))
         fleet = self.fleet()
         answer = self.metering.answer(self.services(), fleet.spec if fleet else TokenFleetSpec())
         children = [child for kind in CHILD_KINDS for child in self.stores.values(kind)]
         return Snapshot(
             services=self.services(),
-            nodes=tuple(_nodes(self.stores.values("Node"), resources)),
-            pods=tuple(_pods(self.stores.values("Pod"), resources)),
+            nodes=tuple(_nodes(self.stores.values("Node"), resources, _taken(others))),
+            pods=tuple(_pods(pods, resources)),
             children={child.key: child for child in children},
             accelerators=accelerators,
             profiles=self._readable("CapacityProfile", Profile),
@@ -75,17 +77,39 @@ class Observer:
         return tuple(value for value in self.stores.values(kind) if isinstance(value, of))
 
 
-def _nodes(nodes: Iterable[Node], resources: frozenset[str]) -> Iterable[Node]:
-    """Nodes with accelerators; other extended resources (network cards, devices) are none."""
+def _nodes(
+    nodes: Iterable[Node], resources: frozenset[str], taken: Mapping[str, tuple[float, float]]
+) -> Iterable[Node]:
+    """Nodes with accelerators, less what others take; other extended resources (network cards, devices) are none."""
     for node in nodes:
         held = {name: count for name, count in node.allocatable.items() if name in resources}
         if held:
-            yield node if len(held) == len(node.allocatable) else replace(node, allocatable=held)
+            cores, size = taken.get(node.name, (0.0, 0.0))
+            yield replace(
+                node,
+                allocatable=held,
+                cpu_cores=node.cpu_cores - cores,
+                memory_bytes=node.memory_bytes - size,
+            )
+
+
+def _taken(others: Iterable[Resident | Pod]) -> dict[str, tuple[float, float]]:
+    """Cores and bytes by node that pods without accelerators hold."""
+    taken: dict[str, tuple[float, float]] = {}
+    for other in others:
+        if other.node is not None:
+            cores, size = taken.get(other.node, (0.0, 0.0))
+            taken[other.node] = cores + other.cpu_cores, size + other.memory_bytes
+    return taken
 
 
 def _pods(pods: Iterable[Pod], resources: frozenset[str]) -> Iterable[Pod]:
     """Engine pods, and foreign pods that hold accelerators."""
     for pod in pods:
-        held = {name: count for name, count in pod.accelerators.items() if name in resources}
-        if held or pod.service is not None:
+        if _matters(pod, resources):
+            held = {name: count for name, count in pod.accelerators.items() if name in resources}
             yield pod if len(held) == len(pod.accelerators) else replace(pod, accelerators=held)
+
+
+def _matters(pod: Pod, resources: frozenset[str]) -> bool:
+    return pod.service is not None or not resources.isdisjoint(pod.accelerators)

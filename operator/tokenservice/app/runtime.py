@@ -240,7 +240,7 @@ class Operator:
         )
 
     def _pods(self) -> list[Pod]:
-        return [pod for pod in self.stores.values("Pod") if pod.service is not None]
+        return [pod for pod in self.stores.values("Pod", Pod) if pod.service is not None]
 
     def _mark_dirty(self) -> None:
         self.planner.mark_dirty()

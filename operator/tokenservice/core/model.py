@@ -68,7 +68,10 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node with accelerators; `allocatable` counts them by resource name."""
+    """A node with accelerators; `allocatable` counts them by resource name.
+
+    `cpu_cores` and `memory_bytes` are what pods without accelerators (DaemonSets, above all) leave of it.
+    """
 
     name: str
     labels: Mapping[str, str]

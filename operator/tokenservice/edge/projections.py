@@ -7,9 +7,11 @@ requests as the scheduler counts them (sidecars, init containers, overhead, pod-
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -112,6 +114,15 @@ def _unreadable(obj: Json, error: str | None) -> Unreadable:
     return Unreadable(key, metadata.get("uid", ""), error or "unreadable")
 
 
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A pod without accelerators, as far as it matters: the room that it takes from engines on its node."""
+
+    node: str
+    cpu_cores: float
+    memory_bytes: float
+
+
 # --- nodes and pods ------------------------------------------------------------------------------------------------
 
 
@@ -136,14 +147,16 @@ def node(obj: Json) -> Node | None:
     )
 
 
-def pod(obj: Json) -> Pod | None:
-    """An engine pod of ours, or any other that asks for extended resources and is not finished."""
+def pod(obj: Json) -> Pod | Resident | None:
+    """An engine pod of ours, or any other that asks for resources and is not finished."""
     metadata, spec, status = obj["metadata"], obj["spec"], obj.get("status") or {}
     labels = metadata.get("labels") or {}
     phase = status.get("phase", "Pending")
-    if SERVICE_LABEL not in labels and (phase in _FINISHED or not _asks_for_extended(spec)):
+    if SERVICE_LABEL not in labels and phase in _FINISHED:
         return None
     requests = _requests(spec)
+    if SERVICE_LABEL not in labels and not _extended(requests):
+        return _resident(spec.get("nodeName"), requests)
     gates = {gate["name"] for gate in spec.get("schedulingGates") or ()}
     states = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     return Pod(
@@ -172,6 +185,11 @@ def pod(obj: Json) -> Pod | None:
         waiting_reason=_waiting_reason(states),
         restarts=sum(int(state.get("restartCount", 0)) for state in states),
     )
+
+
+def _resident(node: str | None, requests: _Amounts) -> Resident | None:
+    takes = requests["cpu"] or requests["memory"]
+    return Resident(sys.intern(node), requests["cpu"], requests["memory"]) if node and takes else None
 
 
 def _condition(status: Json, kind: str) -> str | None:
@@ -206,20 +224,18 @@ def _extended(resources: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _number(quantity: object) -> float:
-    return float(amount(str(quantity)) or 0)
+    return _parsed_number(str(quantity))
+
+
+@lru_cache(maxsize=4096)
+def _parsed_number(quantity: str) -> float:
+    """A cluster has many pods and few quantities."""
+    return float(amount(quantity) or 0)
 
 
 def _is_extended(name: str) -> bool:
     domain, slash, _ = name.partition("/")
     return bool(slash) and domain != "kubernetes.io" and not domain.endswith(".kubernetes.io")
-
-
-def _asks_for_extended(spec: Json) -> bool:
-    """Most pods of a cluster do not; they are told apart before anything is added up."""
-    holders = (spec, *(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
-    return any(
-        _is_extended(name) for holder in holders for name in (holder.get("resources") or {}).get("requests") or ()
-    )
 
 
 def _requests(spec: Json) -> _Amounts:
@@ -248,9 +264,13 @@ class _Amounts(dict[str, float]):
         return 0.0
 
     def plus(self, other: _Amounts) -> _Amounts:
+        if not self or not other:
+            return self or other
         return _Amounts({name: self[name] + other[name] for name in {**self, **other}})
 
     def or_more(self, other: _Amounts) -> _Amounts:
+        if not self or not other:
+            return self or other
         return _Amounts({name: max(self[name], other[name]) for name in {**self, **other}})
 
 
@@ -313,7 +333,7 @@ ACCELERATORS = Projection(accelerator)
 PROFILES = Projection(profile)
 FLEETS = Projection(fleet, lambda value: (value.spec, value.error, value.body["metadata"].get("uid")))
 NODES = Projection(node)
-PODS = Projection(pod, lambda value: replace(value, resource_version=""))
+PODS = Projection(pod, lambda value: replace(value, resource_version="") if isinstance(value, Pod) else None)
 CHILDREN = Projection(child, lambda value: _timeless(value.body))
 
 PROJECTIONS: Mapping[str, Projection[Any]] = {

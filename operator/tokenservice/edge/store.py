@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -30,7 +30,8 @@ SILENT_LIMIT_SECONDS = 90.0
 class Projection(Generic[T]):
     """How objects of a kind are seen. `of` gives None for what is not of interest.
 
-    `essence` is what two versions are compared by; by default the projection itself.
+    `essence` is what two versions are compared by; by default the projection itself. Coming, changes and going of what
+    has none (None) wake nobody.
     """
 
     of: Callable[[Json], T | None]
@@ -97,8 +98,8 @@ class Store(Generic[T]):
 
     def remove(self, obj: Json) -> None:
         """Takes a deletion."""
-        gone = self._items.pop(_identity(obj), None)
-        self._progress(_version(obj).revision, changed=gone is not None)
+        _, gone = self._items.pop(_identity(obj), (None, None))
+        self._progress(_version(obj).revision, changed=self._differ(gone, None))
 
     def bookmark(self, revision: str) -> None:
         """Takes word that nothing of interest happened up to `revision`."""
@@ -124,9 +125,14 @@ class Store(Generic[T]):
         """Whether a write that came back with `revision` is in here. Revisions of one cluster are ordered numbers."""
         return revision.isdigit() and self._revision >= int(revision)
 
-    def values(self) -> list[T]:
-        """Everything, sorted by namespace and name."""
-        return [value for _, (_, value) in sorted(self._items.items(), key=lambda item: item[0])]
+    def values(self, of: type = object) -> list[T]:
+        """Everything of a type, sorted by namespace and name."""
+        found = [(identity, value) for identity, (_, value) in self._items.items() if isinstance(value, of)]
+        return [value for _, value in sorted(found, key=lambda item: item[0])]
+
+    def each(self, of: type) -> Iterator[T]:
+        """Everything of a type, in no order: there may be very many."""
+        return (value for _, value in self._items.values() if isinstance(value, of))
 
     def version(self, namespace: str, name: str) -> Version | None:
         """Which object was last seen under a name."""
@@ -145,12 +151,12 @@ class Store(Generic[T]):
             return None
 
     def _differ(self, old: T | None, new: T | None) -> bool:
-        if old is None or new is None:
-            return old is not new
-        return bool(self._projection.essence(old) != self._projection.essence(new))
+        before, after = (None if value is None else self._projection.essence(value) for value in (old, new))
+        return bool(before != after)
 
     def _essences(self, items: Items[T]) -> dict[tuple[str, str], Any]:
-        return {identity: self._projection.essence(value) for identity, (_, value) in items.items()}
+        found = ((identity, self._projection.essence(value)) for identity, (_, value) in items.items())
+        return {identity: essence for identity, essence in found if essence is not None}
 
     def _progress(self, revision: str, *, changed: bool) -> None:
         self._active_at = self._clock()
@@ -176,10 +182,14 @@ class Stores:
     def __iter__(self) -> Any:
         return (store for stores in self._by_kind.values() for store in stores)
 
-    def values(self, kind: str) -> list[Any]:
-        """All projections of a kind, sorted by namespace and name."""
+    def values(self, kind: str, of: type = object) -> list[Any]:
+        """All projections of a kind that are of a type, sorted by namespace and name."""
         stores = sorted(self._by_kind.get(kind, ()), key=lambda store: store.namespace)
-        return [value for store in stores for value in store.values()]
+        return [value for store in stores for value in store.values(of)]
+
+    def each(self, kind: str, of: type) -> Iterator[Any]:
+        """All projections of a kind that are of a type, in no order."""
+        return (value for store in self._by_kind.get(kind, ()) for value in store.each(of))
 
     def version(self, key: ObjectKey) -> Version | None:
         """Which object was last seen under a name."""
