@@ -10,6 +10,7 @@ from tokenservice.cli.crd import crd
 from tokenservice.cli.explain import explain
 from tokenservice.cli.lint import lint
 from tokenservice.cli.run import run
+from tokenservice.cli.simulate import simulate
 
 app = typer.Typer(
     help="Serve language models as a contract: tokens at a promised volume, latency, quality and price.",
@@ -22,6 +23,7 @@ app.command()(crd)
 app.command()(explain)
 app.command()(lint)
 app.command()(run)
+app.command()(simulate)
 
 
 @app.callback()

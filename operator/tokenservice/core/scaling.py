@@ -14,6 +14,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import DEFAULT, Capacity, Workload, replicas_for
 from tokenservice.core.demand import Demand
+from tokenservice.core.margin import UNTRIED, Margin
 from tokenservice.core.model import Missing, Reason
 
 _SPARE = 1.05
@@ -42,6 +43,7 @@ class _Case:
     current: int
     capacity: Capacity
     utilization: float
+    factor: float
     floor: int
     ceiling: int
     guaranteed: int
@@ -51,9 +53,14 @@ class _Case:
     def able(self) -> bool:
         return self.capacity.requests_per_second > 0
 
+    def carrying(self, requests_per_second: float) -> int:
+        """Replicas that a rate fills to the target, whatever the bounds say of their count."""
+        rate = min(requests_per_second, self.bound) / self.factor
+        return replicas_for(rate, self.capacity, self.utilization)
+
     def needed(self, requests_per_second: float) -> int:
         """Replicas for a rate within the bounds."""
-        load = replicas_for(min(requests_per_second, self.bound), self.capacity, self.utilization)
+        load = self.carrying(requests_per_second)
         return min(max(load + self.spec.scaling.standby_replicas, self.floor), self.ceiling)
 
 
@@ -64,15 +71,16 @@ def desired(
     capacity: Capacity,
     fleet: TokenFleetSpec,
     workload: Workload = DEFAULT,
+    margin: Margin = UNTRIED,
 ) -> Scaling:
     """The count for a service that has `current` replicas of the given capacity.
 
-    `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
+    `margin` is what the objectives missed lately say of that capacity. `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
     """
     if spec.replicas is not None:
         return _fixed(spec.replicas, current)
     work = workload if isinstance(demand, Missing) else demand.workload
-    case = _case(spec, current, capacity, fleet, work)
+    case = _case(spec, current, capacity, fleet, work, margin)
     if isinstance(demand, Missing):
         return _held(case, Reason.METRICS_MISSING, f"metrics are missing ({demand.message}): holding", {})
     if not case.able:
@@ -95,7 +103,14 @@ def guaranteed_replicas(spec: TokenServiceSpec, capacity: Capacity, workload: Wo
     return replicas_for(tokens / workload.output_tokens, capacity)
 
 
-def _case(spec: TokenServiceSpec, current: int, capacity: Capacity, fleet: TokenFleetSpec, workload: Workload) -> _Case:
+def _case(
+    spec: TokenServiceSpec,
+    current: int,
+    capacity: Capacity,
+    fleet: TokenFleetSpec,
+    workload: Workload,
+    margin: Margin,
+) -> _Case:
     """A guarantee that needs more than maxReplicas outranks it: what is owed is owed."""
     guaranteed = guaranteed_replicas(spec, capacity, workload)
     floor = max(spec.scaling.min_replicas, spec.scaling.standby_replicas, guaranteed)
@@ -106,6 +121,8 @@ def _case(spec: TokenServiceSpec, current: int, capacity: Capacity, fleet: Token
         current=current,
         capacity=capacity,
         utilization=utilization_target(spec, fleet),
+        # Who sets a target of his own wants that headroom: what was learned may add to it and never take from it.
+        factor=margin.factor if spec.scaling.target_utilization is None else min(1.0, margin.factor),
         floor=floor,
         ceiling=max(floor, spec.scaling.max_replicas),
         guaranteed=guaranteed,
@@ -189,7 +206,7 @@ def _filled(case: _Case, requests_per_second: float, replicas: int) -> str:
     """`0.83 of their capacity (target 0.70)`; rates beyond the maximum volume do not count."""
     if replicas == 0:
         return "no capacity at all"
-    share = min(requests_per_second, case.bound) / (replicas * case.capacity.requests_per_second)
+    share = min(requests_per_second, case.bound) / (replicas * case.capacity.requests_per_second * case.factor)
     return f"{share:.2f} of their capacity (target {case.utilization:.2f})"
 
 
@@ -207,6 +224,7 @@ def _inputs(case: _Case, demand: Demand) -> dict[str, str]:
         "workload": f"{demand.workload.input_tokens:.0f} in, {demand.workload.output_tokens:.0f} out,"
         f" {demand.workload.hit_rate:.0%} cached",
         "target": f"{case.utilization:.2f}",
+        "margin": f"{case.factor:.2f} of the modelled capacity, as the objectives were kept",
         "floor": _replicas(case.floor),
         "ceiling": _replicas(case.ceiling),
         **bounds,
@@ -223,7 +241,7 @@ def _rejected(case: _Case, demand: Demand, wanted: int, ahead: float) -> tuple[s
         found.append(f"{_replicas(wanted - 1)}: below the floor of {case.floor}")
     if case.floor > case.spec.scaling.max_replicas:
         found.append(f"maxReplicas {case.spec.scaling.max_replicas}: the guarantees need {case.floor}")
-    load = replicas_for(min(ahead, case.bound), case.capacity, case.utilization)
+    load = case.carrying(ahead)
     if load > case.ceiling:
         found.append(f"{_replicas(load)}: above maxReplicas {case.ceiling}")
     return tuple(found)

@@ -1,0 +1,87 @@
+"""How far the model's capacity is to be trusted: a factor that follows the objectives that were missed.
+
+The capacity that the step model gives is an estimate, and demand moves while replicas load. Neither error is known
+beforehand, but their sum is seen: the share of requests that miss. The margin follows it as adaptive conformal
+inference does (Gibbs and Candès, NeurIPS 2021): each moment adds `rate * (allowed - missed)`, weighted by its share
+of the traffic. Whatever demand does, the long-run share of misses then differs from the allowed one by at most
+`range / (rate * time)`, and no headroom is kept beyond that.
+
+Engines export TTFT and TPOT apart, so the share of requests within both is known as an interval. A miss counts where
+it is certain, a success where it is certain; what lies between moves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tokenservice.core.capacity import Targets
+from tokenservice.core.histogram import attainment
+from tokenservice.core.model import Missing, ServiceMetrics
+from tokenservice.core.utilization import Interval, joint_attainment
+
+LOWEST, HIGHEST = 0.5, 1.5
+"""Bounds of the factor: the model was never seen further off."""
+
+_PER_SECOND = 0.004
+"""A minute in which every request misses lowers the margin by a quarter."""
+
+_KEPT = 0.6
+"""Share of the allowed misses that is spent; the rest covers what is not seen, as requests cut by a failure."""
+
+_MEMORY_SECONDS = 3600.0
+_LONGEST_STEP_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Factor on the capacity of the model, and what is remembered to judge the next moment.
+
+    `usual` is the mean rate of requests, per second; `at` is when the factor was last moved.
+    """
+
+    factor: float = 1.0
+    usual: float = 0.0
+    at: float | None = None
+
+
+UNTRIED = Margin()
+
+
+def moved(
+    margin: Margin, metrics: ServiceMetrics | Missing, targets: Targets, now: float, *, enough: bool = False
+) -> Margin:
+    """The margin after one more look. `enough` says that the fleet is as full as it should be: no further rise."""
+    if isinstance(metrics, Missing) or margin.at is None or now <= margin.at:
+        return replace(margin, at=now)
+    seconds = min(now - margin.at, _LONGEST_STEP_SECONDS)
+    usual = _usual(margin, metrics.requests_per_second, seconds)
+    seen = _within(metrics, targets)
+    if isinstance(seen, Missing) or usual <= 0:
+        return replace(margin, at=now, usual=usual)
+    allowed = (1 - max(targets.ttft_fraction, targets.tpot_fraction)) * _KEPT
+    weight = min(metrics.requests_per_second / usual, 3.0)
+    step = _PER_SECOND * seconds * weight * _surprise(seen, allowed)
+    if step > 0 and enough:
+        step = 0.0
+    return Margin(min(max(margin.factor + step, LOWEST), HIGHEST), usual, now)
+
+
+def _usual(margin: Margin, rate: float, seconds: float) -> float:
+    if margin.usual <= 0:
+        return rate
+    weight = min(1.0, seconds / _MEMORY_SECONDS)
+    return margin.usual + weight * (rate - margin.usual)
+
+
+def _within(metrics: ServiceMetrics, targets: Targets) -> Interval | Missing:
+    return joint_attainment(
+        attainment(metrics.ttft_buckets, targets.ttft_seconds), attainment(metrics.tpot_buckets, targets.tpot_seconds)
+    )
+
+
+def _surprise(seen: Interval, allowed: float) -> float:
+    """How many fewer requests missed than may, negative when more did; 0 where it cannot be told."""
+    fewest, most = 1 - seen.high, 1 - seen.low
+    if fewest > allowed:
+        return allowed - fewest
+    return allowed - most if most < allowed else 0.0

@@ -1,0 +1,233 @@
+"""From a scenario to a fleet that can run: everything is derived here once, the same for every policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.catalogue import architectures, capacity_profiles
+from tokenservice.core.capacity import Capacity, Targets, Workload, targets
+from tokenservice.core.manifests import deployment
+from tokenservice.core.model import Profile, Service, ServiceKey, Variant
+from tokenservice.core.variants import ranked
+from tokenservice.errors import InputError
+from tokenservice.simulate.cluster import Cluster, NodeGroup, Pace
+from tokenservice.simulate.control import SETTINGS, Controller, Counts, Operator
+from tokenservice.simulate.fleet import Fleet, Lane
+from tokenservice.simulate.metering import Meter, Windows
+from tokenservice.simulate.policies.static import BIN_SECONDS, p99_sizes
+from tokenservice.simulate.policy import Policy
+from tokenservice.simulate.pool import Pool
+from tokenservice.simulate.reference import Reference, bounds_of, reference
+from tokenservice.simulate.scenario_spec import Billing, ColdStart, Scenario, ScenarioService
+from tokenservice.simulate.scenario_spec import Pool as NodePool
+from tokenservice.simulate.tally import Tally
+from tokenservice.simulate.traffic import Floats
+from tokenservice.simulate.workload import Workload as Traffic
+
+Json = dict[str, Any]
+
+_LENGTHS = 20_000
+"""Drawn for the yardstick."""
+
+_SAMPLES = 1000
+"""Lines of the timeline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One service as a scenario has it: what it may run on, its yardstick, its traffic, its size in a static fleet.
+
+    `variant` is the one that policies of counts use: the cheapest for its tokens that the fleet has.
+    """
+
+    service: Service
+    variant: Variant
+    variants: tuple[tuple[Variant, Capacity], ...]
+    yardstick: Reference
+    lambda_star: float
+    traffic: Traffic
+    demand: Floats
+    cold_start: ColdStart
+
+    @property
+    def spec(self) -> TokenServiceSpec:
+        """The contract."""
+        assert self.service.spec is not None
+        return self.service.spec
+
+    @property
+    def targets(self) -> Targets:
+        """The latency objectives."""
+        return targets(self.spec.objectives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything that the runs of one scenario share; `demand` of offers is in requests per second, in bins of 10 s."""
+
+    scenario: Scenario
+    offers: Mapping[ServiceKey, Offer]
+    seconds: float
+    seed: int
+
+    @cached_property
+    def static(self) -> Mapping[ServiceKey, int]:
+        """`ceil(p99 of each service's demand / lambda*)`, at least 1."""
+        demand = {key: one.demand for key, one in self.offers.items()}
+        return p99_sizes(demand, {key: one.lambda_star for key, one in self.offers.items()})
+
+    @property
+    def policy(self) -> TokenFleetSpec:
+        """The fleet's policy, with the scenario's window of rates."""
+        own = self.scenario.token_fleet
+        window = ceil(self.scenario.rate_window_seconds)
+        return own.model_copy(update={"prometheus": own.prometheus.model_copy(update={"window_seconds": window})})
+
+
+def setting(scenario: Scenario, *, seed: int | None = None, said: Callable[[str], None] = lambda _: None) -> Setting:
+    """Reads the data and measures the yardsticks; `said` is told what is under way. InputError for wrong input."""
+    chosen = scenario.seed if seed is None else seed
+    workloads = scenario.workloads(chosen)
+    seconds = scenario.duration_s(workloads)
+    offers = {}
+    for service in scenario.services:
+        said(f"measuring {service.key.name}")
+        offers[service.key] = _offer(scenario, service, workloads[service.key], seconds)
+    return Setting(scenario=scenario, offers=offers, seconds=seconds, seed=chosen)
+
+
+def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, seconds: float) -> Offer:
+    spec, goals = service.spec, targets(service.spec.objectives)
+    inputs, outputs = (float(mean) for mean in traffic.mean_lengths())
+    order, unreachable = ranked(spec, scenario.variants(service), Workload(inputs, outputs), goals)
+    if not order:
+        raise InputError(f"{service.key.name}: " + "; ".join(problem.message for problem in unreachable))
+    lengths = traffic.sample_lengths(_LENGTHS, 0)
+    yardstick_variant, variant = scenario.reference(service), order[0][0]
+    yardstick = reference(yardstick_variant, lengths, goals)
+    same = variant.name == yardstick_variant.name
+    return Offer(
+        service=_service(service),
+        variant=variant,
+        variants=order,
+        yardstick=yardstick,
+        lambda_star=(yardstick if same else reference(variant, lengths, goals)).requests_per_second,
+        traffic=traffic,
+        demand=_demand(traffic.fresh(), seconds),
+        cold_start=scenario.cold_start,
+    )
+
+
+def _service(service: ScenarioService) -> Service:
+    return Service(
+        key=service.key,
+        uid=f"uid-{service.key.name}",
+        generation=1,
+        resource_version="1",
+        created_at=0.0,
+        spec=service.spec,
+    )
+
+
+def _demand(traffic: Traffic, seconds: float) -> Floats:
+    """Interactive requests per second, in bins of 10 s."""
+    starts = np.arange(0.0, seconds, BIN_SECONDS).tolist()
+    counts = [
+        np.count_nonzero(np.isnan(traffic.stretch(start, min(start + BIN_SECONDS, seconds)).deadline_s))
+        for start in starts
+    ]
+    return np.array(counts, dtype=np.float64) / BIN_SECONDS
+
+
+def fleet(setting: Setting, decider: Policy | None) -> Fleet:
+    """A fleet at its start: warm, at static size. Without a policy the operator decides."""
+    scenario = setting.scenario
+    running = Fleet(
+        lanes={key: _lane(setting, one) for key, one in setting.offers.items()},
+        controller=_controller(setting, decider),
+        seconds=setting.seconds,
+        scrape_seconds=scenario.scrape_interval_seconds,
+        sample_seconds=max(10.0, setting.seconds / _SAMPLES),
+        failures=scenario.failures,
+    )
+    running.cluster = Cluster(
+        groups={pool.accelerator_class: _group(scenario, pool) for pool in scenario.fleet},
+        pace=Pace(node_start_seconds=scenario.node_start_seconds, node_idle_seconds=scenario.node_idle_seconds),
+        engines=running,
+        gates=decider is None,
+    )
+    _warm(setting, running.cluster)
+    return running
+
+
+def _group(scenario: Scenario, pool: NodePool) -> NodeGroup:
+    accelerator = next(one for one in scenario.accelerators if one.name == pool.accelerator_class)
+    return NodeGroup(
+        accelerator=accelerator,
+        accelerators_per_node=accelerator.spec.accelerators_per_node,
+        most_nodes=pool.max_nodes,
+        whole_nodes=pool.billing is Billing.WHOLE_NODE,
+    )
+
+
+def _manifest(one: Offer, fleet: TokenFleetSpec) -> Json:
+    """The Deployment of the service's first variant, as the operator renders it."""
+    rendered: Json = deployment(one.service, one.variant, 0, SETTINGS, fleet=fleet, surge=0)
+    return rendered
+
+
+def _controller(setting: Setting, decider: Policy | None) -> Controller:
+    offers, scenario = setting.offers, setting.scenario
+    if decider is not None:
+        return Counts(decider, {key: _manifest(one, setting.policy) for key, one in offers.items()})
+    return Operator(
+        services=tuple(one.service for one in offers.values()),
+        accelerators=scenario.accelerators,
+        profiles=tuple(Profile(name=name, spec=spec) for name, spec in sorted(capacity_profiles().items())),
+        architectures=architectures(),
+        fleet=setting.policy,
+        period_seconds=scenario.control_period_seconds,
+    )
+
+
+def _lane(setting: Setting, one: Offer) -> Lane:
+    pool = Pool(bounds_of(one.targets))
+    own = one.variants[0][1].requests_per_second
+    policy = setting.policy
+    windows = Windows(
+        rate=policy.prometheus.window_seconds,
+        peak=policy.consolidation.scale_down_window_seconds,
+        staleness=policy.prometheus.staleness_seconds,
+    )
+    return Lane(
+        service=one.service,
+        variant=one.variant,
+        variants={variant.name: variant for variant, _ in one.variants},
+        weights={variant.name: capacity.requests_per_second / own for variant, capacity in one.variants},
+        reference=one.yardstick,
+        lambda_star=one.lambda_star,
+        arrivals=one.traffic.fresh(),
+        pool=pool,
+        meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s),
+        tally=Tally(one.yardstick, bounds_of(one.targets), setting.seconds),
+        load_seconds={variant.name: one.cold_start.of(one.spec, variant) for variant, _ in one.variants},
+    )
+
+
+def _warm(setting: Setting, cluster: Cluster) -> None:
+    """The first replicas, loaded, on the scenario's nodes and as many more as they need."""
+    for pool in setting.scenario.fleet:
+        for _ in range(pool.initial_nodes):
+            cluster.add_node(pool.accelerator_class)
+    for key, one in setting.offers.items():
+        replicas = setting.scenario.initial_replicas.get(key.name, setting.static[key])
+        cluster.scale(_manifest(one, setting.policy), replicas)
+    cluster.begin()

@@ -1,0 +1,257 @@
+"""A fleet in simulated time: requests, replicas, cluster and whoever decides, on one clock.
+
+Time passes in stretches: to the next scrape, the next decision, or the next thing that the cluster does by itself.
+Within a stretch nothing changes but requests, so each service's replicas run on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+
+import numpy as np
+
+from tokenservice.core.capacity import DEFAULT, Workload, targets
+from tokenservice.core.model import Missing, Pod, Service, ServiceKey, ServiceMetrics, Variant
+from tokenservice.simulate.cluster import Cluster
+from tokenservice.simulate.control import Controller
+from tokenservice.simulate.metering import Meter, scrape
+from tokenservice.simulate.policy import FleetView, ServiceView
+from tokenservice.simulate.pool import Pool
+from tokenservice.simulate.reference import Reference, limits_of
+from tokenservice.simulate.scenario_spec import Failure
+from tokenservice.simulate.tally import Tally
+from tokenservice.simulate.traffic import Requests
+
+NOT_READ = Missing("NotRead", "metrics were not read yet")
+
+_LINGER_SECONDS = 600.0
+"""Requests that arrived in time may finish within so long after the end; nothing is billed for it."""
+
+
+class Arrivals(Protocol):
+    """A service's workload."""
+
+    def stretch(self, start_s: float, end_s: float) -> Requests:
+        """Arrivals in [start, end); called with consecutive stretches."""
+
+    def expected_rate(self, start_s: float, end_s: float) -> float:
+        """True mean rate, requests per second."""
+
+
+@dataclass
+class Lane:
+    """One service: its traffic, its replicas, what is known of it and what is counted.
+
+    `variants` are all that may run, `variant` is the one that policies of counts use. `weights` are capacities in
+    units of that one's; `lambda_star` is what a replica of that one holds, requests per second (see `steady`).
+    """
+
+    service: Service
+    variant: Variant
+    variants: Mapping[str, Variant]
+    weights: Mapping[str, float]
+    reference: Reference
+    arrivals: Arrivals
+    pool: Pool
+    meter: Meter
+    tally: Tally
+    lambda_star: float
+    load_seconds: Mapping[str, float]
+    slots: dict[str, int] = field(default_factory=dict)
+    metrics: ServiceMetrics | Missing = NOT_READ
+
+
+@dataclass(slots=True)
+class Moment:
+    """One line of the timeline: means are not taken, this is how it stood."""
+
+    at: float
+    accelerators: int
+    ready: dict[str, int]
+    asked: dict[str, int]
+    demand: dict[str, float]
+
+
+@dataclass
+class Fleet:
+    """Everything that moves, and the clock that moves it."""
+
+    lanes: Mapping[ServiceKey, Lane]
+    controller: Controller
+    seconds: float
+    scrape_seconds: float
+    sample_seconds: float
+    failures: Sequence[Failure] = ()
+    timeline: list[Moment] = field(default_factory=list)
+    now: float = 0.0
+    cluster: Cluster = field(init=False)
+    """Set once it exists: it tells this fleet of its pods."""
+
+    # --- the clock
+
+    def run(self, progress: Callable[[float], None] = lambda _: None) -> None:
+        """From the start to the end of the scenario; the cluster is warm already."""
+        look, control, sample = self.scrape_seconds, self.controller.period_seconds, 0.0
+        failures = sorted(self.failures, key=lambda failure: failure.at_seconds)
+        while self.now < self.seconds:
+            failing = failures[0].at_seconds if failures else inf
+            stop = min(look, control, sample, failing, max(self.now, self.cluster.next_due()), self.seconds)
+            self._pass(stop)
+            if stop >= failing:
+                self._fail(failures.pop(0))
+            if stop >= look:
+                self._scrape()
+                look += self.scrape_seconds
+            if stop >= control:
+                self._decide()
+                control += self.controller.period_seconds
+            if stop >= sample:
+                self._sample()
+                sample += self.sample_seconds
+                progress(stop / self.seconds)
+        self._linger()
+
+    def _pass(self, until: float) -> None:
+        if until > self.now:
+            for lane in self.lanes.values():
+                requests = lane.arrivals.stretch(self.now, until)
+                lane.tally.came(requests)
+                lane.tally.went(lane.pool.advance(requests, until))
+            self.now = until
+        self.cluster.settle(until)
+
+    def _linger(self) -> None:
+        for lane in self.lanes.values():
+            lane.tally.went(lane.pool.advance(NOBODY, self.seconds + _LINGER_SECONDS))
+
+    def _decide(self) -> None:
+        for lane in self.lanes.values():
+            lane.metrics = lane.meter.metrics(self.now)
+        self.controller.control(self.cluster, self)
+        self.cluster.reconcile()
+
+    def _scrape(self) -> None:
+        for lane in self.lanes.values():
+            lane.meter.scraped(scrape(lane.pool))
+
+    def _fail(self, failure: Failure) -> None:
+        if failure.node is not None:
+            self.cluster.kill_busiest_node(failure.node)
+        else:
+            self.cluster.crash_oldest(failure.service or "")
+
+    def _sample(self) -> None:
+        counts = self._counts()
+        self.timeline.append(
+            Moment(
+                self.now,
+                self.cluster.ledger.accelerators,
+                {key.name: ready for key, (_, ready) in counts.items()},
+                {key.name: asked for key, (asked, _) in counts.items()},
+                {key.name: lane.arrivals.expected_rate(self.now, self.now + 60) for key, lane in self.lanes.items()},
+            )
+        )
+
+    def _counts(self) -> dict[ServiceKey, tuple[int, int]]:
+        """(asked for, ready) by service."""
+        asked = dict.fromkeys(self.lanes, 0)
+        ready = dict.fromkeys(self.lanes, 0)
+        for child in self.cluster.children.values():
+            if child.key.kind == "Deployment":
+                asked[child.owner] += child.body["spec"]["replicas"]
+        for pod in self.cluster.pods.values():
+            if pod.ready and pod.service is not None:
+                ready[pod.service] += 1
+        return {key: (asked[key], ready[key]) for key in self.lanes}
+
+    # --- what the pods run
+
+    def load_seconds(self, pod: Pod) -> float:
+        """Time from being bound until it serves."""
+        return self._lane(pod).load_seconds[pod.variant]
+
+    def started(self, pod: Pod) -> None:
+        """A replica joins its pool."""
+        lane = self._lane(pod)
+        variant = lane.variants[pod.variant]
+        weight = lane.weights.get(pod.variant, 1.0)
+        lane.slots[pod.name] = lane.pool.add(variant.step, limits_of(variant), weight=weight)
+
+    def serving(self, pod: Pod, serves: bool) -> None:
+        """It takes new requests, or no more."""
+        lane = self._lane(pod)
+        lane.pool.open(lane.slots[pod.name], serves)
+
+    def idle(self, pod: Pod) -> bool:
+        """Whether it has finished all it had."""
+        lane = self._lane(pod)
+        return lane.pool.unfinished(lane.slots[pod.name]) == 0
+
+    def stopped(self, pod: Pod) -> None:
+        """It is gone; what it had not finished is lost."""
+        lane = self._lane(pod)
+        slot = lane.slots.pop(pod.name)
+        if lane.pool.unfinished(slot):
+            lane.pool.fail(slot)
+        else:
+            lane.pool.remove(slot)
+
+    def _lane(self, pod: Pod) -> Lane:
+        assert pod.service is not None, "only engine pods are simulated"
+        return self.lanes[pod.service]
+
+    # --- what can be seen
+
+    def metrics(self) -> Mapping[ServiceKey, ServiceMetrics | Missing]:
+        """As Prometheus would tell."""
+        return {key: lane.metrics for key, lane in self.lanes.items()}
+
+    def view(self) -> FleetView:
+        """What peers look at."""
+        counts = self._counts()
+        views = {key: _view(lane, *counts[key]) for key, lane in self.lanes.items()}
+        return FleetView(now=self.now, services=views, expected=self._expected)
+
+    def _expected(self, key: ServiceKey, start: float, end: float) -> float:
+        return self.lanes[key].arrivals.expected_rate(start, end)
+
+
+def empty() -> Requests:
+    """No requests."""
+    ints = np.empty(0, dtype=np.int32)
+    return Requests(np.empty(0), ints, ints, ints, np.empty(0))
+
+
+NOBODY = empty()
+
+
+def _view(lane: Lane, asked: int, ready: int) -> ServiceView:
+    assert lane.service.spec is not None
+    known = lane.metrics
+    return ServiceView(
+        key=lane.service.key,
+        spec=lane.service.spec,
+        variant=lane.variant,
+        targets=targets(lane.service.spec.objectives),
+        workload=DEFAULT if isinstance(known, Missing) else _lengths(known),
+        reference_rate=lane.lambda_star,
+        replicas=asked,
+        ready=ready,
+        engines=lane.meter.engines,
+        metrics=known,
+        duty_cycle=lane.meter.duty_cycle(),
+        concurrency=lane.meter.concurrency(),
+        cold_start_seconds=lane.load_seconds[lane.variant.name],
+    )
+
+
+def _lengths(metrics: ServiceMetrics) -> Workload:
+    inputs, outputs = metrics.mean_input_tokens, metrics.mean_output_tokens
+    return Workload(
+        DEFAULT.input_tokens if isinstance(inputs, Missing) else inputs,
+        DEFAULT.output_tokens if isinstance(outputs, Missing) else outputs,
+        metrics.prefix_hit_rate,
+    )

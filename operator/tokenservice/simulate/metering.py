@@ -1,0 +1,193 @@
+"""What Prometheus would say of simulated replicas: scrapes, rates over windows, staleness.
+
+The figures are those of `edge/promql.py`, formed from scraped counters in the same way: a rate is the difference of
+the last and the first sample in its window; arrivals are first tokens plus what the queues grew by; requests held
+where no replica serves are seen by nobody.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenservice.core.model import Missing, ServiceMetrics
+from tokenservice.simulate.policy import EngineView
+from tokenservice.simulate.pool import Pool
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """Totals of one service at one time. Counters never fall; gauges are as they stood; buckets are cumulative."""
+
+    at: float
+    finished: float
+    prompt_tokens: float
+    cached_tokens: float
+    output_tokens: float
+    busy_seconds: float
+    request_seconds: float
+    ttft_counts: Counts
+    tpot_counts: Counts
+    engines: tuple[EngineView, ...]
+
+    @property
+    def first_tokens(self) -> float:
+        """Requests that got their first token."""
+        return float(self.ttft_counts[-1])
+
+    @property
+    def waiting(self) -> float:
+        """Requests in the engines' queues."""
+        return sum(engine.waiting for engine in self.engines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Seconds: of rates, of the recent peak, and from which age a sample is stale."""
+
+    rate: float
+    peak: float
+    staleness: float
+
+    @property
+    def mean(self) -> float:
+        """Lengths change slowly and are known only of finished requests."""
+        return max(self.peak, 10 * self.rate)
+
+
+@dataclass
+class Meter:
+    """Scrapes of one service, and what they amount to."""
+
+    windows: Windows
+    ttft_edges: Sequence[float]
+    tpot_edges: Sequence[float]
+    _scrapes: deque[Scrape] = field(default_factory=deque)
+    _rates: deque[tuple[float, float]] = field(default_factory=deque)
+
+    def scraped(self, scrape: Scrape) -> None:
+        """One more sample."""
+        self._scrapes.append(scrape)
+        while self._scrapes[0].at < scrape.at - self.windows.mean:
+            self._scrapes.popleft()
+        first = self._since(scrape.at - self.windows.rate)
+        if first is not scrape:
+            self._push_rate(scrape.at, _arrivals(first, scrape))
+
+    def metrics(self, now: float) -> ServiceMetrics | Missing:
+        """What a query at `now` gives."""
+        if not self._scrapes:
+            return Missing("NoSeries", "no engine has been scraped yet")
+        last = self._scrapes[-1]
+        if now - last.at > self.windows.staleness:
+            return Missing("Stale", f"the newest sample is {now - last.at:.0f} s old")
+        first = self._since(last.at - self.windows.rate)
+        if first is last:
+            return Missing("TooFewSamples", "a rate needs two samples")
+        return self._metrics(first, last)
+
+    def duty_cycle(self) -> float | Missing:
+        """Share of time (0 to 1) in which an engine had work, over the rate window."""
+        window = self._window()
+        if window is None or not window[1].engines:
+            return Missing("NoSeries", "no engine serves")
+        first, last = window
+        return min(1.0, (last.busy_seconds - first.busy_seconds) / (last.at - first.at) / len(last.engines))
+
+    def concurrency(self) -> float:
+        """Unfinished requests, meaned over the rate window."""
+        window = self._window()
+        if window is None:
+            return 0.0
+        first, last = window
+        return (last.request_seconds - first.request_seconds) / (last.at - first.at)
+
+    @property
+    def engines(self) -> tuple[EngineView, ...]:
+        """Engines at the last scrape."""
+        return self._scrapes[-1].engines if self._scrapes else ()
+
+    def _window(self) -> tuple[Scrape, Scrape] | None:
+        if len(self._scrapes) < 2:
+            return None
+        last = self._scrapes[-1]
+        first = self._since(last.at - self.windows.rate)
+        return None if first is last else (first, last)
+
+    def _push_rate(self, at: float, rate: float) -> None:
+        """Rates that can still become the highest of the window, falling from the left."""
+        while self._rates and self._rates[-1][1] <= rate:
+            self._rates.pop()
+        self._rates.append((at, rate))
+        while self._rates[0][0] < at - self.windows.peak:
+            self._rates.popleft()
+
+    def _since(self, start: float) -> Scrape:
+        """The oldest sample not before `start`."""
+        found = self._scrapes[-1]
+        for scrape in reversed(self._scrapes):
+            if scrape.at < start - 1e-9:
+                break
+            found = scrape
+        return found
+
+    def _metrics(self, first: Scrape, last: Scrape) -> ServiceMetrics:
+        seconds, oldest = last.at - first.at, self._scrapes[0]
+        arrivals = _arrivals(first, last)
+        finished = last.finished - oldest.finished
+        prompts = last.prompt_tokens - oldest.prompt_tokens
+        return ServiceMetrics(
+            requests_per_second=arrivals,
+            peak_requests_per_second=max(arrivals, self._rates[0][1] if self._rates else 0.0),
+            output_tokens_per_second=(last.output_tokens - first.output_tokens) / seconds,
+            input_tokens_per_second=(last.prompt_tokens - first.prompt_tokens) / seconds,
+            mean_input_tokens=_mean(prompts, last.first_tokens - oldest.first_tokens),
+            mean_output_tokens=_mean(last.output_tokens - oldest.output_tokens, finished),
+            prefix_hit_rate=(last.cached_tokens - oldest.cached_tokens) / prompts if prompts > 0 else 0.0,
+            running=sum(engine.running for engine in last.engines),
+            waiting=last.waiting,
+            kv_usage=max((engine.kv_usage for engine in last.engines), default=0.0),
+            engines_reporting=len(last.engines),
+            ttft_buckets=_buckets(self.ttft_edges, (last.ttft_counts - first.ttft_counts) / seconds),
+            tpot_buckets=_buckets(self.tpot_edges, (last.tpot_counts - first.tpot_counts) / seconds),
+        )
+
+
+def _arrivals(first: Scrape, last: Scrape) -> float:
+    grown = last.first_tokens - first.first_tokens + last.waiting - first.waiting
+    return max(0.0, grown / (last.at - first.at))
+
+
+def _mean(total: float, count: float) -> float | Missing:
+    return total / count if count > 0 else Missing("NothingFinished", "no request finished lately")
+
+
+def _buckets(edges: Sequence[float], rates: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
+    return tuple(zip(edges, rates.tolist(), strict=True))
+
+
+def scrape(pool: Pool) -> Scrape:
+    """What the engines' metrics say now."""
+    stats = pool.stats()
+    alive = stats.alive
+    gauges = zip(
+        stats.running[alive].tolist(), stats.waiting[alive].tolist(), stats.kv_usage[alive].tolist(), strict=True
+    )
+    return Scrape(
+        at=stats.now_s,
+        finished=stats.totals.finished,
+        prompt_tokens=stats.totals.prompt_tokens,
+        cached_tokens=stats.totals.cached_tokens,
+        output_tokens=stats.totals.generation_tokens,
+        busy_seconds=stats.totals.busy_seconds,
+        request_seconds=stats.unfinished_request_seconds,
+        ttft_counts=stats.ttft_counts,
+        tpot_counts=stats.tpot_counts,
+        engines=tuple(EngineView(running=r, waiting=w, kv_usage=k) for r, w, k in gauges),
+    )

@@ -1,0 +1,54 @@
+"""One run of a scenario under a policy, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tokenservice.errors import InputError
+from tokenservice.simulate.assemble import Setting, fleet
+from tokenservice.simulate.policies import POLICIES
+from tokenservice.simulate.policies.static import Static, pooled_sizes
+from tokenservice.simulate.policy import Policy
+from tokenservice.simulate.result import Result, result
+
+OPERATOR = "operator"
+_STATIC = {
+    "static-p99": "each service at ceil(p99 of its 10 s demand / lambda*), for the whole time",
+    "static-pooled": "the p99 of the summed demand, shared out, for the whole time",
+}
+
+
+def names() -> dict[str, str]:
+    """Every policy, and what it is in a line."""
+    peers = {name: peer.description for name, peer in POLICIES.items()}
+    return {OPERATOR: "this operator's decision, the very code it runs"} | _STATIC | peers
+
+
+def run(
+    setting: Setting, policy: str = OPERATOR, choice: int = 0, progress: Callable[[float], None] = lambda _: None
+) -> Result:
+    """Runs the scenario once. `choice` is a peer's setting, its published default first. InputError for no policy."""
+    running = fleet(setting, decider(setting, policy, choice))
+    running.run(progress)
+    return result(running, scenario=setting.scenario.name, policy=label(policy, choice), seed=setting.seed)
+
+
+def label(policy: str, choice: int = 0) -> str:
+    """`keda` or `keda (target=12)`."""
+    if not choice:
+        return policy
+    return f"{policy} ({POLICIES[policy].sweep[choice].label})"
+
+
+def decider(setting: Setting, policy: str, choice: int = 0) -> Policy | None:
+    """A new policy; None stands for the operator."""
+    if policy == OPERATOR:
+        return None
+    if policy == "static-p99":
+        return Static(policy, setting.static)
+    if policy == "static-pooled":
+        demand = {key: one.demand for key, one in setting.offers.items()}
+        return Static(policy, pooled_sizes(demand, {key: one.lambda_star for key, one in setting.offers.items()}))
+    if policy not in POLICIES:
+        raise InputError(f"there is no policy {policy!r}; there are {', '.join(names())}")
+    return POLICIES[policy].sweep[choice].make()
