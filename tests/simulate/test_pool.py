@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from tests.simulate.engine_pool import Call, EnginePool
 from tokenservice.core.step import StepModel
+from tokenservice.simulate import pool_kernel as kernel
 from tokenservice.simulate.engine import EngineLimits
-from tokenservice.simulate.pool import Pool
+from tokenservice.simulate.pool import Pool, prepare
 from tokenservice.simulate.pool_state import BLOCK
 from tokenservice.simulate.steady import Bounds
 from tokenservice.simulate.traffic import Outcomes, Requests
@@ -399,3 +400,12 @@ def test_without_numba_the_import_says_what_to_install() -> None:
     code = "import sys; sys.modules['numba'] = None; import tokenservice.simulate.pool"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stderr.strip().endswith("install tokenservice[simulate]")
+
+
+def test_what_is_prepared_serves_whatever_kind_of_number_comes() -> None:
+    prepare()
+    kinds = list(kernel.advance.signatures)
+    pool = pool_of(1)
+    pool.advance(Requests(*(np.array([value]) for value in (1, 10, 10, 0, nan))), 2)
+    pool.advance(NONE, np.float64(3))
+    assert kernel.advance.signatures == kinds

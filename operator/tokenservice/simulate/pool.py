@@ -189,11 +189,12 @@ class Pool:
         """
         if not (isfinite(until_s) and until_s >= self.now_s):
             raise ValueError(f"until_s is {until_s}, but must be finite and not before now_s, {self.now_s}")
+        until_s = float(until_s)  # an integer would have the kernel compiled once more
         blocks = _blocks(requests, until_s)
         self._check_arrivals(blocks)
         self._pool["may_fill"][0] = True
         done = [self._run(block, end_s) for block, end_s in blocks]
-        self.now_s = float(until_s)
+        self.now_s = until_s
         return Outcomes(*(done[0] if len(done) == 1 else map(np.concatenate, zip(*done, strict=True))))
 
     def stats(self) -> Stats:
