@@ -109,6 +109,13 @@ def test_every_stretch_holds_what_arrives_in_it_in_order_and_all_of_them_are_cou
     assert work.arrived_total == sum(map(len, pieces))
 
 
+def test_a_request_at_the_very_end_of_a_stretch_belongs_to_the_next(trace: Path) -> None:
+    work = workload(requests={"file": trace})
+    at_s = float(whole(work).at_s[50])
+    assert len(work.stretch(0.0, at_s)) == 50
+    assert work.stretch(at_s, 3600.0).at_s[0] == at_s
+
+
 def test_another_seed_or_another_service_draws_others() -> None:
     spec = {"rate": WAVE, "lengths": LENGTHS}
     first, other_seed, other_service = (

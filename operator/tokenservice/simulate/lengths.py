@@ -40,7 +40,6 @@ class Marginals:
     outputs: Quantiles
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        # One call for both, row by row: n draws and then m are the same as n + m.
         uniform = rng.random((n, 2))
         return self.inputs.at(uniform[:, 0]), self.outputs.at(uniform[:, 1])
 
