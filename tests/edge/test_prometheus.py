@@ -29,6 +29,7 @@ FIGURES = {
     "input_tokens_per_second": 4000.0,
     "mean_input_tokens": 1000.0,
     "mean_output_tokens": 200.0,
+    "mean_tpot_seconds": 0.0125,
     "prefix_hit_rate": 0.25,
     "running": 40.0,
     "waiting": 2.0,

@@ -71,11 +71,34 @@ class CapacityProfileSpec(ApiModel):
     source: str = field("", "Where the figures come from", max_length=1024)
 
 
+class RefinementFactors(ApiModel):
+    """What the profile's coefficients are multiplied with, by what production has shown."""
+
+    alpha: float = field(REQUIRED, "Of alphaMs", unit="ratio", ge=0.4, le=2.5)
+    load: float = field(REQUIRED, "Of betaMs and kappaMs", unit="ratio", ge=0.4, le=2.5)
+    prefill: float = field(REQUIRED, "Of deltaMs", unit="ratio", ge=0.4, le=2.5)
+
+
 class CapacityProfileStatus(ApiModel):
     """What production taught about this profile; steers decisions, never the utilization figure."""
 
+    observed_generation: int | None = field(
+        None, "Generation of the spec that this refines; another one starts anew", ge=0
+    )
+    factors: RefinementFactors | None = field(
+        None, "Refined over the profile's own coefficients, 0.5 to 2", unit="ratio"
+    )
+    covariance: tuple[float, ...] | None = field(
+        None,
+        "Of the factors' logarithms, upper triangle row by row: how sure each of them is",
+        max_length=6,
+        schema={"x-kubernetes-list-type": "atomic"},
+    )
     step: StepCoefficients | None = field(None, "Coefficients refined from the engines' own metrics", unit="ms")
     error_fraction: float | None = field(
-        None, "Mean absolute error of the refined coefficients, as a share of TPOT", unit="ratio", ge=0
+        None,
+        "Mean absolute error of the refined coefficients on the next observation, as a share of TPOT",
+        unit="ratio",
+        ge=0,
     )
     samples: int | None = field(None, "Observations behind the refinement", unit="observations", ge=0)

@@ -11,11 +11,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from tokenservice.core.model import Action, Event, ObjectKey, Plan, Proposal, Reason, Snapshot
+from tokenservice.core.learning import learn
+from tokenservice.core.model import Action, Event, ObjectKey, Plan, Reason, Snapshot
+from tokenservice.core.refinement import Refinement
 from tokenservice.edge.apply import Report, Result
 from tokenservice.edge.projections import Unreadable
 
@@ -35,7 +37,7 @@ Written = Iterable[tuple[ObjectKey, str]]
 class Observes(Protocol):
     """Gives the facts."""
 
-    def snapshot(self, lagging: Iterable[str], proposals: tuple[Proposal, ...]) -> Snapshot | None: ...
+    def snapshot(self, lagging: Iterable[str], previous: Plan) -> Snapshot | None: ...
 
     def unreadable(self) -> list[Unreadable]: ...
 
@@ -93,6 +95,7 @@ class Planner:
     _due: asyncio.Event = field(default_factory=asyncio.Event)
     _failing: set[tuple[str, str]] = field(default_factory=set)
     _pause: float = 0.0
+    _refinements: Mapping[str, Refinement] = field(default_factory=dict)
 
     def mark_dirty(self) -> None:
         """Something changed: a pass follows within a second."""
@@ -122,14 +125,19 @@ class Planner:
     async def turn(self) -> None:
         """One pass."""
         lagging = await self.expects.settle()
-        snapshot = self.observes.snapshot(lagging, self.plan.proposals)
+        snapshot = self.observes.snapshot(lagging, self.plan)
         if snapshot is None:
             _log.info("waiting for the first list of every kind")
             return
         self.plan = await self._decide(snapshot)
         report = await self._apply(self.plan)
+        self._refinements, taught = learn(self._refinements, snapshot, self.wall_clock())
         told = (*self.plan.events, *_complaints(report, snapshot), *_unreadable(self.observes.unreadable()))
-        self.expects.add(await self._timed("report", self.reports.report(replace(self.plan, events=told))))
+        self.expects.add(
+            await self._timed(
+                "report", self.reports.report(replace(self.plan, events=told, statuses=(*self.plan.statuses, *taught)))
+            )
+        )
         self.measures.show(self.plan)
         self.passed_at = self.clock()
         self._settle_pace(report)

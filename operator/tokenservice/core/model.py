@@ -150,6 +150,7 @@ class ServiceMetrics:
     waiting: float
     kv_usage: float
     engines_reporting: int
+    mean_tpot_seconds: float | Missing = Missing("NotRead", "the mean time per output token was not read")
     ttft_buckets: tuple[tuple[float, float], ...] = ()
     tpot_buckets: tuple[tuple[float, float], ...] = ()
 
@@ -168,10 +169,13 @@ NO_MEANS = Means(hour=_NOT_READ, day=_NOT_READ)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """A CapacityProfile under its object name."""
+    """A CapacityProfile under its object name, with what production taught about it in its status."""
 
     name: str
     spec: CapacityProfileSpec
+    uid: str = ""
+    generation: int = 0
+    status: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +192,8 @@ class Accelerator:
 class Variant:
     """One way to run a model: accelerator x engine x tensor parallel size x precision, and what it is known to do.
 
-    `profile` names the CapacityProfile behind the figures; None when they are the roofline prior.
+    `profile` names the CapacityProfile behind the figures; None when they are the roofline prior. `pinned` is the
+    profile's own step model where production has refined `step`: what utilization is counted in.
     """
 
     name: str
@@ -205,6 +210,7 @@ class Variant:
     cold_start_seconds: float
     weight_bytes: float
     provenance: Provenance
+    pinned: StepModel | None = None
 
     @property
     def accelerators(self) -> int:

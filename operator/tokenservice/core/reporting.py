@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenservice.api.token_service import Mode
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
+from tokenservice.core.capacity import capacity as capacity_of
 from tokenservice.core.facts import Facts, rolling_out
 from tokenservice.core.histogram import attainment, quantile
 from tokenservice.core.model import (
@@ -367,7 +368,7 @@ def _served(seen: Outlook) -> Served | None:
     """A service's goodput in units of its reference variant: the cheapest for its tokens."""
     if isinstance(seen.metrics, Missing) or not seen.ranked or seen.targets is None:
         return None
-    variant, capacity = min(seen.ranked, key=lambda pair: _reference_order(pair, seen))
+    variant, capacity = min(_pinned(seen), key=lambda pair: _reference_order(pair, seen))
     work = work_per_request(variant, capacity)
     if isinstance(work, Missing):
         return None
@@ -380,6 +381,14 @@ def _served(seen: Outlook) -> Served | None:
         work_per_request=work,
         attainment=_ZERO_TO_ONE if isinstance(met, Missing) else met,
     )
+
+
+def _pinned(seen: Outlook) -> Sequence[tuple[Variant, Capacity]]:
+    """Variants with what their profiles themselves promise: what production teaches never moves utilization."""
+    if seen.targets is None or all(variant.pinned is None for variant, _ in seen.ranked):
+        return seen.ranked
+    own = [replace(variant, step=variant.pinned or variant.step, pinned=None) for variant, _ in seen.ranked]
+    return [(variant, capacity_of(variant, seen.workload, seen.targets)) for variant in own]
 
 
 def _reference_order(pair: tuple[Variant, Capacity], seen: Outlook) -> tuple[float, str]:

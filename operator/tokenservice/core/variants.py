@@ -8,13 +8,14 @@ is estimated from its architecture and the accelerator's data sheet: the rooflin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from tokenservice.api.capacity_profile import CapacityProfileSpec, Provenance
 from tokenservice.api.quantity import quantity
 from tokenservice.api.token_service import Architecture, EngineName, KVCacheDtype, Quantization, TokenServiceSpec
 from tokenservice.core.capacity import Capacity, Limit, Targets, Workload, best_reachable, capacity
+from tokenservice.core.learning import pinned_step, refined_step
 from tokenservice.core.model import Accelerator, Problem, Profile, Reason, Variant
 from tokenservice.core.names import variant_name
 from tokenservice.core.roofline import BANDWIDTH_SHARE, Layout, kv_bytes_per_token, roofline, weight_bytes
@@ -228,20 +229,25 @@ def _from_profile(request: _Request, choice: _Choice, profile: Profile) -> Varia
     """Profiles hold for the engine's own KV format; an FP8 cache halves what a token takes to keep and to read."""
     known = profile.spec
     halved = 2 if request.spec.engine.kv_cache_dtype == KVCacheDtype.FP8 and choice.precision == "bf16" else 1
-    step = known.step
+    pinned, refined = pinned_step(profile), refined_step(profile)
     measured = known.provenance == Provenance.MEASURED
     return _variant(
         request,
         choice,
         profile=profile.name,
-        step=StepModel(step.alpha_ms, step.beta_ms, step.kappa_ms / halved, step.delta_ms),
+        step=_with_cache(refined or pinned, halved),
+        pinned=_with_cache(pinned, halved) if refined is not None else None,
         kv_capacity_tokens=known.kv_capacity_tokens * halved,
         max_num_seqs=known.max_num_seqs,
         max_num_batched_tokens=known.max_num_batched_tokens,
         cold_start_seconds=known.cold_start_seconds,
-        weight_bytes=_known_weight_bytes(request, choice, step.alpha_ms),
+        weight_bytes=_known_weight_bytes(request, choice, pinned.alpha_ms),
         provenance=Provenance.CALIBRATED if measured and halved > 1 else known.provenance,
     )
+
+
+def _with_cache(step: StepModel, halved: int) -> StepModel:
+    return replace(step, kappa_ms=step.kappa_ms / halved)
 
 
 def _from_roofline(request: _Request, architecture: Architecture, choice: _Choice) -> Variant:
@@ -272,6 +278,7 @@ def _variant(
     cold_start_seconds: float,
     weight_bytes: float,
     provenance: Provenance,
+    pinned: StepModel | None = None,
 ) -> Variant:
     size, sequences = choice.tensor_parallel_size, request.spec.engine.max_num_seqs or max_num_seqs
     return Variant(
@@ -289,6 +296,7 @@ def _variant(
         cold_start_seconds=cold_start_seconds,
         weight_bytes=weight_bytes,
         provenance=provenance,
+        pinned=pinned,
     )
 
 

@@ -87,7 +87,16 @@ def accelerator(obj: Json) -> Accelerator | Unreadable:
 def profile(obj: Json) -> Profile | Unreadable:
     """A CapacityProfile."""
     spec, error = _parsed(CapacityProfileSpec, obj.get("spec"))
-    return Profile(name=obj["metadata"]["name"], spec=spec) if spec is not None else _unreadable(obj, error)
+    if spec is None:
+        return _unreadable(obj, error)
+    metadata = obj["metadata"]
+    return Profile(
+        name=metadata["name"],
+        spec=spec,
+        uid=metadata.get("uid", ""),
+        generation=int(metadata.get("generation", 0)),
+        status=obj.get("status") or {},
+    )
 
 
 def fleet(obj: Json) -> Fleet:

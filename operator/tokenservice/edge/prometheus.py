@@ -246,6 +246,7 @@ def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetric
         waiting=own["waiting"],
         kv_usage=own["kv_usage"],
         engines_reporting=round(own["engines_reporting"]),
+        mean_tpot_seconds=_mean_tpot(own.get("mean_tpot_seconds")),
         ttft_buckets=found.ttft.get(row, ()),
         tpot_buckets=found.tpot.get(row, ()),
     )
@@ -253,6 +254,12 @@ def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetric
 
 def _finite(value: float | None, default: float) -> float:
     return value if value is not None and math.isfinite(value) and value >= 0 else default
+
+
+def _mean_tpot(value: float | None) -> float | Missing:
+    if value is None or not math.isfinite(value) or value <= 0:
+        return Missing("NothingFinished", "no request finished lately: the mean time per output token is not known")
+    return value
 
 
 def _length(value: float | None, what: str) -> float | Missing:

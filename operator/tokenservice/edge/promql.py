@@ -75,6 +75,7 @@ def figures(windows: Windows) -> dict[str, str]:
         "input_tokens_per_second": f"{_rate(PROMPT_TOKENS, rate)} or {_silent(rate)}",
         "mean_input_tokens": f"{_rate(PROMPT_LENGTH, mean, '_sum')} / {_rate(PROMPT_LENGTH, mean, '_count')}",
         "mean_output_tokens": f"{_rate(OUTPUT_LENGTH, mean, '_sum')} / {_rate(OUTPUT_LENGTH, mean, '_count')}",
+        "mean_tpot_seconds": f"{_rate(TPOT, rate, '_sum')} / {_rate(TPOT, rate, '_count')}",
         "prefix_hit_rate": f"{_rate(CACHED_TOKENS, mean)} / {_rate(LOOKED_UP_TOKENS, mean)}",
         "running": f"sum by ({BY}) ({RUNNING.selector()})",
         "waiting": f"sum by ({BY}) ({WAITING.selector()})",
