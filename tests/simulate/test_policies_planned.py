@@ -68,6 +68,7 @@ def test_the_smallest_size_is_found_by_bisection() -> None:
     assert len(asked) == 7
     assert smallest_size(attainment, 36) is None
     assert smallest_size(lambda count: 1.0, 64) == 1
+    assert smallest_size(lambda count: 0.99 if count >= 5 else 0.9, 64) == 5
 
 
 # --- Mélange -------------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def test_as_a_policy_it_stands_for_its_window_at_the_highest_minute() -> None:
         return 42.0 if start <= 1800 < end else 7.0
 
     assert ask(policy, 0.0, make_view(1), rate) == 5
-    assert ask(policy, 60.0, make_view(5), rate) == 5
+    assert ask(policy, 1860.0, make_view(5), rate) == 5  # the peak is over, the allocation stands
     assert ask(policy, 3600.0, make_view(5), rate) == 1
 
 

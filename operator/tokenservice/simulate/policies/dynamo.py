@@ -110,7 +110,7 @@ def _stepwise(count: int, current: int) -> int:
 
 def correction(seen: ServiceView, margin: float) -> int:
     """The load loop: one more, one less or none, from what each engine is seen to hold."""
-    if seen.replicas != seen.ready or len(seen.engines) != seen.replicas or not seen.engines:
+    if len(seen.engines) != seen.replicas or not seen.engines:  # some still start: scaling is under way
         return 0
     ttft, itl = seen.targets.ttft_seconds * margin * 1000, seen.targets.tpot_seconds * margin * 1000
     if all(_queue_ms(seen, it) + _own_ms(seen) > ttft for it in seen.engines):
