@@ -46,8 +46,17 @@ class Operator:
         return self.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
 
     def start(self, name: str = "operator") -> None:
-        """Starts the process and waits until it answers."""
-        config = self._config()
+        """Starts the process."""
+        self._run(name, self._config(name))
+
+    def start_standby(self, name: str) -> int:
+        """Starts another process beside the first, on ports of its own; returns that of its webhook."""
+        webhook, metrics, health = free_port(), free_port(), free_port()
+        ports = {"webhook": {"port": webhook}, "metrics": {"port": metrics}, "health": {"port": health}}
+        self._run(name, self._config(name, ports))
+        return webhook
+
+    def _run(self, name: str, config: Path) -> None:
         kubeconfig = self.cluster.service_account_kubeconfig(NAMESPACE, RELEASE)
         command = [sys.executable, "-m", "tokenservice.app", f"--kubeconfig={kubeconfig}", f"--config={config}"]
         self.processes.start(name, command, env={"POD_NAMESPACE": NAMESPACE, "POD_NAME": name})
@@ -71,11 +80,12 @@ class Operator:
         }
         return _merged(base, self.values)
 
-    def _config(self) -> Path:
+    def _config(self, name: str, ports: dict[str, Any] | None = None) -> Path:
         """What the chart wrote, listening on loopback."""
         found = self.cluster.get("configmap", RELEASE, "-n", NAMESPACE)["data"]["config.yaml"]
-        path = self.cluster.folder / "operator-config.yaml"
-        path.write_text(yaml.safe_dump(yaml.safe_load(found) | {"listenAddress": "127.0.0.1"}))
+        path = self.cluster.folder / f"{name}-config.yaml"
+        over = {"listenAddress": "127.0.0.1", **(ports or {})}
+        path.write_text(yaml.safe_dump(_merged(yaml.safe_load(found), over)))
         return path
 
 

@@ -496,7 +496,6 @@ async def test_pods_are_gated_while_someone_plans_and_admitted_as_they_are_other
         address="127.0.0.1",
         port=port,
         active=lambda: active[0],
-        leads=lambda: True,
     )
     serving = asyncio.create_task(webhook.run())
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
 
 from e2e.testbed.operator import NAMESPACE, RELEASE
@@ -80,6 +83,37 @@ def test_an_upgrade_restarts_the_operator_and_no_engine(site: Site) -> None:
     assert traffic.lost == {}
     assert uids(site) == before
     eventually(lambda: gated_on_creation(site), "its webhook is trusted again", 60, pause=2.0)
+
+
+def test_whichever_process_is_asked_is_trusted_and_knows_that_someone_plans(site: Site) -> None:
+    site.node()
+    site.serving()
+    operator = site.bed.operator
+    try:
+        port = operator.start_standby("standby")
+        eventually(lambda: authorities(site) >= 2, "the standby's authority is published", 60)
+        assert leads(site.bed)
+        called_at(site, port)
+        eventually(lambda: gated_on_creation(site), "the standby gates a pod", 30, pause=2.0)
+        site.wait_ready_pods(1)
+    finally:
+        called_at(site, operator.webhook_port)
+        operator.stop("standby")
+    eventually(lambda: gated_on_creation(site), "and so does the leader", 30, pause=2.0)
+
+
+def authorities(site: Site) -> int:
+    """How many processes the API server trusts."""
+    hooks = site.api.get("mutatingwebhookconfigurations", WEBHOOK)
+    assert hooks is not None
+    bundle = base64.b64decode(hooks["webhooks"][0]["clientConfig"].get("caBundle", ""))
+    return bundle.count(b"BEGIN CERTIFICATE")
+
+
+def called_at(site: Site, port: int) -> None:
+    """Sends the API server to one process, as a Service does by chance."""
+    url = {"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": f"https://127.0.0.1:{port}/mutate"}
+    site.kubectl("patch", "mutatingwebhookconfiguration", WEBHOOK, "--type=json", f"--patch={json.dumps([url])}")
 
 
 def test_after_an_uninstall_engines_serve_restart_and_schedule(site: Site) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.edge.fakes import Clock, Server
 from tokenservice.core.model import ObjectKey
-from tokenservice.edge.lease import Lease, Terms
+from tokenservice.edge.lease import PLANNING_ANNOTATION, Lease, Terms
 from tokenservice.errors import LeaseLost, Retryable
 
 KEY = ObjectKey("Lease", "system", "operator")
@@ -163,3 +163,55 @@ async def test_there_is_never_more_than_one_leader(steps: list[tuple[int, float,
         assert sum(lease.held() for lease in leases) <= 1
         clock.now += pause
         assert sum(lease.held() for lease in leases) <= 1
+
+
+# --- whether someone plans -------------------------------------------------------------------------------------------
+
+
+async def test_a_standby_knows_from_renewals_whether_the_leader_plans() -> None:
+    server, clock, healthy = Server(), Clock(), [True]
+    first = Lease(server, KEY, "a", plans=lambda: healthy[0], clock=clock, wall_clock=clock.wall, sleep=clock.sleep)
+    second = make_lease(server, clock, "b")
+
+    async def heard() -> bool:
+        clock.now += 2
+        assert await first._try()
+        assert not await second._try()
+        return second.planned()
+
+    await first.acquire()
+    assert [first.planned(), second.planned()] == [True, False]
+    assert [await heard(), await heard()] == [False, True], "the first record may be an old one"
+    healthy[0] = False
+    assert [first.planned(), await heard()] == [False, False]
+    healthy[0] = True
+    assert await heard()
+
+
+async def test_a_leader_that_falls_silent_is_not_believed_to_plan() -> None:
+    server, clock = Server(), Clock()
+    first, second = make_lease(server, clock, "a"), make_lease(server, clock, "b")
+    await first.acquire()
+    for _ in range(3):
+        clock.now += 2
+        await first._try()
+        await second._try()
+    assert second.planned()
+    clock.now += 6
+    await second._try()
+    assert not second.planned()
+
+
+async def test_a_leader_that_left_plans_no_more() -> None:
+    server, clock = Server(), Clock()
+    first, second = make_lease(server, clock, "a"), make_lease(server, clock, "b")
+    await first.acquire()
+    for _ in range(2):
+        clock.now += 2
+        await first._try()
+        await second._try()
+    await first.release()
+    assert not first.planned()
+    assert server.objects[KEY]["metadata"]["annotations"] == {PLANNING_ANNOTATION: "false"}
+    second._look(server.objects[KEY], clock.now)
+    assert not second.planned()

@@ -19,7 +19,7 @@ from tests.edge.fakes import Server
 from tests.edge.objects import pod
 from tokenservice.core.model import Json, ObjectKey
 from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
-from tokenservice.edge.certificates import Authority, load
+from tokenservice.edge.certificates import BUNDLE_LIMIT, Authority, load
 from tokenservice.edge.webhook import Webhook, gates, review
 from tokenservice.errors import ApiError, Conflict, Forbidden
 
@@ -95,7 +95,7 @@ class Times:
         return self.now
 
 
-def make_webhook(server: Server, *, leads: bool = True, port: int = 0, times: Times | None = None) -> Webhook:
+def make_webhook(server: Server, *, port: int = 0, times: Times | None = None) -> Webhook:
     return Webhook(
         api=server,
         configuration=CONFIGURATION,
@@ -103,46 +103,69 @@ def make_webhook(server: Server, *, leads: bool = True, port: int = 0, times: Ti
         address="127.0.0.1",
         port=port,
         active=lambda: True,
-        leads=lambda: leads,
         now=times or (lambda: datetime.now(UTC)),
     )
 
 
-async def test_the_leader_publishes_its_ca_where_it_is_lacking_and_only_once() -> None:
+def trusted(server: Server) -> list[bytes]:
+    """What the API server trusts, by webhook."""
+    return [base64.b64decode(hook["clientConfig"]["caBundle"]) for hook in server.objects[CONFIGURATION]["webhooks"]]
+
+
+async def test_a_process_publishes_its_ca_where_it_is_lacking_and_only_once() -> None:
     server = Server()
     webhook = make_webhook(server)
-    bundle = base64.b64encode(webhook.authority.pem).decode()
-    server.put(configuration(None, bundle, "b2xk"))
+    own = base64.b64encode(webhook.authority.pem).decode()
+    server.put(configuration(None, own, "b2xk"))
     await webhook.maintain()
     verb, _, sent = server.calls[-1]
     assert verb == "patch"
     assert sent["body"]["metadata"] == {"resourceVersion": "1"}
     assert sent["body"]["webhooks"] == [
-        {"name": "hook-0", "clientConfig": {"caBundle": bundle}},
-        {"name": "hook-2", "clientConfig": {"caBundle": bundle}},
+        {"name": "hook-0", "clientConfig": {"caBundle": own}},
+        {"name": "hook-2", "clientConfig": {"caBundle": own}},
     ]
-    server.put(configuration(bundle, bundle, bundle))
+    server.put(configuration(own, own, own))
     await webhook.maintain()
     assert server.calls[-1][0] == "get"
 
 
-async def test_who_does_not_lead_publishes_nothing() -> None:
+async def test_every_process_that_may_be_asked_is_trusted() -> None:
     server = Server()
     server.put(configuration(None))
-    await make_webhook(server, leads=False).maintain()
-    assert server.calls == []
+    several = [make_webhook(server) for _ in range(3)]
+    for webhook in several:
+        await webhook.maintain()
+    (bundle,) = trusted(server)
+    certificates = [webhook.authority.issue(["a.svc"], NOW) for webhook in several]
+    assert all(_handshake(bundle, *pair, "a.svc") for pair in certificates)
+    stranger = Authority.create(NOW)
+    assert not _handshake(bundle, *stranger.issue(["a.svc"], NOW), "a.svc")
+
+
+async def test_of_processes_that_restart_for_ever_only_the_last_are_trusted() -> None:
+    server, times = Server(), Times()
+    server.put(configuration(None))
+    for _ in range(BUNDLE_LIMIT + 2):
+        times.now += timedelta(minutes=1)
+        last = make_webhook(server, times=times)
+        await last.maintain()
+    (bundle,) = trusted(server)
+    assert bundle.count(b"BEGIN CERTIFICATE") == BUNDLE_LIMIT
+    assert bundle.startswith(last.authority.pem)
 
 
 @pytest.mark.parametrize("error", [Conflict("changed"), Forbidden("no right")])
 async def test_a_ca_that_cannot_be_published_is_no_reason_to_end(error: ApiError) -> None:
     server = Server()
     server.failures = [error]
-    await make_webhook(server).maintain()
+    settled = await make_webhook(server).maintain()
+    assert settled is not isinstance(error, Conflict), "who came second looks again at once"
 
 
 async def test_the_certificate_is_renewed_while_it_is_good() -> None:
     times = Times()
-    webhook = make_webhook(Server(), leads=False, times=times)
+    webhook = make_webhook(Server(), times=times)
     first = webhook._renewed_at
     times.now += timedelta(days=14)
     await webhook.maintain()
@@ -194,25 +217,25 @@ def test_a_certificate_holds_for_the_names_and_addresses_it_was_issued_for() -> 
     certificate, key = authority.issue(["operator.system.svc", "127.0.0.1"], NOW)
     load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
     for host, fits in (("operator.system.svc", True), ("127.0.0.1", True), ("other.system.svc", False)):
-        assert _handshake(authority, certificate, key, host) is fits
+        assert _handshake(authority.pem, certificate, key, host) is fits
 
 
 def test_a_certificate_of_another_authority_is_not_trusted() -> None:
     certificate, key = Authority.create(NOW).issue(["a.svc"], NOW)
-    assert not _handshake(Authority.create(NOW), certificate, key, "a.svc")
+    assert not _handshake(Authority.create(NOW).pem, certificate, key, "a.svc")
 
 
 def test_a_long_host_name_is_no_obstacle() -> None:
     authority = Authority.create(NOW)
     host = f"{'a' * 40}.{'n' * 60}.svc"
-    assert _handshake(authority, *authority.issue([host], NOW), host)
+    assert _handshake(authority.pem, *authority.issue([host], NOW), host)
 
 
-def _handshake(authority: Authority, certificate: bytes, key: bytes, host: str) -> bool:
+def _handshake(trusted: bytes, certificate: bytes, key: bytes, host: str) -> bool:
     """A TLS handshake in memory."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load(server, certificate, key)
-    client = ssl.create_default_context(cadata=authority.pem.decode())
+    client = ssl.create_default_context(cadata=trusted.decode())
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
         client.wrap_bio(to_client, to_server, server_hostname=host),

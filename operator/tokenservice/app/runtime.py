@@ -140,7 +140,7 @@ class Operator:
         self._metrics = metrics
         self.stores, self._reflectors = _views(kube, settings, self._mark_dirty)
         lease_key = ObjectKey("Lease", settings.lease.namespace, settings.lease.name)
-        self.lease = Lease(kube, lease_key, identity())
+        self.lease = Lease(kube, lease_key, identity(), plans=lambda: self.planner.healthy)
         self._applier = Applier(kube, self.lease, self.stores)
         self._gatekeeper = Gatekeeper(pods=self._pods, lifts=self._applier)
         reporter = Reporter(kube, Events(kube, self.lease.identity), self.lease, self.stores)
@@ -234,8 +234,7 @@ class Operator:
             hosts=[chosen.server_name],
             address=self._settings.listen_address,
             port=chosen.port,
-            active=lambda: self.lease.held() and self.planner.healthy,
-            leads=self.lease.held,
+            active=self.lease.planned,
             count=self._metrics.count_review,
         )
 

@@ -22,6 +22,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 AUTHORITY_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=30)
 _CLOCK_SKEW = timedelta(minutes=5)
+_AUTHORITY_NAME = "tokenservice-operator webhook CA"
+
+BUNDLE_LIMIT = 5
+"""Authorities trusted at a time: three processes, and two that were replaced. Keys of those that ended are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Authority:
     @classmethod
     def create(cls, now: datetime) -> Authority:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = _name("tokenservice-operator webhook CA")
+        name = _name(_AUTHORITY_NAME)
         builder = _builder(name, name, key.public_key(), now, AUTHORITY_LIFETIME)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(signs=True), critical=True)
@@ -58,6 +62,21 @@ class Authority:
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         certificate = builder.add_extension(issuer, critical=False).sign(self.key, hashes.SHA256())
         return certificate.public_bytes(serialization.Encoding.PEM), _pem(key)
+
+
+def bundle(own: bytes, present: bytes) -> bytes:
+    """`own` first, then the youngest of our other authorities in `present`; what is not of our making is left out."""
+    mine = x509.load_pem_x509_certificate(own)
+    others = [found for found in _certificates(present) if found.subject == _name(_AUTHORITY_NAME) and found != mine]
+    others.sort(key=lambda found: (found.not_valid_before_utc, found.serial_number), reverse=True)
+    return b"".join(found.public_bytes(serialization.Encoding.PEM) for found in [mine, *others[: BUNDLE_LIMIT - 1]])
+
+
+def _certificates(pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        return []
 
 
 def load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:

@@ -4,6 +4,8 @@ The times are client-go's: others may take over 15 s after the last renewal they
 counts itself out after 10 s without success, so it stops before anyone else starts. Both sides measure with their own
 monotonic clock; times written by others are never compared with ours. `held()` is asked before every write. A process
 that was frozen between that question and its write is stopped by the preconditions of the write itself.
+
+The holder also says in the Lease whether its passes succeed, so that every process knows whether someone plans.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from tokenservice.edge.kube import Patch
 from tokenservice.errors import ApiError, Conflict, LeaseLost, NotFound
 
 _log = logging.getLogger(__name__)
+
+PLANNING_ANNOTATION = "taas.dev/planning"
 
 
 class LeaseApi(Protocol):
@@ -45,14 +49,19 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The last record seen, and when it was first seen by our own clock."""
+    """The last record seen, and when it was first seen by our own clock.
+
+    `renewed` says that another came before it: the very first may have been there for days.
+    """
 
     record: tuple[object, ...]
     at: float
+    renewed: bool = False
+    plans: bool = False
 
 
 class Lease:
-    """Leadership of one process."""
+    """Leadership of one process. `plans` says whether its passes succeed."""
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class Lease:
         key: ObjectKey,
         identity: str,
         *,
+        plans: Callable[[], bool] = lambda: True,
         terms: Terms | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -70,6 +80,7 @@ class Lease:
         self.identity = identity
         self.terms = terms or Terms()
         self._api = api
+        self._plans = plans
         self._clock = clock
         self._wall_clock = wall_clock
         self._sleep = sleep
@@ -81,6 +92,13 @@ class Lease:
     def held(self) -> bool:
         """Whether this process may write now."""
         return self._clock() < self._valid_until
+
+    def planned(self) -> bool:
+        """Whether someone leads, here or elsewhere, whose passes succeed: heard of within three renewals."""
+        if self.held():
+            return self._plans()
+        fresh = self._seen.renewed and self._clock() - self._seen.at < 3 * self.terms.retry
+        return fresh and self._taken and self._seen.plans
 
     async def acquire(self) -> None:
         """Waits until this process leads."""
@@ -154,7 +172,11 @@ class Lease:
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"namespace": self.key.namespace, "name": self.key.name},
+            "metadata": {
+                "namespace": self.key.namespace,
+                "name": self.key.name,
+                "annotations": self._annotations(self.identity),
+            },
             "spec": self._spec(self.identity, round(self.terms.duration), taken=True, transitions=0),
         }
         try:
@@ -170,10 +192,17 @@ class Lease:
         taken = holder not in ("", spec.get("holderIdentity"))
         transitions = int(spec.get("leaseTransitions") or 0) + taken
         patch = {
-            "metadata": {"resourceVersion": lease["metadata"]["resourceVersion"], "uid": lease["metadata"]["uid"]},
+            "metadata": {
+                "resourceVersion": lease["metadata"]["resourceVersion"],
+                "uid": lease["metadata"]["uid"],
+                "annotations": self._annotations(holder),
+            },
             "spec": self._spec(holder, duration, taken=taken, transitions=transitions),
         }
         return await self._api.patch(self.key, patch, Patch.MERGE)
+
+    def _annotations(self, holder: str) -> dict[str, str]:
+        return {PLANNING_ANNOTATION: "true" if holder and self._plans() else "false"}
 
     def _spec(self, holder: str, duration: int, *, taken: bool, transitions: int) -> Json:
         now = self._wall_clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -185,7 +214,8 @@ class Lease:
         spec = lease.get("spec") or {}
         record = (spec.get("holderIdentity"), spec.get("renewTime"), spec.get("leaseTransitions"))
         if record != self._seen.record:
-            self._seen = _Seen(record, now)
+            plans = (lease["metadata"].get("annotations") or {}).get(PLANNING_ANNOTATION) == "true"
+            self._seen = _Seen(record, now, renewed=bool(self._seen.record), plans=plans)
 
 
 def _duration(lease: Json, default: float) -> float:

@@ -1,8 +1,9 @@
 """Adds the placement gate and the serving readiness gate to new engine pods, while someone is there to lift them.
 
-It must never be in the way: the configuration says `Ignore`, and a process that does not lead, or whose planning is
-not healthy, admits every pod as it came. kopf's own webhook server writes its keys to files and hands handlers a merge
-patch; this is smaller than bending it.
+It must never be in the way: the configuration says `Ignore`, and while nobody plans every pod is admitted as it came.
+The API server may ask any process of ours, the leader or not. So each has its own authority in the configuration, and
+each knows from the Lease whether someone plans; no key is shared, and no Secret is needed. kopf's own webhook server
+writes its keys to files and hands handlers a merge patch; this is smaller than bending it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from aiohttp import web
 
 from tokenservice.core.model import Json, ObjectKey
 from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
-from tokenservice.edge.certificates import SERVER_LIFETIME, Authority, load
+from tokenservice.edge.certificates import SERVER_LIFETIME, Authority, bundle, load
 from tokenservice.edge.kube import Patch
 from tokenservice.errors import ApiError, Conflict
 
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 30.0
 """How often the published CA is looked at: an upgrade of the chart may have taken it out."""
+
+AGAIN_SECONDS = 1.0
+"""Until the next look when another process published at the same moment."""
 
 _BODY_LIMIT_BYTES = 8 * 2**20
 
@@ -76,8 +80,7 @@ def _appended(spec: Json, name: str, entry: Json) -> list[Json]:
 class Webhook:
     """The HTTPS server, and the CA that the API server is told to trust.
 
-    `active` says whether gates may be added; `leads` whether this process may publish its CA; `hosts` are the names
-    and addresses that the API server reaches it under.
+    `active` says whether gates may be added; `hosts` are the names and addresses that the API server reaches it under.
     """
 
     api: ConfigurationApi
@@ -86,7 +89,6 @@ class Webhook:
     address: str
     port: int
     active: Callable[[], bool]
-    leads: Callable[[], bool]
     count: Callable[[str], None] = lambda result: None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     authority: Authority = field(init=False)
@@ -105,22 +107,22 @@ class Webhook:
         try:
             await web.TCPSite(runner, self.address, self.port, ssl_context=self._context).start()
             while True:
-                await self.maintain()
-                await asyncio.sleep(CHECK_SECONDS)
+                settled = await self.maintain()
+                await asyncio.sleep(CHECK_SECONDS if settled else AGAIN_SECONDS)
         finally:
             await runner.cleanup()
 
-    async def maintain(self) -> None:
-        """Renews what is due and publishes what is missing."""
+    async def maintain(self) -> bool:
+        """Renews what is due and publishes what is missing; False when someone else wrote at the same time."""
         if self.now() - self._renewed_at > SERVER_LIFETIME / 2:
             self._renewed_at = self._renew()
-        if self.leads():
-            try:
-                await self._publish()
-            except Conflict:
-                pass  # someone else writes it; the next look finds out what
-            except ApiError as error:
-                _log.warning("the webhook's CA could not be published, pods are not gated: %s", error)
+        try:
+            await self._publish()
+        except Conflict:
+            return False
+        except ApiError as error:
+            _log.warning("the webhook's CA could not be published, pods are not gated: %s", error)
+        return True
 
     async def _answer(self, request: web.Request) -> web.Response:
         active = self.active()
@@ -129,17 +131,20 @@ class Webhook:
         return web.json_response(answer)
 
     async def _publish(self) -> None:
-        """Puts our CA into every webhook of the configuration that lacks it, on the revision that was read."""
-        bundle = base64.b64encode(self.authority.pem).decode()
+        """Adds our CA to every webhook of the configuration that lacks it, on the revision that was read."""
         live = await self.api.get(self.configuration)
-        lacking = [hook["name"] for hook in live.get("webhooks") or () if _bundle_of(hook) != bundle]
+        present = {hook["name"]: _bundle_of(hook) for hook in live.get("webhooks") or ()}
+        lacking = [name for name, trusted in present.items() if self.authority.pem not in trusted]
         if lacking:
             body = {
                 "metadata": {"resourceVersion": live["metadata"]["resourceVersion"]},
-                "webhooks": [{"name": name, "clientConfig": {"caBundle": bundle}} for name in lacking],
+                "webhooks": [{"name": name, "clientConfig": self._trusting(present[name])} for name in lacking],
             }
             await self.api.patch(self.configuration, body, Patch.STRATEGIC)
             _log.info("published the CA of the webhook in %s", self.configuration.name)
+
+    def _trusting(self, present: bytes) -> Json:
+        return {"caBundle": base64.b64encode(bundle(self.authority.pem, present)).decode()}
 
     def _renew(self) -> datetime:
         now = self.now()
@@ -147,6 +152,5 @@ class Webhook:
         return now
 
 
-def _bundle_of(hook: Json) -> str | None:
-    bundle: str | None = (hook.get("clientConfig") or {}).get("caBundle")
-    return bundle
+def _bundle_of(hook: Json) -> bytes:
+    return base64.b64decode((hook.get("clientConfig") or {}).get("caBundle") or "")
