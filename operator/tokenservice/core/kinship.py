@@ -94,7 +94,7 @@ def _alone(kin: Kin, points: Sequence[Measurement]) -> tuple[Floats, Floats]:
 
 def _covariances(ones: Sequence[Kin], others: Sequence[Kin]) -> Floats:
     """Of all factors of `ones` with all of `others`; the four coefficients are independent before measuring."""
-    kinship = np.array([[_kinship(one, other) for other in others] for one in ones])
+    kinship = np.array([_kinship(one, other) for one in ones for other in others]).reshape(len(ones), len(others))
     result: Floats = np.kron(kinship, np.diag(_SCALE**2))
     return result
 
