@@ -7,6 +7,7 @@ from math import inf
 import pytest
 
 from tests.simulate.views import GONE, LENGTHS, TARGETS, ask, make_variant, make_view, metrics
+from tokenservice.core.capacity import Workload, capacity
 from tokenservice.core.step import StepModel
 from tokenservice.simulate.policies import aibrix, chiron, dynamo, kubeai, llmd, sageserve, thresholds, tokenscale, wva
 from tokenservice.simulate.policies.base import batch_at_capacity, kv_at_capacity
@@ -44,6 +45,14 @@ def test_keda_tuned_by_a_load_test_keeps_a_share_of_the_batch() -> None:
     assert ask(policy, 0.0, make_view(1, metrics=metrics(running=1.9 * batch), concurrency=1.9 * batch)) == 2
     policy = thresholds.keda_queue(thresholds.Queue(running_share=0.5, behaviour=Behaviour()))
     assert ask(policy, 0.0, make_view(1, metrics=metrics(running=1.9 * batch), concurrency=1.9 * batch)) == 4
+
+
+def test_a_load_test_is_made_once_with_the_usual_requests() -> None:
+    # 10 requests/s of 100 tokens, 10 ms and 0.2 a sequence: 10 ms / (1 - 0.2) = 12.5 ms a token, 12.5 sequences.
+    assert batch_at_capacity(make_view(workload=Workload(50_000.0, 1.0))) == pytest.approx(12.5)
+    assert kv_at_capacity(make_view()) == pytest.approx(12.5 * 1050 / 400_000)
+    beyond = make_view(reference_rate=1e6)
+    assert batch_at_capacity(beyond) == capacity(beyond.variant, LENGTHS, TARGETS).batch
 
 
 def test_the_queue_alone_does_not_see_a_full_batch() -> None:

@@ -58,6 +58,7 @@ def make_view(replicas: int = 1, *, most: int = 64, **changes: Any) -> ServiceVi
         "variant": make_variant(),
         "targets": TARGETS,
         "workload": LENGTHS,
+        "usual": LENGTHS,
         "reference_rate": 10.0,
         "replicas": replicas,
         "ready": replicas,

@@ -237,6 +237,7 @@ def _view(lane: Lane, asked: int, ready: int) -> ServiceView:
         variant=lane.variant,
         targets=targets(lane.service.spec.objectives),
         workload=DEFAULT if isinstance(known, Missing) else _lengths(known),
+        usual=Workload(lane.reference.mean_input_tokens, lane.reference.mean_output_tokens),
         reference_rate=lane.lambda_star,
         replicas=asked,
         ready=ready,

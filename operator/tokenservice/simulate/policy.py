@@ -30,10 +30,12 @@ class EngineView:
 class ServiceView:
     """One service at the last scrape.
 
-    `replicas` is the count asked for now, `ready` how many of them serve. `reference_rate` is lambda*, requests per
-    second per replica of `variant` (see `simulate.steady`). `duty_cycle` is the share of time (0 to 1) in which an
-    engine had any work, meaned over Ready engines and the scrape window: what `DCGM_FI_DEV_GPU_UTIL` reports.
-    `concurrency` counts unfinished requests, those held at the router included, averaged over the scrape window.
+    `replicas` is the count asked for now, `ready` how many of them serve. `workload` has the lengths of the last
+    window, `usual` the means over all of the service's traffic, as a load test uses them. `reference_rate` is lambda*,
+    requests per second per replica of `variant` with the usual ones (see `simulate.steady`). `duty_cycle` is the share
+    of time (0 to 1) in which an engine had any work, meaned over Ready engines and the scrape window: what
+    `DCGM_FI_DEV_GPU_UTIL` reports. `concurrency` counts unfinished requests, those held at the router included,
+    averaged over the scrape window.
     """
 
     key: ServiceKey
@@ -41,6 +43,7 @@ class ServiceView:
     variant: Variant
     targets: Targets
     workload: Workload
+    usual: Workload
     reference_rate: float
     replicas: int
     ready: int

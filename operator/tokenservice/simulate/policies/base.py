@@ -14,7 +14,7 @@ from functools import partial
 from math import ceil, isfinite
 from typing import Any, Protocol
 
-from tokenservice.core.capacity import capacity
+from tokenservice.core.capacity import capacity, latency_at
 from tokenservice.core.model import ServiceKey
 from tokenservice.simulate.policy import FleetView, Policy, ServiceView
 
@@ -93,15 +93,18 @@ class Window:
 def batch_at_capacity(seen: ServiceView) -> float:
     """Sequences that one replica runs at the highest rate that its objectives allow, at least 1.
 
-    What a load test of one engine tells an operator; peers that scale on requests at once are tuned with it.
+    What a load test of one engine with the service's usual requests tells an operator, once; peers that scale on
+    requests are tuned with it.
     """
-    batch = capacity(seen.variant, seen.workload, seen.targets).batch
+    batch = latency_at(seen.variant, seen.usual, seen.reference_rate).batch
+    if not isfinite(batch):  # measured beyond what the closed form sustains
+        batch = capacity(seen.variant, seen.usual, seen.targets).batch
     return batch if isfinite(batch) and batch > 1 else 1.0
 
 
 def kv_at_capacity(seen: ServiceView) -> float:
-    """KV use (0 to 1) of one replica at the highest rate that its objectives allow, from the load test likewise."""
-    context = seen.workload.input_tokens + seen.workload.output_tokens / 2
+    """KV use (0 to 1) of one replica at that rate, from the same load test."""
+    context = seen.usual.input_tokens + seen.usual.output_tokens / 2
     return min(1.0, batch_at_capacity(seen) * context / seen.variant.kv_capacity_tokens)
 
 

@@ -92,15 +92,15 @@ class _OnTokens:
         return self.hpa.decide(at.now, seen, average_value(max(1, count), 1.0, seen.replicas))
 
     def _per_replica(self, seen: ServiceView) -> float:
-        return median(self._worth(seen, engine) for engine in seen.engines)
+        share = self.setting.kv_share * (kv_at_capacity(seen) if self.setting.tuned else 1.0)
+        return median(min(share * seen.variant.kv_capacity_tokens, self._full(seen, it)) for it in seen.engines)
 
-    def _worth(self, seen: ServiceView, engine: EngineView) -> float:
-        capacity = seen.variant.kv_capacity_tokens
+    def _full(self, seen: ServiceView, engine: EngineView) -> float:
+        """Tokens that a saturated engine holds, this one's included if it is one."""
         known = self.sightings.setdefault(_length_class(seen.workload.output_tokens), deque(maxlen=_SIGHTINGS))
         if engine.waiting >= _SATURATED_QUEUE and engine.kv_usage > 0:
-            known.append(engine.kv_usage * capacity)
-        full = sum(known) / len(known) if known else from_arguments(seen.variant, seen.workload)
-        return min(self.setting.kv_share * capacity * (kv_at_capacity(seen) if self.setting.tuned else 1.0), full)
+            known.append(engine.kv_usage * seen.variant.kv_capacity_tokens)
+        return sum(known) / len(known) if known else from_arguments(seen.variant, seen.workload)
 
 
 def _length_class(output_tokens: float) -> int:
