@@ -102,9 +102,9 @@ class World:
 class _Observes:
     world: World
 
-    def snapshot(self, lagging: Iterable[str], proposals: tuple[Proposal, ...]) -> Snapshot | None:
+    def snapshot(self, lagging: Iterable[str], previous: Plan) -> Snapshot | None:
         self.world.seen.append("observe")
-        self.world.observed.append((tuple(lagging), proposals))
+        self.world.observed.append((tuple(lagging), previous.proposals))
         return self.world.snapshot
 
     def unreadable(self) -> list[Unreadable]:

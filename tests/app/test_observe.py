@@ -8,7 +8,7 @@ from tests.edge.objects import container, deployment, node, pod, token_service
 from tests.support.build import SETTINGS
 from tokenservice.app.metering import Metering
 from tokenservice.app.observe import CHILD_KINDS, Observer
-from tokenservice.core.model import Json, Missing, ObjectKey, Proposal, ServiceKey
+from tokenservice.core.model import Json, Margin, Missing, ObjectKey, Plan, Proposal, ServiceKey
 from tokenservice.edge.projections import CHILDREN, PROJECTIONS
 from tokenservice.edge.prometheus import Answer, Question
 from tokenservice.edge.store import Store, Stores
@@ -68,14 +68,15 @@ def test_a_snapshot_has_everything_sorted() -> None:
         Deployment=[deployment()],
     )
     proposals = (Proposal(node="n1", pods=(), since=1.0),)
-    seen = observer.snapshot(("Pod",), proposals)
+    margins = {ServiceKey("team", "a"): Margin(0.9)}
+    seen = observer.snapshot(("Pod",), Plan(proposals=proposals, margins=margins))
     assert seen is not None
     assert [service.key.name for service in seen.services] == ["a", "b"]
     assert [found.name for found in seen.nodes] == ["n1", "n2"]
     assert [found.name for found in seen.pods] == ["p1", "p2"]
     assert list(seen.children) == [ObjectKey("Deployment", "team", "chat-h100")]
     assert seen.stale_kinds == ("Pod",)
-    assert seen.proposals == proposals
+    assert (seen.proposals, seen.margins) == (proposals, margins)
     assert seen.status_written_at == {ObjectKey("TokenService", "team", "chat"): 3.0}
     assert isinstance(seen.metrics[ServiceKey("team", "a")], Missing)
 

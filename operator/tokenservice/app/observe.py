@@ -9,13 +9,14 @@ from typing import TypeVar
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture
 from tokenservice.app.metering import Metering
-from tokenservice.core.model import Accelerator, Node, ObjectKey, Pod, Profile, Proposal, Service, Settings, Snapshot
+from tokenservice.core.model import Accelerator, Node, ObjectKey, Plan, Pod, Profile, Service, Settings, Snapshot
 from tokenservice.edge.projections import Fleet, Resident, Unreadable
 from tokenservice.edge.resources import OWNED_KINDS
 from tokenservice.edge.store import Stores
 
 T = TypeVar("T")
 
+NOTHING = Plan()
 CHILD_KINDS = (*OWNED_KINDS, "PodMonitor")
 
 
@@ -29,7 +30,7 @@ class Observer:
     architectures: Mapping[str, Architecture]
     status_written_at: Callable[[], Mapping[ObjectKey, float]]
 
-    def snapshot(self, lagging: Iterable[str] = (), proposals: tuple[Proposal, ...] = ()) -> Snapshot | None:
+    def snapshot(self, lagging: Iterable[str] = (), previous: Plan = NOTHING) -> Snapshot | None:
         """None until every kind was listed once: a plan from half a view would take the missing half for gone."""
         if not self.stores.synced:
             return None
@@ -56,7 +57,8 @@ class Observer:
             fleet_means=answer.means,
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
-            proposals=proposals,
+            proposals=previous.proposals,
+            margins=previous.margins,
         )
 
     def services(self) -> tuple[Service, ...]:

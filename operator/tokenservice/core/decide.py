@@ -15,16 +15,33 @@ from tokenservice.core.allocation import Grant, allocate
 from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts
 from tokenservice.core.manifests import deployment, shared_children
-from tokenservice.core.model import Action, Json, ObjectKey, Plan, Reason, Service, ServiceKey, Snapshot
+from tokenservice.core.margin import UNTRIED, moved
+from tokenservice.core.memo import Memo
+from tokenservice.core.model import (
+    Action,
+    Json,
+    Margin,
+    Missing,
+    ObjectKey,
+    Plan,
+    Reason,
+    Service,
+    ServiceKey,
+    Snapshot,
+)
 from tokenservice.core.moves import placements, repacking
 from tokenservice.core.outlook import Outlook, outlook
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollout import Step, apply, delete, retired, step
 
 
-def decide(snapshot: Snapshot, now: float) -> Plan:
-    """What to do now, and what to say about it."""
-    facts = Facts(snapshot)
+def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
+    """What to do now, and what to say about it.
+
+    A `memo` that is handed from one decision to the next spares what did not change; the plan is the same without.
+    """
+    facts = Facts(snapshot, Memo() if memo is None else memo)
+    facts.memo.begin(service.key for service in snapshot.services)
     outlooks = [outlook(facts, service) for service in snapshot.services if not service.deleting]
     grants = {grant.want.service.key: grant for grant in allocate([o.want for o in outlooks if o.want], facts)}
     acted_on = [grant for grant in grants.values() if acting(facts, grant.want.service)]
@@ -32,11 +49,44 @@ def decide(snapshot: Snapshot, now: float) -> Plan:
     for seen in outlooks:
         grant = grants.get(seen.service.key)
         if grant is not None and acting(facts, seen.service):
-            actions += _service_actions(facts, seen, grant)
+            actions += _recalled_actions(facts, seen, grant)
     moves, proposals = repacking(facts, _settled(outlooks, grants, actions), now)
     actions += moves
     plan = told(Decided(facts=facts, outlooks=outlooks, grants=grants, actions=actions), now)
-    return replace(plan, proposals=proposals)
+    full = _full(facts, plan)
+    margins = {seen.service.key: _margin(facts, seen, now, full) for seen in outlooks if seen.targets is not None}
+    return replace(plan, proposals=proposals, margins=margins)
+
+
+def _full(facts: Facts, plan: Plan) -> bool:
+    """Whether the fleet has reached its target utilization, by the user's own figure where there is one."""
+    own = facts.snapshot.fleet_utilization
+    now = plan.metrics.get("fleet_utilization_ratio", {}).get((), 0.0) if isinstance(own, Missing) else own
+    return bool(now >= facts.snapshot.fleet.target_utilization)
+
+
+def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:
+    """What this moment teaches about the service's capacity."""
+    assert seen.targets is not None
+    margin = facts.snapshot.margins.get(seen.service.key, UNTRIED)
+    load = seen.load(margin.factor, facts.ready(seen.service.key))
+    return moved(margin, seen.metrics, seen.targets, now, load=load, enough=full)
+
+
+def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
+    """Only silence is remembered: what is done may depend on the whole fleet's room, that nothing is to do does not."""
+    key, around = seen.service.key, (facts.belongings(seen.service.key), facts.snapshot.stale_kinds, facts.scope)
+
+    def by_what_is_rendered() -> list[Action]:
+        ways = [variant for variant, _ in seen.ranked]
+        given = (seen.service.spec, seen.service.uid, ways, grant.counts, seen.needed, *around)
+        return facts.memo.recall("actions", key, given, lambda: _service_actions(facts, seen, grant), _nothing)
+
+    return facts.memo.recall("quiet", key, (seen, grant, *around), by_what_is_rendered, _nothing)
+
+
+def _nothing(actions: list[Action]) -> bool:
+    return not actions
 
 
 def _service_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:

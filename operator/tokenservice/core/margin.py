@@ -12,11 +12,11 @@ it is certain, a success where it is certain; what lies between moves nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tokenservice.core.capacity import Targets
 from tokenservice.core.histogram import attainment
-from tokenservice.core.model import Missing, ServiceMetrics
+from tokenservice.core.model import Margin, Missing, ServiceMetrics
 from tokenservice.core.utilization import Interval, joint_attainment
 
 LOWEST, HIGHEST = 0.5, 1.5
@@ -32,25 +32,31 @@ _MEMORY_SECONDS = 3600.0
 _LONGEST_STEP_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Margin:
-    """Factor on the capacity of the model, and what is remembered to judge the next moment.
-
-    `usual` is the mean rate of requests, per second; `at` is when the factor was last moved.
-    """
-
-    factor: float = 1.0
-    usual: float = 0.0
-    at: float | None = None
-
-
 UNTRIED = Margin()
+
+_TRIED = 0.7
+"""Share of the allowed load from which a pool's attainment says something of its capacity: an idle one keeps any."""
+
+
+def usable(margin: Margin) -> float:
+    """The factor, on a grid of 1 %: a count should not stir for less."""
+    return round(margin.factor, 2)
 
 
 def moved(
-    margin: Margin, metrics: ServiceMetrics | Missing, targets: Targets, now: float, *, enough: bool = False
+    margin: Margin,
+    metrics: ServiceMetrics | Missing,
+    targets: Targets,
+    now: float,
+    *,
+    load: float,
+    enough: bool = False,
 ) -> Margin:
-    """The margin after one more look. `enough` says that the fleet is as full as it should be: no further rise."""
+    """The margin after one more look.
+
+    `load` is demand as a share of what the present replicas are held to take; a pool that is not tried proves
+    nothing. `enough` says that the fleet is as full as it should be. In both cases the factor does not rise.
+    """
     if isinstance(metrics, Missing) or margin.at is None or now <= margin.at:
         return replace(margin, at=now)
     seconds = min(now - margin.at, _LONGEST_STEP_SECONDS)
@@ -61,7 +67,7 @@ def moved(
     allowed = (1 - max(targets.ttft_fraction, targets.tpot_fraction)) * _KEPT
     weight = min(metrics.requests_per_second / usual, 3.0)
     step = _PER_SECOND * seconds * weight * _surprise(seen, allowed)
-    if step > 0 and enough:
+    if step > 0 and (enough or load < _TRIED):
         step = 0.0
     return Margin(min(max(margin.factor + step, LOWEST), HIGHEST), usual, now)
 

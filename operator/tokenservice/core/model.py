@@ -167,6 +167,18 @@ _NOT_READ = Missing("NotRead", "the means of the utilization were not read yet")
 NO_MEANS = Means(hour=_NOT_READ, day=_NOT_READ)
 
 
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Factor on the modelled capacity of a service, and what is remembered to judge the next moment (see `margin`).
+
+    `usual` is the mean rate of requests, per second; `at` is when the factor was last moved.
+    """
+
+    factor: float = 1.0
+    usual: float = 0.0
+    at: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """A CapacityProfile under its object name, with what production taught about it in its status."""
@@ -263,6 +275,7 @@ class Snapshot:
     stale_kinds: tuple[str, ...] = ()
     status_written_at: Mapping[ObjectKey, float] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
+    margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
 
 
 # --- Decisions -----------------------------------------------------------------------------------------------------
@@ -418,10 +431,11 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to do, in order, and what to say about it."""
+    """What to do, in order, and what to say about it. Proposals and margins are to be shown to the next decision."""
 
     actions: tuple[Action, ...] = ()
     statuses: tuple[StatusWrite, ...] = ()
     events: tuple[Event, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
+    margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)

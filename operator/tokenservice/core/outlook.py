@@ -11,6 +11,7 @@ from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for,
 from tokenservice.core.checks import problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
+from tokenservice.core.margin import UNTRIED, usable
 from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceMetrics, Variant
 from tokenservice.core.scaling import Scaling, desired
 from tokenservice.core.variants import candidates, ranked
@@ -32,6 +33,13 @@ class Outlook:
     scaling: Scaling | None = None
     want: Want | None = None
 
+    def load(self, margin: float, ready: int) -> float:
+        """Demand as a share of what the replicas that serve are held to take; 0 where neither is known."""
+        if self.want is None or isinstance(self.demand, Missing):
+            return 0.0
+        able = ready * self.want.capacity.requests_per_second * margin
+        return self.demand.requests_per_second / able if able > 0 else 0.0
+
     @property
     def needed(self) -> int:
         """Replicas that the recent peak takes without headroom: what an eviction must leave."""
@@ -41,29 +49,47 @@ class Outlook:
 
 
 def outlook(facts: Facts, service: Service) -> Outlook:
-    """Judges one service on the facts."""
-    spec, snapshot = service.spec, facts.snapshot
-    metrics = snapshot.metrics.get(service.key, NOT_READ)
+    """Judges one service on the facts; what else it may look at has to be given to the memo as well."""
+    metrics = facts.snapshot.metrics.get(service.key, NOT_READ)
+    margin = usable(facts.snapshot.margins.get(service.key, UNTRIED))
+    given = (service, metrics, facts.belongings(service.key), facts.rivals(service.key), facts.scope, margin)
+    return facts.memo.recall("outlook", service.key, given, lambda: _judged(facts, service, metrics))
+
+
+def _judged(facts: Facts, service: Service, metrics: ServiceMetrics | Missing) -> Outlook:
+    spec = service.spec
     work = remembered(service.status) if isinstance(metrics, Missing) else workload_of(metrics)
     if spec is None:
         return Outlook(service=service, problems=problems(facts, service, (), ()), workload=work, metrics=metrics)
-    found, wrong = _candidates(facts, service, spec)
-    deployable = with_image(spec, found, snapshot.settings.images)
+    rivals, used = facts.rivals(service.key), tuple(facts.counts(service.key))
+    given = (spec, work, rivals, used, facts.scope)
+    ways = facts.memo.recall("ways", service.key, given, lambda: _ways(facts, service, spec, work))
+    seen = replace(ways, service=service, metrics=metrics)
+    return _scaled(facts, seen) if seen.ranked and not seen.problems else seen
+
+
+def _ways(facts: Facts, service: Service, spec: TokenServiceSpec, work: Workload) -> Outlook:
+    """How the service could be run, which hangs on the lengths of its requests and not on their rate."""
+    found, wrong = facts.memo.recall(
+        "candidates",
+        service.key,
+        (spec, tuple(facts.counts(service.key)), facts.scope),
+        lambda: _candidates(facts, service, spec),
+    )
+    deployable = with_image(spec, found, facts.snapshot.settings.images)
     goals = targets(spec.objectives)
     order, unreachable = ranked(spec, deployable, work, goals)
     if unreachable and work != DEFAULT:
         # What clients send must not stall a service whose spec is sound: it is planned for the usual lengths instead.
         work = DEFAULT
         order, unreachable = ranked(spec, deployable, work, goals)
-    seen = Outlook(
+    return Outlook(
         service=service,
         problems=problems(facts, service, found, (*wrong, *unreachable)),
         targets=goals,
         workload=work,
         ranked=order,
-        metrics=metrics,
     )
-    return _scaled(facts, seen) if order and not seen.problems else seen
 
 
 def _candidates(
@@ -92,8 +118,9 @@ def _scaled(facts: Facts, seen: Outlook) -> Outlook:
     variant, capacity = seen.ranked[primary]
     asked = demand(seen.metrics, seen.workload, lead_seconds=variant.cold_start_seconds)
     count = _equivalent(seen.ranked, primary, current)
+    margin = usable(facts.snapshot.margins.get(seen.service.key, UNTRIED))
     scaling = _held_if_partial(
-        facts, seen, desired(spec, count, asked, capacity, facts.snapshot.fleet, seen.workload), count
+        facts, seen, desired(spec, count, asked, capacity, facts.snapshot.fleet, seen.workload, margin), count
     )
     want = Want(
         service=seen.service,

@@ -14,7 +14,6 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import DEFAULT, Capacity, Workload, replicas_for
 from tokenservice.core.demand import Demand
-from tokenservice.core.margin import UNTRIED, Margin
 from tokenservice.core.model import Missing, Reason
 
 _SPARE = 1.05
@@ -71,11 +70,11 @@ def desired(
     capacity: Capacity,
     fleet: TokenFleetSpec,
     workload: Workload = DEFAULT,
-    margin: Margin = UNTRIED,
+    margin: float = 1.0,
 ) -> Scaling:
     """The count for a service that has `current` replicas of the given capacity.
 
-    `margin` is what the objectives missed lately say of that capacity. `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
+    `margin` is a factor on that capacity, learned from the objectives that were missed. `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
     """
     if spec.replicas is not None:
         return _fixed(spec.replicas, current)
@@ -109,7 +108,7 @@ def _case(
     capacity: Capacity,
     fleet: TokenFleetSpec,
     workload: Workload,
-    margin: Margin,
+    margin: float,
 ) -> _Case:
     """A guarantee that needs more than maxReplicas outranks it: what is owed is owed."""
     guaranteed = guaranteed_replicas(spec, capacity, workload)
@@ -122,7 +121,7 @@ def _case(
         capacity=capacity,
         utilization=utilization_target(spec, fleet),
         # Who sets a target of his own wants that headroom: what was learned may add to it and never take from it.
-        factor=margin.factor if spec.scaling.target_utilization is None else min(1.0, margin.factor),
+        factor=margin if spec.scaling.target_utilization is None else min(1.0, margin),
         floor=floor,
         ceiling=max(floor, spec.scaling.max_replicas),
         guaranteed=guaranteed,

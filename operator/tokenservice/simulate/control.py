@@ -9,11 +9,12 @@ from typing import Any, Protocol
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture
 from tokenservice.core.decide import decide
+from tokenservice.core.memo import Memo
 from tokenservice.core.model import (
     Accelerator,
     EngineImages,
+    Margin,
     Missing,
-    ObjectKey,
     Plan,
     Profile,
     Proposal,
@@ -75,13 +76,13 @@ class Operator:
     name: str = "operator"
     on_plan: Callable[[Plan, float], None] | None = None
     _proposals: tuple[Proposal, ...] = ()
-    _written_at: dict[ObjectKey, float] = field(default_factory=dict)
-    _statuses: dict[ServiceKey, Json] = field(default_factory=dict)
+    _margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
+    _memo: Memo = field(default_factory=Memo)
 
     def control(self, cluster: Cluster, sight: Sight) -> None:
         """One pass of the loop."""
-        plan = decide(self.snapshot(cluster, sight), cluster.now)
-        self._proposals = plan.proposals
+        plan = decide(self.snapshot(cluster, sight), cluster.now, self._memo)
+        self._proposals, self._margins = plan.proposals, plan.margins
         for action in plan.actions:
             cluster.carry_out(action)
         if self.on_plan is not None:
@@ -101,6 +102,7 @@ class Operator:
             settings=SETTINGS,
             fleet=self.fleet,
             proposals=self._proposals,
+            margins=self._margins,
         )
 
 
