@@ -74,16 +74,16 @@ class CapacityProfileSpec(ApiModel):
 class RefinementFactors(ApiModel):
     """What the profile's coefficients are multiplied with, by what production has shown."""
 
-    alpha: float = field(REQUIRED, "Of alphaMs", unit="ratio", ge=0.4, le=2.5)
-    load: float = field(REQUIRED, "Of betaMs and kappaMs", unit="ratio", ge=0.4, le=2.5)
-    prefill: float = field(REQUIRED, "Of deltaMs", unit="ratio", ge=0.4, le=2.5)
+    alpha: float = field(REQUIRED, "Of alphaMs", unit="ratio", ge=0, le=3)
+    load: float = field(REQUIRED, "Of betaMs and kappaMs", unit="ratio", ge=0, le=3)
+    prefill: float = field(REQUIRED, "Of deltaMs", unit="ratio", ge=0, le=3)
 
 
 class CapacityProfileStatus(ApiModel):
     """What production taught about this profile; steers decisions, never the utilization figure."""
 
     observed_generation: int | None = field(
-        None, "Generation of the spec that this refines; another one starts anew", ge=0
+        None, "Generation of the spec that this refines; another one starts anew", unit="generation", ge=0
     )
     factors: RefinementFactors | None = field(
         None, "Refined over the profile's own coefficients, 0.5 to 2", unit="ratio"
