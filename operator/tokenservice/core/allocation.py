@@ -58,9 +58,21 @@ class Grant:
 def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
     """Grants in the order of `wants`; room is given by tier and age."""
     left = after_pending(facts)
-    budget = _Budget(facts.snapshot.fleet.budget_per_hour, sum(_price(want, want.current) for want in wants))
-    grants = {want.service.key: _grant(want, left, budget) for want in sorted(wants, key=_precedence)}
+    limit = facts.snapshot.fleet.budget_per_hour
+    budget = _Budget(limit, sum(_price(want, want.current) for want in wants) if limit is not None else 0.0)
+    grants = {want.service.key: _recalled(facts, want, left, budget) for want in sorted(wants, key=_precedence)}
     return tuple(grants[want.service.key] for want in wants)
+
+
+def _recalled(facts: Facts, want: Want, left: Yard, budget: _Budget) -> Grant:
+    """A grant without growth depends on nobody else."""
+    return facts.memo.recall(
+        "grant", want.service.key, (want,), lambda: _grant(want, left, budget), lambda grant: not _grows(grant)
+    )
+
+
+def _grows(grant: Grant) -> bool:
+    return bool(grant.notes) or any(count > grant.want.current.get(name, 0) for name, count in grant.counts.items())
 
 
 def _precedence(want: Want) -> tuple[int, float, str, str]:

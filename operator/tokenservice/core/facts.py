@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.core.memo import Memo
 from tokenservice.core.model import Accelerator, Child, Node, Pod, Service, ServiceKey, Snapshot
 from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
 from tokenservice.core.repack import LEAVING
@@ -20,48 +22,86 @@ class Site(NamedTuple):
     taints: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Pods of ours; by variant and by service only those that live."""
+
+    all: tuple[Pod, ...]
+    by_variant: Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]
+    by_service: Mapping[ServiceKey, tuple[Pod, ...]]
+
+
+def engines(pods: Iterable[Pod]) -> Engines:
+    """Sorts the engine pods out of all pods."""
+    ours = tuple([pod for pod in pods if pod.service is not None])
+    found: dict[tuple[ServiceKey, str], list[Pod]] = {}
+    for pod in ours:
+        if pod.service is not None and not pod.deleting and pod.phase not in ("Succeeded", "Failed"):
+            found.setdefault((pod.service, pod.variant), []).append(pod)
+    by_service: dict[ServiceKey, list[Pod]] = {}
+    for (service, _), mine in found.items():
+        by_service.setdefault(service, []).extend(mine)
+    return Engines(
+        ours,
+        {key: tuple(mine) for key, mine in found.items()},
+        {service: tuple(mine) for service, mine in by_service.items()},
+    )
+
+
 @dataclass(frozen=True)
 class Facts:
     """Look-ups over one snapshot; everything is derived, nothing is changed."""
 
     snapshot: Snapshot
+    memo: Memo = field(default_factory=Memo)
+
+    @cached_property
+    def scope(self) -> tuple[object, ...]:
+        """What concerns every service: one and the same object for as long as nothing of it changes."""
+        seen = self.snapshot
+        classes = tuple((one.name, one.spec) for one in seen.accelerators)
+        sites = frozenset(self.sites)
+        found = (classes, seen.profiles, seen.architectures, seen.settings, seen.fleet, sites)
+        return self.memo.same("scope", found)
+
+    @cached_property
+    def _seen_pods(self) -> tuple[Pod, ...]:
+        return self.memo.same("seen pods", self.snapshot.pods)
 
     @cached_property
     def rooms(self) -> Mapping[str, Room]:
         """What is left of every node of the fleet, by node name."""
-        return rooms(self.fleet_nodes, self.snapshot.pods)
+        nodes, pods = self.fleet_nodes, self._seen_pods
+        return self.memo.recall("rooms", None, (nodes, pods), lambda: rooms(nodes, pods))
 
     @cached_property
     def fleet_nodes(self) -> tuple[Node, ...]:
         """Nodes with accelerators that the fleet may use."""
-        return tuple(node for node in self.snapshot.nodes if self._in_fleet(node))
+        nodes, fleet = self.snapshot.nodes, self.snapshot.fleet
+        return self.memo.recall(
+            "nodes", None, (nodes, fleet), lambda: tuple(node for node in nodes if _in_fleet(node, fleet))
+        )
 
     @cached_property
-    def _sites(self) -> Mapping[str, Site]:
-        return {node.name: self._site(node) for node in self.fleet_nodes}
-
-    @cached_property
-    def _asked_labels(self) -> tuple[str, ...]:
-        """Labels that any class or any service may ask for."""
+    def _sites(self) -> tuple[Mapping[str, Site], Mapping[Site, Node]]:
+        """Sites by node name, and the first node of each."""
         asked = {label for one in self.snapshot.accelerators for label in one.spec.node_labels}
-        return tuple(sorted(asked | {REGION_LABEL, ZONE_LABEL}))
-
-    def _site(self, node: Node) -> Site:
-        taints = tuple((str(taint.get("key")), str(taint.get("effect"))) for taint in node.taints)
-        return Site(tuple([node.labels.get(label) for label in self._asked_labels]), taints)
+        labels = tuple(sorted(asked | {REGION_LABEL, ZONE_LABEL}))
+        return self.memo.recall("sites", None, (self.fleet_nodes, labels), lambda: _sites_of(self.fleet_nodes, labels))
 
     def site(self, node: Node) -> Site:
         """The site of a node of the fleet: nodes of one site suit the same services."""
-        return self._sites[node.name]
+        return self._sites[0][node.name]
 
     @cached_property
     def sites(self) -> Mapping[Site, Node]:
         """A node of every site: what holds for it holds for the others there, as far as rules go."""
-        return {self._sites[node.name]: node for node in reversed(self.fleet_nodes)}
+        return self._sites[1]
 
     @cached_property
     def nodes(self) -> Mapping[str, Node]:
-        return {node.name: node for node in self.snapshot.nodes}
+        nodes = self.snapshot.nodes
+        return self.memo.recall("node names", None, (nodes,), lambda: {node.name: node for node in nodes})
 
     @cached_property
     def accelerators(self) -> Mapping[str, Accelerator]:
@@ -72,27 +112,28 @@ class Facts:
         return {service.key: service for service in self.snapshot.services}
 
     @cached_property
-    def engine_pods(self) -> tuple[Pod, ...]:
-        return tuple(pod for pod in self.snapshot.pods if pod.service is not None)
+    def _pods(self) -> Engines:
+        pods = self._seen_pods
+        return self.memo.recall("pods", None, (pods,), lambda: engines(pods))
 
-    @cached_property
+    @property
+    def engine_pods(self) -> tuple[Pod, ...]:
+        return self._pods.all
+
+    @property
     def pods(self) -> Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]:
         """Living engine pods by (service, variant)."""
-        found: dict[tuple[ServiceKey, str], list[Pod]] = {}
-        for pod in self.engine_pods:
-            if pod.service is not None and not pod.deleting and pod.phase not in ("Succeeded", "Failed"):
-                found.setdefault((pod.service, pod.variant), []).append(pod)
-        return {key: tuple(pods) for key, pods in found.items()}
+        return self._pods.by_variant
 
     @cached_property
+    def _children(self) -> tuple[Mapping[ServiceKey, tuple[Child, ...]], Mapping[ServiceKey, Mapping[str, Child]]]:
+        children = self.snapshot.children
+        return self.memo.recall("children", None, (children,), lambda: _by_owner(children.values()))
+
+    @property
     def deployments(self) -> Mapping[ServiceKey, Mapping[str, Child]]:
         """Our Deployments by service and variant."""
-        found: dict[ServiceKey, dict[str, Child]] = {}
-        for child in self.snapshot.children.values():
-            if child.key.kind == "Deployment":
-                variant = child.body.get("metadata", {}).get("labels", {}).get(VARIANT_LABEL, "")
-                found.setdefault(child.owner, {})[variant] = child
-        return found
+        return self._children[1]
 
     def counts(self, service: ServiceKey) -> Mapping[str, int]:
         """Replicas asked for, by variant, as the Deployments say now; without those that only stand in for others.
@@ -102,34 +143,37 @@ class Facts:
         deployments = self.deployments.get(service, {})
         return {variant: max(0, replicas(child) - surge(child)) for variant, child in deployments.items()}
 
+    def belongings(self, service: ServiceKey) -> tuple[object, ...]:
+        """Everything of one service that stands in the cluster: children, living pods, and the nodes of these."""
+        found = self._belongings.get(service)
+        if found is None:
+            pods = self.pods_of(service)
+            nodes = tuple([self.nodes.get(pod.node or "") for pod in pods])
+            given = (self._children[0].get(service, ()), pods, nodes)
+            found = self._belongings[service] = self.memo.recall("belongings", service, given, lambda: given)
+        return found
+
     @cached_property
-    def _pods_by_service(self) -> Mapping[ServiceKey, tuple[Pod, ...]]:
-        found: dict[ServiceKey, list[Pod]] = {}
-        for (service, _), pods in self.pods.items():
-            found.setdefault(service, []).extend(pods)
-        return {service: tuple(pods) for service, pods in found.items()}
+    def _belongings(self) -> dict[ServiceKey, tuple[object, ...]]:
+        """Filled as services are asked for."""
+        return {}
 
     def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
         """Living engine pods of a service, whatever their variant."""
-        return self._pods_by_service.get(service, ())
+        return self._pods.by_service.get(service, ())
 
     def ready(self, service: ServiceKey) -> int:
         """Pods of the service that serve."""
         return sum(pod.ready for pod in self.pods_of(service))
 
     @cached_property
-    def _claims(self) -> Mapping[tuple[str, str], tuple[Service, ...]]:
-        found: dict[tuple[str, str], list[Service]] = {}
-        for service in self.snapshot.services:
-            for name in model_names(service):
-                found.setdefault((service.key.namespace, name), []).append(service)
-        return {claim: tuple(services) for claim, services in found.items()}
+    def _rivals(self) -> Mapping[ServiceKey, tuple[Service, ...]]:
+        services = self.snapshot.services
+        return self.memo.recall("rivals", None, (services,), lambda: _rivals_among(services))
 
     def rivals(self, service: ServiceKey) -> tuple[Service, ...]:
         """Services of the namespace that answer to a model name that this one answers to as well, itself included."""
-        names = model_names(self.services[service]) if service in self.services else ()
-        found = [rival for name in names for rival in self._claims.get((service.namespace, name), ())]
-        return tuple({rival.key: rival for rival in found}.values())
+        return self._rivals.get(service, ())
 
     def leaving(self, pod: Pod) -> bool:
         """Whether the pod is to be replaced: marked by a move, or on a node that is cordoned or going."""
@@ -184,14 +228,51 @@ class Facts:
         classes = self.snapshot.accelerators
         return {site: next((one for one in classes if of_class(node, one)), None) for site, node in self.sites.items()}
 
-    def _in_fleet(self, node: Node) -> bool:
-        fleet = self.snapshot.fleet
-        untouched = fleet.never_touch.node_labels
-        return (
-            any(node.allocatable.values())
-            and (not fleet.accelerator_nodes or _carries(node, fleet.accelerator_nodes))
-            and not (untouched and _carries(node, untouched))
-        )
+
+def _in_fleet(node: Node, fleet: TokenFleetSpec) -> bool:
+    untouched = fleet.never_touch.node_labels
+    return (
+        any(node.allocatable.values())
+        and (not fleet.accelerator_nodes or _carries(node, fleet.accelerator_nodes))
+        and not (untouched and _carries(node, untouched))
+    )
+
+
+def _sites_of(nodes: Sequence[Node], labels: tuple[str, ...]) -> tuple[dict[str, Site], dict[Site, Node]]:
+    known: dict[Site, Site] = {}
+    by_name, first = dict[str, Site](), dict[Site, Node]()
+    for node in nodes:
+        taints = tuple([(str(taint.get("key")), str(taint.get("effect"))) for taint in node.taints])
+        made = Site(tuple([node.labels.get(label) for label in labels]), taints)
+        site = by_name[node.name] = known.setdefault(made, made)
+        first.setdefault(site, node)
+    return by_name, first
+
+
+def _by_owner(
+    children: Iterable[Child],
+) -> tuple[dict[ServiceKey, tuple[Child, ...]], dict[ServiceKey, dict[str, Child]]]:
+    """All children by owner, and the Deployments among them by owner and variant."""
+    found: dict[ServiceKey, list[Child]] = {}
+    deployments: dict[ServiceKey, dict[str, Child]] = {}
+    for child in children:
+        found.setdefault(child.owner, []).append(child)
+        if child.key.kind == "Deployment":
+            variant = child.body.get("metadata", {}).get("labels", {}).get(VARIANT_LABEL, "")
+            deployments.setdefault(child.owner, {})[variant] = child
+    return {service: tuple(mine) for service, mine in found.items()}, deployments
+
+
+def _rivals_among(services: Sequence[Service]) -> dict[ServiceKey, tuple[Service, ...]]:
+    claims: dict[tuple[str, str], list[Service]] = {}
+    names = {service.key: model_names(service) for service in services}
+    for service in services:
+        for name in names[service.key]:
+            claims.setdefault((service.key.namespace, name), []).append(service)
+    return {
+        key: tuple({rival.key: rival for name in mine for rival in claims[key.namespace, name]}.values())
+        for key, mine in names.items()
+    }
 
 
 def _carries(node: Node, labels: Mapping[str, str]) -> bool:

@@ -27,9 +27,11 @@ def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place
     the pods of two Deployments that were made at once come in any order. A pod for which that leaves no room waits.
     """
     gated = [pod for pod in facts.engine_pods if pod.gated and not pod.other_gates and not pod.deleting]
+    if not gated:
+        return ()
     emptied = frozenset(pod.node for pod in facts.engine_pods if pod.node is not None and facts.leaving(pod))
     left, reserved, placed = facts.rooms, False, list[Place]()
-    for tier in _TIERS if gated else ():
+    for tier in _TIERS:
         mine = [pod for pod in gated if _tier(facts, pod) is tier]
         expected = [pod for grant in grants if _tier_of(grant) is tier for pod in _expected(facts, grant)]
         chosen = place([*mine, *expected], left, facts.admits, avoid=emptied, site=facts.site)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 from tokenservice.core.model import Node, Pod, ServiceKey
 from tokenservice.core.room import Room, usable
@@ -47,10 +48,19 @@ class Yard:
     def __init__(self, rooms: Iterable[Room], admits: Admits, site: Site = own_site) -> None:
         self.rooms = {room.node.name: room for room in rooms}
         self._admits, self._site = admits, site
-        self._shelves: dict[Hashable, _Shelves] = {}
         self._admitted: dict[tuple[ServiceKey | None, str], list[_Shelves]] = {}
+
+    @cached_property
+    def _shelves(self) -> dict[Hashable, _Shelves]:
+        """Sorted in when the first pod asks: most decisions place nothing."""
+        found: dict[Hashable, _Shelves] = {}
         for name in sorted(self.rooms):
-            self._add(self.rooms[name])
+            room = self.rooms[name]
+            site = self._site(room.node)
+            if site not in found:
+                found[site] = _Shelves(room, self.rooms)
+            found[site].add(room)
+        return found
 
     def place(self, pods: Iterable[Pod]) -> dict[str, str | None]:
         """Node by pod uid, the largest pods first; what is given is taken."""
@@ -70,7 +80,7 @@ class Yard:
 
     def holds_elsewhere(self, pods: Sequence[Pod], source: str) -> bool:
         """Whether all the pods would fit on nodes other than `source`; everything is as before afterwards."""
-        before = dict[str, Room]()
+        before, _ = dict[str, Room](), self._shelves
         away = self.rooms.get(source)
         if away is not None:
             self._remove(away)
@@ -101,13 +111,8 @@ class Yard:
         self._add(room)
 
     def _add(self, room: Room) -> None:
+        self._shelves[self._site(room.node)].add(room)
         self.rooms[room.node.name] = room
-        site = self._site(room.node)
-        shelves = self._shelves.get(site)
-        if shelves is None:
-            shelves = self._shelves[site] = _Shelves(room, self.rooms)
-            self._admitted.clear()
-        shelves.add(room)
 
     def _remove(self, room: Room) -> None:
         self._shelves[self._site(room.node)].remove(room)

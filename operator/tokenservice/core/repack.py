@@ -59,11 +59,11 @@ def due(proposal: Proposal, rules: Rules, now: float) -> bool:
 
 
 def _by_node(pods: Iterable[Pod]) -> dict[str, tuple[Pod, ...]]:
-    found: dict[str, tuple[Pod, ...]] = {}
+    found: dict[str, list[Pod]] = {}
     for pod in pods:
         if pod.node is not None and pod.service is not None:
-            found[pod.node] = (*found.get(pod.node, ()), pod)
-    return found
+            found.setdefault(pod.node, []).append(pod)
+    return {node: tuple(mine) for node, mine in found.items()}
 
 
 def _may_empty(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tokenservice.api.token_service import Mode
@@ -81,14 +81,43 @@ def told(decided: Decided, now: float) -> Plan:
         by_service.setdefault(action.service, []).append(action)
     for seen in decided.outlooks:
         mine = by_service.get(seen.service.key, [])
-        report = _service_report(decided, seen, mine, now)
-        status = service_status(report, now)
-        said += events(seen.service, status, mine)
-        written += _write(decided.facts, _key(seen.service), seen.service.uid, seen.service.status, status, now)
-        _add_service_figures(figures, seen.service.key, report)
+        one = _recalled(decided, seen, mine, now)
+        said += one.events
+        written += one.written
+        for name, labels, value in one.figures:
+            figures.setdefault(name, {})[labels] = value
     written += _fleet(decided, figures, now)
     written += _classes(decided.facts, now)
     return Plan(actions=tuple(decided.actions), statuses=tuple(written), events=tuple(said), metrics=figures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What is said of one service. `settled`: the same will be said of the same facts at any other time."""
+
+    written: tuple[StatusWrite, ...]
+    events: tuple[Event, ...]
+    figures: tuple[tuple[str, Labels, float], ...]
+    settled: bool
+
+
+def _recalled(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> _Told:
+    facts, key = decided.facts, seen.service.key
+    given = (seen, decided.grants.get(key), tuple(mine), facts.belongings(key), facts.scope)
+    return facts.memo.recall("told", key, given, lambda: _told_of(decided, seen, mine, now), lambda one: one.settled)
+
+
+def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> _Told:
+    service = seen.service
+    report = _service_report(decided, seen, mine, now)
+    status = service_status(report, now)
+    same = changed(service.status, status, None, now) is None
+    return _Told(
+        written=() if same else _write(decided.facts, _key(service), service.uid, service.status, status, now),
+        events=events(service, status, mine),
+        figures=tuple(_service_figures(service.key, report)),
+        settled=same and report.loading is None,
+    )
 
 
 def _key(service: Service) -> ObjectKey:
@@ -107,6 +136,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
     facts, service = decided.facts, seen.service
     grant = decided.grants.get(service.key)
     pods = facts.pods_of(service.key)
+    busy = _utilization(facts, seen)
     metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
     return ServiceReport(
         service=service,
@@ -125,11 +155,11 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
         requests_per_second=metrics.requests_per_second if metrics else _missing(seen),
-        utilization=_utilization(facts, seen),
+        utilization=busy,
         ttft_seconds=_latency(seen, "ttft"),
         tpot_seconds=_latency(seen, "tpot"),
         cost_per_million_tokens=_cost(facts, seen, pods),
-        joules_per_token=_energy(facts, seen, pods),
+        joules_per_token=_energy(facts, seen, pods, busy),
         workload=seen.workload,
         forecast=_forecast(seen),
         decision=_decision(seen, grant, mine),
@@ -237,8 +267,7 @@ def _price_per_hour(facts: Facts, pod: Pod) -> float:
     return sum(pod.accelerators.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
 
 
-def _energy(facts: Facts, seen: Outlook, pods: Sequence[Pod]) -> Figure:
-    busy = _utilization(facts, seen)
+def _energy(facts: Facts, seen: Outlook, pods: Sequence[Pod], busy: Figure) -> Figure:
     if isinstance(seen.metrics, Missing) or isinstance(busy, Missing):
         return _missing(seen)
     return joules_per_token(_watts(facts, pods, busy), seen.metrics.output_tokens_per_second)
@@ -279,7 +308,7 @@ def _decision(seen: Outlook, grant: Grant | None, mine: Sequence[Action]) -> Dec
     )
 
 
-def _add_service_figures(figures: dict[str, dict[Labels, float]], service: ServiceKey, report: ServiceReport) -> None:
+def _service_figures(service: ServiceKey, report: ServiceReport) -> Iterator[tuple[str, Labels, float]]:
     labels: Labels = (("namespace", service.namespace), ("service", service.name))
     values: dict[str, Figure] = {
         "service_desired_replicas": float(report.desired),
@@ -290,7 +319,7 @@ def _add_service_figures(figures: dict[str, dict[Labels, float]], service: Servi
     }
     for name, value in values.items():
         if not isinstance(value, Missing):
-            figures.setdefault(name, {})[labels] = value
+            yield name, labels, value
 
 
 # --- The fleet -----------------------------------------------------------------------------------------------------
@@ -298,10 +327,19 @@ def _add_service_figures(figures: dict[str, dict[Labels, float]], service: Servi
 
 def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float) -> tuple[StatusWrite, ...]:
     facts, found = decided.facts, decided.facts.snapshot.fleet_object
-    counts = fleet_counts(facts)
-    served = [one for seen in decided.outlooks if (one := _served(seen)) is not None]
+    counts = facts.memo.recall("counts", None, (facts.engine_pods, facts.rooms), lambda: fleet_counts(facts))
+    recalled = (
+        facts.memo.recall("served", seen.service.key, (seen,), lambda seen=seen: _served(seen))  # type: ignore[misc]
+        for seen in decided.outlooks
+    )
+    served = [one for one in recalled if one is not None]
     parts = waterfall(served, counts)
-    price = sum(_node_price(facts, room) for room in facts.rooms.values())
+    price = facts.memo.recall(
+        "price",
+        None,
+        (facts.fleet_nodes, facts.scope),
+        lambda: sum(_node_price(facts, room) for room in facts.rooms.values()),
+    )
     _add_fleet_figures(figures, counts, parts, price)
     if found is None:
         return ()
@@ -331,7 +369,14 @@ def _classes(facts: Facts, now: float) -> tuple[StatusWrite, ...]:
     """What exists of each class that has nodes, or had some."""
     written: tuple[StatusWrite, ...] = ()
     for accelerator in facts.snapshot.accelerators:
-        status = accelerator_status(accelerator, facts.fleet_nodes, facts.snapshot.pods)
+        status = facts.memo.recall(
+            f"class {accelerator.name}",
+            None,
+            (accelerator.spec, facts.fleet_nodes, facts.engine_pods, facts.snapshot.pods),
+            lambda accelerator=accelerator: accelerator_status(  # type: ignore[misc]
+                accelerator, facts.fleet_nodes, facts.snapshot.pods
+            ),
+        )
         if facts.present(accelerator) or accelerator.status:
             key = ObjectKey("AcceleratorClass", "", accelerator.name)
             written += _write(facts, key, accelerator.uid, accelerator.status, status, now)
