@@ -24,18 +24,17 @@ def engine(running: float = 0.0, waiting: float = 0.0, kv_usage: float = 0.0) ->
 
 
 @pytest.mark.parametrize(
-    ("running", "waiting", "concurrency", "wanted"),
+    ("running", "waiting", "ready", "wanted"),
     [
-        pytest.param(90.0, 0.0, 90.0, 6, id="90 running over 16"),
-        pytest.param(64.0, 7.0, 71.0, 7, id="7 in the engines' queues over 1"),
-        pytest.param(64.0, 0.0, 70.0, 6, id="6 held at the router count as queue"),
-        pytest.param(66.0, 0.0, 66.0, 4, id="66 over 4 x 16 is within the tolerance"),
+        pytest.param(90.0, 0.0, 4, 6, id="90 running over 16"),
+        pytest.param(64.0, 7.0, 4, 7, id="7 in the engines' queues over 1"),
+        pytest.param(0.0, 0.0, 0, 6, id="6 that the router holds for want of a replica are a queue"),
+        pytest.param(66.0, 0.0, 4, 4, id="66 over 4 x 16 is within the tolerance, whatever the mean of the window"),
     ],
 )
-def test_keda_takes_the_worse_of_queue_and_running(
-    running: float, waiting: float, concurrency: float, wanted: int
-) -> None:
-    seen = make_view(4, metrics=metrics(running=running, waiting=waiting), concurrency=concurrency)
+def test_keda_takes_the_worse_of_queue_and_running(running: float, waiting: float, ready: int, wanted: int) -> None:
+    held = 6.0 if ready == 0 else running + 20
+    seen = make_view(4, ready=ready, metrics=metrics(running=running, waiting=waiting), concurrency=held)
     assert ask(thresholds.keda_queue(thresholds.Queue()), 0.0, seen) == wanted
 
 

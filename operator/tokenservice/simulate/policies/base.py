@@ -108,9 +108,9 @@ def kv_at_capacity(seen: ServiceView) -> float:
     return min(1.0, batch_at_capacity(seen) * context / seen.variant.kv_capacity_tokens)
 
 
-def held_at_router(seen: ServiceView, running: float, waiting: float) -> float:
-    """Unfinished requests that no engine has yet."""
-    return max(0.0, seen.concurrency - running - waiting)
+def held_at_router(seen: ServiceView) -> float:
+    """Unfinished requests that no engine has yet: the simulated router hands them on while any replica is ready."""
+    return seen.concurrency if seen.ready == 0 else 0.0
 
 
 # --- What can be chosen --------------------------------------------------------------------------------------------

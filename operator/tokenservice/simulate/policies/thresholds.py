@@ -60,8 +60,7 @@ class _OnQueue:
         """The higher of what queue and running want. Without metrics the HPA holds, as its conditions say."""
         if isinstance(seen.metrics, Missing):
             return None
-        running, waiting = seen.metrics.running, seen.metrics.waiting
-        queued = waiting + held_at_router(seen, running, waiting)
+        running, queued = seen.metrics.running, seen.metrics.waiting + held_at_router(seen)
         asked = [average_value(queued, self.setting.queue, seen.replicas)]
         target = self.setting.running_target(seen)
         if target is not None:

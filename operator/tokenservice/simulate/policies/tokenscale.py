@@ -121,7 +121,7 @@ class _OnBacklog:
         if isinstance(seen.metrics, Missing):
             return None
         work, metrics = seen.workload, seen.metrics
-        queued = metrics.waiting + held_at_router(seen, metrics.running, metrics.waiting)
+        queued = metrics.waiting + held_at_router(seen)
         backlog = queued * work.input_tokens * (1 - work.hit_rate) / prefill_velocity(seen.variant)
         kv = sum(engine.kv_usage for engine in seen.engines)
         most = self.setting.kv_usage * (kv_at_capacity(seen) if self.setting.tuned else 1.0)

@@ -110,9 +110,9 @@ def _length_class(output_tokens: float) -> int:
 def _demand(seen: ServiceView) -> float:
     """Tokens held, and tokens that the queues will need."""
     work = seen.workload
-    running, waiting = sum(it.running for it in seen.engines), sum(it.waiting for it in seen.engines)
+    waiting = sum(engine.waiting for engine in seen.engines)
     used = sum(engine.kv_usage for engine in seen.engines) * seen.variant.kv_capacity_tokens
-    held = held_at_router(seen, running, waiting)
+    held = held_at_router(seen)
     return used + waiting * work.input_tokens + held * (work.input_tokens * (1 - work.hit_rate) + work.output_tokens)
 
 
