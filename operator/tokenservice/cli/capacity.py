@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from tokenservice.cli.mlperf import mlperf
 from tokenservice.errors import ConfigurationError
 
 capacity = typer.Typer(help="Calibrate the engine model, and validate it against measurements.", no_args_is_help=True)
+capacity.command()(mlperf)
 
 _LIMITS = {"many_shapes": (0.045, 0.15, 0.12), "few_shapes": (0.10, None, None)}
 """Median, 95th percentile and the worst group's median that the model is held to."""
