@@ -14,7 +14,7 @@ from functools import partial
 from math import ceil, isfinite
 from typing import Any, Protocol
 
-from tokenservice.core.capacity import capacity, latency_at
+from tokenservice.core.capacity import capacity
 from tokenservice.core.model import ServiceKey
 from tokenservice.simulate.policy import FleetView, Policy, ServiceView
 
@@ -94,11 +94,10 @@ def batch_at_capacity(seen: ServiceView) -> float:
     """Sequences that one replica runs at the highest rate that its objectives allow, at least 1.
 
     What a load test of one engine with the service's usual requests tells an operator, once; peers that scale on
-    requests are tuned with it.
+    requests are tuned with it. From the closed form, which is not asked for the batch at a simulated lambda*: near its
+    pole a percent of rate is a multiple of the batch.
     """
-    batch = latency_at(seen.variant, seen.usual, seen.reference_rate).batch
-    if not isfinite(batch):  # measured beyond what the closed form sustains
-        batch = capacity(seen.variant, seen.usual, seen.targets).batch
+    batch = capacity(seen.variant, seen.usual, seen.targets).batch
     return batch if isfinite(batch) and batch > 1 else 1.0
 
 
