@@ -484,6 +484,11 @@ class VariantStatus(ApiModel):
     precision: str = field(REQUIRED, "Number format of the weights", max_length=16)
     replicas: int = field(REQUIRED, "Replicas wanted", unit="replicas")
     ready_replicas: int = field(REQUIRED, "Replicas that serve", unit="replicas")
+    provenance: str | None = field(
+        None,
+        "How far its figures can be trusted: Measured, Calibrated or Roofline, an estimate that nobody measured",
+        max_length=16,
+    )
 
 
 class MeasuredObjectives(ApiModel):

@@ -264,7 +264,9 @@ def show(found: Explanation, out: Console) -> None:
         for line in found.rejected:
             _say(out, f"  {line}")
     _table(out, "promised and measured", ("objective", "measured", "target", "met"), map(_measure_row, found.measures))
-    _table(out, "variants", ("variant", "ready/wanted", "accelerators each"), map(_variant_row, found.variants))
+    _table(
+        out, "variants", ("variant", "ready/wanted", "accelerators each", "figures"), map(_variant_row, found.variants)
+    )
     if found.conditions:
         out.print()
         _say(out, Text("conditions", style="italic"))
@@ -294,7 +296,8 @@ def _measure_row(measure: Measure) -> Sequence[str]:
 
 def _variant_row(variant: Json) -> Sequence[str]:
     ready = f"{variant['readyReplicas']}/{variant['replicas']}"
-    return (variant["name"], ready, str(variant["tensorParallelSize"]))
+    figures = "estimate, not measured" if variant.get("provenance") == "Roofline" else variant.get("provenance", "-")
+    return (variant["name"], ready, str(variant["tensorParallelSize"]), figures)
 
 
 def _condition_line(condition: Json) -> str:

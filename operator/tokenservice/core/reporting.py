@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.token_service import Mode
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
@@ -291,11 +292,17 @@ def _forecast(seen: Outlook) -> str | None:
     return f"{seen.demand.forecast_requests_per_second:.3g} requests/s in {lead:.0f} s, when a start now would serve"
 
 
+def _doubt(variant: Variant) -> str:
+    """Stands beside every number that was never measured."""
+    return " (estimate, not measured)" if variant.provenance is Provenance.ROOFLINE else ""
+
+
 def _decision(seen: Outlook, grant: Grant | None, mine: Sequence[Action]) -> DecisionReport | None:
     if seen.scaling is None:
         return None
     others = tuple(
         f"{variant.name}: {cost_per_million_tokens(variant, capacity, seen.workload):.2f} $ per million tokens"
+        f"{_doubt(variant)}"
         for variant, capacity in seen.ranked[:6]
         if grant is not None and variant.name not in grant.counts
     )

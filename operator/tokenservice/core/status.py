@@ -283,6 +283,7 @@ def _variant(report: VariantReport) -> Json:
         "precision": variant.precision,
         "replicas": report.replicas,
         "readyReplicas": report.ready,
+        "provenance": str(variant.provenance),
     }
 
 
