@@ -16,7 +16,8 @@ from tokenservice.core.capacity import Workload, latency_at, targets
 from tokenservice.core.model import Accelerator, Profile, Variant
 from tokenservice.core.variants import Ranked, candidates, ranked
 from tokenservice.simulate.engine import EngineLimits
-from tokenservice.simulate.steady import Bounds, reference_rate
+from tokenservice.simulate.bounds import Bounds
+from tokenservice.simulate.steady import reference_rate
 
 BIN_SECONDS = 10.0
 """Demand is binned by so much time of the trace."""

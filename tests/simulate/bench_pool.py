@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from tokenservice.catalogue import capacity_profiles
 from tokenservice.core.step import StepModel
+from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.engine import EngineLimits
 from tokenservice.simulate.pool import Pool
-from tokenservice.simulate.steady import Bounds
 from tokenservice.simulate.traffic import Requests
 
 ROOT = Path(__file__).parents[2]

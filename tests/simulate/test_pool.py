@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tests.simulate.engine_pool import Call, EnginePool
 from tokenservice.core.step import StepModel
 from tokenservice.simulate import pool_kernel as kernel
+from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.engine import EngineLimits
 from tokenservice.simulate.pool import Pool, prepare
 from tokenservice.simulate.pool_state import BLOCK
-from tokenservice.simulate.steady import Bounds
 from tokenservice.simulate.traffic import Outcomes, Requests
 
 BOUNDS = Bounds(ttft_seconds=0.2, tpot_seconds=0.03)

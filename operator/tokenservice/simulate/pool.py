@@ -18,9 +18,9 @@ from tokenservice.core.engines.base import histogram_bounds
 from tokenservice.core.engines.vllm import TPOT_BOUNDS, TTFT_BOUNDS
 from tokenservice.core.step import StepModel
 from tokenservice.simulate import pool_state
+from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.engine import EngineLimits
 from tokenservice.simulate.pool_state import BLOCK, Counts, Floats, Records
-from tokenservice.simulate.steady import Bounds
 from tokenservice.simulate.traffic import Outcomes, Requests
 
 try:

@@ -15,8 +15,9 @@ import numpy as np
 from tokenservice.core.capacity import Targets, Workload, latency_at
 from tokenservice.core.model import Variant
 from tokenservice.core.step import StepModel
+from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.engine import EngineLimits
-from tokenservice.simulate.steady import Bounds, reference_rate
+from tokenservice.simulate.steady import reference_rate
 from tokenservice.simulate.traffic import Floats
 
 Tokens = TypeVar("Tokens", float, Floats)

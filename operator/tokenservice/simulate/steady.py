@@ -8,24 +8,20 @@ lengths of the service's own traffic, so it owes nothing to the operator's analy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenservice.core.step import StepModel
-from tokenservice.simulate.engine import Engine, EngineLimits, Finished, Request
+from tokenservice.simulate.bounds import Bounds
+from tokenservice.simulate.engine import EngineLimits
+from tokenservice.simulate.pool import Pool
+from tokenservice.simulate.traffic import Outcomes, Requests
 
 REPLICAS = 8
 _WARM_UP = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """Latency targets in seconds and the share of requests (0 to 1) that must meet both."""
-
-    ttft_seconds: float
-    tpot_seconds: float
-    attainment: float = 0.99
+_LONG_SECONDS = 1e4
+"""Within so long after the last arrival everything has finished, or has missed by far."""
 
 
 def attainment(
@@ -39,25 +35,12 @@ def attainment(
     seed: int = 0,
 ) -> float:
     """Share of requests within both bounds at a steady rate per replica; lengths are drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    engines = [Engine(model, limits) for _ in range(REPLICAS)]
-    arrivals = np.cumsum(rng.exponential(1000 / (requests_per_second * REPLICAS), requests))
-    drawn = rng.integers(0, len(lengths), requests)
-    outstanding = [0] * REPLICAS
-    finished: list[Finished] = []
-    for index, (at, pick) in enumerate(zip(arrivals.tolist(), drawn.tolist(), strict=True)):
-        for number, engine in enumerate(engines):
-            done = [event for event in engine.advance(at) if isinstance(event, Finished)]
-            outstanding[number] -= len(done)
-            finished += done
-        target = min(range(REPLICAS), key=outstanding.__getitem__)
-        outstanding[target] += 1
-        engines[target].submit(Request(index, at, *lengths[pick]))
-    for engine in engines:
-        finished += [event for event in engine.advance(arrivals[-1] + 1e7) if isinstance(event, Finished)]
-    counted = [done for done in finished if int(done.request.id) >= requests * _WARM_UP]
-    met = sum(_within(done, bounds) for done in counted)
-    return met / (requests - int(requests * _WARM_UP))
+    arrivals = poisson(lengths, requests_per_second * REPLICAS, requests, seed)
+    warm = int(requests * _WARM_UP)
+    pool = _replicas(model, limits, bounds)
+    finished = pool.advance(arrivals, float(arrivals.at_s[-1]) + _LONG_SECONDS)
+    counted = finished.at_s >= arrivals.at_s[warm]
+    return int(np.count_nonzero(counted & _within(finished, bounds))) / (requests - warm)
 
 
 def reference_rate(
@@ -74,6 +57,21 @@ def reference_rate(
     return low
 
 
+def poisson(lengths: Sequence[tuple[int, int]], requests_per_second: float, requests: int, seed: int) -> Requests:
+    """So many arrivals of a Poisson process, lengths drawn from those given."""
+    rng = np.random.default_rng(seed)
+    at_s = np.cumsum(rng.exponential(1000 / requests_per_second, requests)) / 1000
+    drawn = np.array(lengths, dtype=np.int32)[rng.integers(0, len(lengths), requests)]
+    return Requests(at_s, drawn[:, 0], drawn[:, 1], np.zeros(requests, np.int32), np.full(requests, np.nan))
+
+
+def _replicas(model: StepModel, limits: EngineLimits, bounds: Bounds) -> Pool:
+    pool = Pool(bounds)
+    for _ in range(REPLICAS):
+        pool.open(pool.add(model, limits), True)
+    return pool
+
+
 def _fluid_limit(model: StepModel, limits: EngineLimits, lengths: Sequence[tuple[int, int]]) -> float:
     """No replica can finish more: a full batch at the mean lengths, without any fluctuation."""
     inputs, outputs = np.mean(np.array(lengths, dtype=float), axis=0)
@@ -81,5 +79,5 @@ def _fluid_limit(model: StepModel, limits: EngineLimits, lengths: Sequence[tuple
     return float(1000 * batch / (outputs * model.tpot_ms(batch, inputs, outputs)))
 
 
-def _within(done: Finished, bounds: Bounds) -> bool:
-    return done.ttft_ms <= bounds.ttft_seconds * 1000 and done.tpot_ms <= bounds.tpot_seconds * 1000
+def _within(done: Outcomes, bounds: Bounds) -> NDArray[np.bool_]:
+    return (done.ttft_s <= bounds.ttft_seconds) & (done.tpot_s <= bounds.tpot_seconds)

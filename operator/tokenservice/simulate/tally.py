@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.reference import Reference
-from tokenservice.simulate.steady import Bounds
 from tokenservice.simulate.traffic import Floats, Outcomes, Requests
 
 BIN_SECONDS = 600.0
