@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from e2e.demo import picture, report, scenario
-from e2e.demo.account import Bill, Reference, bill
+from e2e.demo.account import Bill, bill
 from e2e.demo.phase import Phase, Stage, run
 from e2e.demo.scenario import MEASURED_SECONDS, TIME_SCALE, WARM_UP_SECONDS, Example
 from e2e.demo.sizing import Size, by_service, reference, static_size
@@ -28,6 +27,7 @@ from e2e.load.endpoints import ENDPOINT_SLICES, SERVICE_NAME_LABEL, SliceEndpoin
 from e2e.load.trace import Arrival, Traffic, data_folder, traffic
 from e2e.testbed import bed as testbed
 from e2e.testbed.bed import Bed
+from tokenservice.simulate.reference import Reference
 
 OUT = Path(__file__).resolve().parents[1] / "out"
 SECONDS = WARM_UP_SECONDS + MEASURED_SECONDS
@@ -169,9 +169,7 @@ def _conclude(
 
 def _references(services: Mapping[str, Example], arrivals: list[Arrival]) -> dict[str, Reference]:
     traffic_of = by_service(arrivals, list(services))
-    with ProcessPoolExecutor() as pool:
-        found = pool.map(reference, services.values(), [traffic_of[name] for name in services])
-        return dict(zip(services, found, strict=True))
+    return {name: reference(example, traffic_of[name]) for name, example in services.items()}
 
 
 def _write(

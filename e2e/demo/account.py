@@ -11,32 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from tokenservice.core.step import StepModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """Yardstick of a service: its reference variant, the rate it holds (requests/s per replica), its mean request."""
-
-    model: StepModel
-    tensor_parallel_size: int
-    requests_per_second: float
-    batch: float
-    mean_input_tokens: float
-    mean_output_tokens: float
-
-    def accelerator_seconds(self, input_tokens: float, output_tokens: float) -> float:
-        """What a request is worth: TP / lambda*, times its share of the mean request's work."""
-        share = self._work_ms(input_tokens, output_tokens) / self._work_ms(
-            self.mean_input_tokens, self.mean_output_tokens
-        )
-        return self.tensor_parallel_size / self.requests_per_second * share
-
-    def _work_ms(self, inputs: float, outputs: float) -> float:
-        per_token = (
-            self.model.alpha_ms / self.batch + self.model.beta_ms + self.model.kappa_ms * (inputs + outputs / 2) / 1000
-        )
-        return self.model.delta_ms * inputs + outputs * per_token
+from tokenservice.simulate.reference import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +118,13 @@ def attainment(outcomes: Iterable[Outcome]) -> dict[str, float]:
     return {service: met[service] / count for service, count in sorted(arrived.items())}
 
 
+def worth(reference: Reference, input_tokens: int, output_tokens: int) -> float:
+    """Accelerator-seconds of a request; the demo's traffic shares no prefixes, so each prompt is computed whole."""
+    return reference.accelerator_seconds(float(input_tokens), float(output_tokens), float(input_tokens))
+
+
 def _worth(outcome: Outcome, references: Mapping[str, Reference]) -> float:
-    return references[outcome.service].accelerator_seconds(outcome.input_tokens, outcome.output_tokens)
+    return worth(references[outcome.service], outcome.input_tokens, outcome.output_tokens)
 
 
 def _waterfall(met: float, missed: float, existed: float, held: Sequence[Held]) -> Waterfall:

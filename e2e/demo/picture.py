@@ -12,8 +12,9 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from e2e.demo.account import Bill, Reference
+from e2e.demo.account import Bill, worth
 from e2e.demo.phase import Phase
+from tokenservice.simulate.reference import Reference
 
 _PARTS = {
     "utilization": ("good tokens", "#2a9d5c"),
@@ -63,10 +64,8 @@ def _existing(phase: Phase) -> np.ndarray:
 def _demand(phase: Phase, references: Mapping[str, Reference], at: np.ndarray, window: float = 5.0) -> np.ndarray:
     """Accelerators that the arrivals of the last seconds are worth on the reference variants."""
     arrived = np.array([result.arrived_epoch_s - phase.started for result in phase.results])
-    worth = np.array(
-        [references[r.service].accelerator_seconds(r.input_tokens, r.output_tokens) for r in phase.results]
-    )
-    return np.array([worth[(arrived > now - window) & (arrived <= now)].sum() / window for now in at])
+    worths = np.array([worth(references[r.service], r.input_tokens, r.output_tokens) for r in phase.results])
+    return np.array([worths[(arrived > now - window) & (arrived <= now)].sum() / window for now in at])
 
 
 def _waterfall(axes: plt.Axes, bills: Mapping[str, Bill]) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from e2e.demo.account import Bill, Outcome, Reference
+from e2e.demo.account import Bill, Outcome
 from e2e.demo.phase import Phase
 from e2e.demo.sizing import Size
+from tokenservice.simulate.reference import Reference
 
 Json = dict[str, Any]
 

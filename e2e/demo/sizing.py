@@ -8,16 +8,14 @@ from math import ceil
 
 import numpy as np
 
-from e2e.demo.account import Reference
 from e2e.demo.scenario import Example
 from e2e.load.trace import Arrival
 from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
-from tokenservice.core.capacity import Workload, latency_at, targets
+from tokenservice.core.capacity import Workload, targets
 from tokenservice.core.model import Accelerator, Profile, Variant
 from tokenservice.core.variants import Ranked, candidates, ranked
-from tokenservice.simulate.engine import EngineLimits
-from tokenservice.simulate.bounds import Bounds
-from tokenservice.simulate.steady import reference_rate
+from tokenservice.simulate.reference import Reference
+from tokenservice.simulate.reference import reference as yardstick
 
 BIN_SECONDS = 10.0
 """Demand is binned by so much time of the trace."""
@@ -74,22 +72,12 @@ def reference(example: Example, arrivals: Sequence[Arrival]) -> Reference:
         choices(example, arrivals),
         key=lambda pair: (pair[0].price_per_hour / pair[1].requests_per_second, pair[0].name),
     )
-    goals, work = targets(example.spec.objectives), workload(arrivals)
-    bounds = Bounds(
-        ttft_seconds=goals.ttft_seconds,
-        tpot_seconds=goals.tpot_seconds,
-        attainment=max(goals.ttft_fraction, goals.tpot_fraction),
-    )
-    limits = EngineLimits(variant.max_num_seqs, variant.max_num_batched_tokens, variant.kv_capacity_tokens)
-    lengths = [(a.input_tokens, a.output_tokens) for a in arrivals] or [(1155, 211)]
-    rate = reference_rate(variant.step, limits, lengths, bounds)
-    return Reference(
-        model=variant.step,
-        tensor_parallel_size=variant.accelerators,
-        requests_per_second=rate,
-        batch=latency_at(variant, work, rate).batch,
-        mean_input_tokens=work.input_tokens,
-        mean_output_tokens=work.output_tokens,
+    lengths = [(a.input_tokens, a.output_tokens) for a in arrivals]
+    usual = workload(arrivals)
+    return yardstick(
+        variant,
+        lengths or [(round(usual.input_tokens), round(usual.output_tokens))],
+        targets(example.spec.objectives),
     )
 
 

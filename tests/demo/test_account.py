@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2e.demo.account import Held, NodeSpan, Outcome, Reference, bill
+from e2e.demo.account import Held, NodeSpan, Outcome, bill, worth
 from tokenservice.core.step import StepModel
+from tokenservice.simulate.reference import Reference
 
 REFERENCE = Reference(
     model=StepModel(10.0, 0.05, 0.05, 0.05),
@@ -40,7 +41,7 @@ def test_a_missed_request_counts_for_nothing() -> None:
 
 
 def test_a_mean_request_is_worth_the_accelerators_over_the_rate() -> None:
-    assert REFERENCE.accelerator_seconds(1000, 200) == pytest.approx(2 / 4)
+    assert worth(REFERENCE, 1000, 200) == pytest.approx(2 / 4)
 
 
 @given(
