@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.core.test_learning import slow_engines
 from tests.support.build import SETTINGS, make_service
 from tokenservice.app import loop
 from tokenservice.app.loop import Planner
@@ -24,6 +25,7 @@ from tokenservice.core.model import (
     Snapshot,
     StatusWrite,
 )
+from tokenservice.core.refinement import LEAST_SAMPLES, WINDOW_SECONDS
 from tokenservice.edge.apply import Outcome, Report, Result
 from tokenservice.edge.projections import Unreadable
 
@@ -348,3 +350,15 @@ async def test_health_ends_with_passes() -> None:
     assert planner.healthy
     world.now += 2
     assert not planner.healthy
+
+
+async def test_what_engines_teach_is_published_and_kept_from_pass_to_pass() -> None:
+    world = World(snapshot=slow_engines())
+    planner = world.planner()
+    for _ in range(LEAST_SAMPLES):
+        assert not any(plan.statuses for plan in world.reported)
+        await planner.turn()
+        world.now += WINDOW_SECONDS
+    (write,) = world.reported[-1].statuses
+    assert write.key.kind == "CapacityProfile"
+    assert write.status["samples"] == LEAST_SAMPLES

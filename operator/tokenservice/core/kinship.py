@@ -5,8 +5,8 @@ accelerator, and both. Their logarithms are taken as a Gaussian process whose co
 thing that two configurations share. Each configuration is first fitted alone; what its measurements say, with how
 little they say it, then enters the process, and the belief for any other configuration is the conditional distribution.
 
-The variances are round numbers. Halving or doubling any of them moves the median error on held-out shapes by less than
-half a point (`docs/capacity.md`), so they are not tuned to a file.
+The variances are round numbers: halving or doubling any of them moves the median error on held-out shapes by less than
+a quarter of a point (`docs/capacity.md`), so they are not tuned to a file.
 """
 
 from __future__ import annotations
