@@ -49,6 +49,11 @@ class NodeGroup:
     most_nodes: int
     whole_nodes: bool = True
 
+    @property
+    def most_accelerators(self) -> int:
+        """All that there may be."""
+        return self.most_nodes * self.accelerators_per_node
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
@@ -82,7 +87,7 @@ class Engines(Protocol):
 class _NodeLife:
     node: Node
     group: str
-    empty_since: float
+    empty_since: float | None = None
 
 
 @dataclass
@@ -183,9 +188,10 @@ class Cluster:
         """Makes the pods of all Deployments, with the nodes they need, and lets them serve at once."""
         gates, self.gates = self.gates, False
         self.reconcile()
-        for name in list(self._booting):
-            self._node_started(name)
-        self._schedule()
+        while self._booting:
+            for name in list(self._booting):
+                self._node_started(name)
+            self._schedule()
         self._due.clear()
         for pod in list(self.pods.values()):
             self._change(pod.name, serving=True if gates else None)
@@ -202,7 +208,7 @@ class Cluster:
             _, _, kind, name = heappop(self._due)
             if kind == "node":
                 self._node_started(name)
-            else:
+            elif kind == "pod":
                 self._loaded(name)
         self.reconcile()
 
@@ -298,7 +304,7 @@ class Cluster:
 
     def _set_serving(self, name: str, serving: bool) -> None:
         pod = self.pods.get(name)
-        if pod is None:
+        if pod is None or pod.deleting:
             return
         changed = self._change(name, serving=serving, ready=pod.containers_ready and serving)
         if changed is not None and pod.containers_ready:
@@ -392,16 +398,20 @@ class Cluster:
                     left.append([group, size - need])
 
     def _order(self, group: str, need: int) -> int:
+        """Accelerators of the node ordered for so many; 0 where none may be had, or none would be large enough."""
         limits = self.groups[group]
-        existing = sum(life.group == group for life in (*self._nodes.values(), *self._booting.values()))
-        if existing >= limits.most_nodes:
-            return 0
         size = limits.accelerators_per_node if limits.whole_nodes else need
+        if need > limits.accelerators_per_node or self._existing(group) + size > limits.most_accelerators:
+            return 0
         life = self._make(group, size)
         self._booting[life.node.name] = life
         ready_at = self.now + self.pace.node_start_seconds
         heappush(self._due, (ready_at, next(self._serial), "node", life.node.name))
         return size
+
+    def _existing(self, group: str) -> int:
+        every = (*self._nodes.values(), *self._booting.values())
+        return sum(sum(life.node.allocatable.values()) for life in every if life.group == group)
 
     def _make(self, group: str, accelerators: int) -> _NodeLife:
         limits = self.groups[group]
@@ -419,7 +429,7 @@ class Cluster:
             taints=({"key": resource, "effect": "NoSchedule"},),
         )
         self.ledger.node_ordered(node.name, limits.accelerator, accelerators, self.now)
-        return _NodeLife(node, group, self.now)
+        return _NodeLife(node, group)
 
     def _node_started(self, name: str) -> None:
         life = self._booting.pop(name, None)
@@ -427,7 +437,6 @@ class Cluster:
             self._join(life)
 
     def _join(self, life: _NodeLife) -> None:
-        life.empty_since = self.now
         self._nodes[life.node.name] = life
 
     def _release_nodes(self) -> None:
@@ -435,10 +444,17 @@ class Cluster:
         used |= {pod.nominated_node for pod in self.pods.values() if pod.node is None}
         for name, life in list(self._nodes.items()):
             if name in used:
+                life.empty_since = None
+                continue
+            if life.empty_since is None:
                 life.empty_since = self.now
-            elif self.now - life.empty_since >= self.pace.node_idle_seconds:
+                heappush(self._due, (self._released_at(self.now), next(self._serial), "release", name))
+            if self.now >= self._released_at(life.empty_since):
                 del self._nodes[name]
                 self.ledger.node_gone(name, self.now)
+
+    def _released_at(self, empty_since: float) -> float:
+        return empty_since + self.pace.node_idle_seconds
 
 
 _READY, _STARTING, _DRAINING = range(3)

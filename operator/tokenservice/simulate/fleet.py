@@ -142,6 +142,7 @@ class Fleet:
             self.cluster.kill_busiest_node(failure.node)
         else:
             self.cluster.crash_oldest(failure.service or "")
+        self.cluster.reconcile()
 
     def _sample(self) -> None:
         counts = self._counts()

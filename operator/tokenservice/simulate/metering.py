@@ -1,8 +1,9 @@
 """What Prometheus would say of simulated replicas: scrapes, rates over windows, staleness.
 
-The figures are those of `edge/promql.py`, formed from scraped counters in the same way: a rate is the difference of
-the last and the first sample in its window; arrivals are first tokens plus what the queues grew by; requests held
-where no replica serves are seen by nobody.
+The figures are those of `edge/promql.py`, formed from scraped counters in the same way. A rate is the difference of
+the last and the first sample in its window, per second between them: what `rate()` amounts to where samples are evenly
+spaced. A window leaves out its own first instant, as Prometheus 3 does, so one of 15 s holds three scrapes 5 s apart.
+Arrivals are first tokens plus what the queues grew by; requests held where no replica serves are seen by nobody.
 """
 
 from __future__ import annotations
@@ -82,12 +83,12 @@ class Meter:
 
     def metrics(self, now: float) -> ServiceMetrics | Missing:
         """What a query at `now` gives."""
-        if not self._scrapes:
-            return Missing("NoSeries", "no engine has been scraped yet")
+        if not self.engines:
+            return Missing("NoSeries", "no engine was there to be scraped")
         last = self._scrapes[-1]
         if now - last.at > self.windows.staleness:
             return Missing("Stale", f"the newest sample is {now - last.at:.0f} s old")
-        first = self._since(last.at - self.windows.rate)
+        first = self._since(now - self.windows.rate)
         if first is last:
             return Missing("TooFewSamples", "a rate needs two samples")
         return self._metrics(first, last)
@@ -129,10 +130,10 @@ class Meter:
             self._rates.popleft()
 
     def _since(self, start: float) -> Scrape:
-        """The oldest sample not before `start`."""
+        """The oldest sample after `start`; the newest where there is none."""
         found = self._scrapes[-1]
         for scrape in reversed(self._scrapes):
-            if scrape.at < start - 1e-9:
+            if scrape.at <= start + 1e-9:
                 break
             found = scrape
         return found
