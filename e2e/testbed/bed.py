@@ -55,9 +55,11 @@ class Bed:
         self.processes.wait_until(self._farm_answers, what="fake engines listening", timeout_seconds=30)
 
     def stop(self) -> None:
-        """Stops what was started here, and nothing else."""
+        """Stops what was started here, and nothing else; a cluster that was there loses the chart again."""
         self.processes.stop()
         self.prometheus.stop()
+        if not self.cluster.owned:
+            self.operator.uninstall()
         if self.own_cluster:
             self.cluster.stop()
 

@@ -48,7 +48,7 @@ NODE_GRACE_SECONDS = 10
 
 @dataclass
 class Cluster:
-    """A running control plane. `kubeconfig` is an administrator's."""
+    """A running control plane. `kubeconfig` is an administrator's. One that is not `owned` was there before."""
 
     folder: Path
     server: str
@@ -95,8 +95,7 @@ class Cluster:
     def stop(self) -> None:
         """Stops what was started here; an existing cluster is left alone."""
         self.processes.stop()
-        if self.owned:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def start(folder: Path | None = None) -> Cluster:
@@ -277,7 +276,6 @@ def _existing() -> Cluster:
     context = os.environ.get("KUBE_CONTEXT")
     if not context:
         raise TestbedError("CLUSTER=existing needs KUBE_CONTEXT=NAME: no cluster is ever taken by accident")
-    home = Path(tempfile.mkdtemp(prefix="taas-"))
     view = subprocess.run(
         [tool("kubectl"), "config", "view", "--raw", "--flatten", "--minify", f"--context={context}", "-o", "json"],
         capture_output=True,
@@ -285,7 +283,10 @@ def _existing() -> Cluster:
         check=True,
     )
     config = json.loads(view.stdout)
-    found = config["clusters"][0]["cluster"]
+    found, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    if "token" not in user or "certificate-authority-data" not in found:
+        raise TestbedError(f"context {context} must name a cluster with its CA and a user with a token: tests use both")
+    home = Path(tempfile.mkdtemp(prefix="taas-"))
     certificate = home / "ca.crt"
     certificate.write_bytes(base64.b64decode(found["certificate-authority-data"]))
     _private(home / "kubeconfig", view.stdout)
@@ -295,6 +296,7 @@ def _existing() -> Cluster:
         certificate=certificate,
         kubeconfig=home / "kubeconfig",
         processes=Processes(home / "logs"),
+        owned=False,
     )
 
 

@@ -14,7 +14,7 @@ from e2e.testbed import cluster as testbed
 from e2e.testbed.bed import Bed
 from e2e.testbed.cluster import Cluster
 from e2e.tests.support.api import Api, eventually
-from e2e.tests.support.bed import TIME_SCALE, leads, mended, prepare
+from e2e.tests.support.bed import TIME_SCALE, cleared, leads, mended, prepare
 from e2e.tests.support.site import Site
 
 
@@ -44,6 +44,7 @@ def whole_bed() -> Iterator[Bed]:
         eventually(lambda: leads(running), "the operator leads")
         yield running
     finally:
+        cleared(running)
         running.stop()
 
 
