@@ -30,7 +30,8 @@ from tokenservice.app.metering import Metering
 from tokenservice.app.observe import CHILD_KINDS, Observer
 from tokenservice.app.settings import Settings, identity, load
 from tokenservice.catalogue import accelerator_class_objects, architectures, capacity_profile_objects
-from tokenservice.core.model import Json, ObjectKey, Pod, Service
+from tokenservice.core.memo import Memo
+from tokenservice.core.model import Json, ObjectKey, Plan, Pod, Service, Snapshot
 from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL
 from tokenservice.edge.apply import Applier
 from tokenservice.edge.catalogue import apply_catalogue
@@ -76,8 +77,10 @@ def run(options: Options, decide: Decide | None = None) -> int:
 
 
 def _core_decide() -> Decide:
-    decide: Decide = importlib.import_module("tokenservice.core.decide").decide
-    return decide
+    """The decision, with a memo of its own: one process plans one fleet, one pass at a time."""
+    decide: Callable[[Snapshot, float, Memo | None], Plan] = importlib.import_module("tokenservice.core.decide").decide
+    memo = Memo()
+    return lambda snapshot, now: decide(snapshot, now, memo)
 
 
 async def _main(options: Options, decide: Decide) -> None:

@@ -20,14 +20,18 @@ from tokenservice.core.packing import Yard
 from tokenservice.core.room import usable
 
 _ORDER = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
-_ALTERNATIVE_PRICE_LIMIT = 2.0
+ALTERNATIVE_PRICE_LIMIT = 2.0
 
 Ranked = tuple[tuple[Variant, Capacity], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:
-    """What one service asks for: `replicas` of `ranked[primary]`, of which `owed` are beyond any budget."""
+    """What one service asks for: `replicas` of `ranked[primary]`, of which `owed` are beyond any budget.
+
+    `options` are for a service that runs nothing yet and may choose: the replicas that each of `ranked` would take by
+    itself, 0 for one that may not be chosen.
+    """
 
     service: Service
     ranked: Ranked
@@ -35,6 +39,7 @@ class Want:
     replicas: int
     owed: int
     current: Mapping[str, int]
+    options: tuple[int, ...] = ()
 
     @property
     def variant(self) -> Variant:
@@ -62,6 +67,17 @@ def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
     budget = _Budget(limit, sum(_price(want, want.current) for want in wants) if limit is not None else 0.0)
     grants = {want.service.key: _recalled(facts, want, left, budget) for want in sorted(wants, key=_precedence)}
     return tuple(grants[want.service.key] for want in wants)
+
+
+def stock(facts: Facts) -> dict[str, int]:
+    """Accelerators that are free for new replicas, by class, once pods that wait for a node have theirs."""
+    free: dict[str, int] = {}
+    for room in after_pending(facts).rooms.values():
+        accelerator = facts.class_of(room.node)
+        if accelerator is not None:
+            count = room.free.get(accelerator.spec.resource_name, 0)
+            free[accelerator.name] = free.get(accelerator.name, 0) + max(0, count)
+    return free
 
 
 def _recalled(facts: Facts, want: Want, left: Yard, budget: _Budget) -> Grant:
@@ -138,7 +154,7 @@ def _kept(want: Want) -> dict[str, int]:
 def _choice(want: Want, left: Yard) -> tuple[tuple[Variant, Capacity], bool]:
     """The first choice if it has room, else the best other with room, else the first choice without."""
     first = want.ranked[want.primary]
-    limit = _ALTERNATIVE_PRICE_LIMIT * _token_price(first)
+    limit = ALTERNATIVE_PRICE_LIMIT * _token_price(first)
     others = [pair for pair in want.ranked if pair[0] is not first[0] and _token_price(pair) <= limit]
     for pair in (first, *others):
         if left.best(replica(want.service, pair[0])) is not None:

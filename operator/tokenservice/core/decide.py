@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tokenservice.core.allocation import Grant, allocate
+from tokenservice.core.allocation import Grant, allocate, stock
+from tokenservice.core.choice import chosen
 from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts
 from tokenservice.core.manifests import deployment, shared_children
@@ -30,7 +31,7 @@ from tokenservice.core.model import (
     Snapshot,
 )
 from tokenservice.core.moves import placements, repacking
-from tokenservice.core.outlook import Outlook, outlook
+from tokenservice.core.outlook import Outlook, outlook, started_with
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollout import Step, apply, delete, retired, step
 
@@ -42,7 +43,7 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     """
     facts = Facts(snapshot, Memo() if memo is None else memo)
     facts.memo.begin(service.key for service in snapshot.services)
-    outlooks = [outlook(facts, service) for service in snapshot.services if not service.deleting]
+    outlooks = _chosen(facts, [outlook(facts, service) for service in snapshot.services if not service.deleting])
     grants = {grant.want.service.key: grant for grant in allocate([o.want for o in outlooks if o.want], facts)}
     acted_on = [grant for grant in grants.values() if acting(facts, grant.want.service)]
     actions: list[Action] = list(placements(facts, acted_on, now))
@@ -71,6 +72,17 @@ def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:
     margin = facts.snapshot.margins.get(seen.service.key, UNTRIED)
     load = seen.load(margin.factor, facts.ready(seen.service.key))
     return moved(margin, seen.metrics, seen.targets, now, load=load, enough=full)
+
+
+def _chosen(facts: Facts, outlooks: list[Outlook]) -> list[Outlook]:
+    """The outlooks once services that run nothing yet have chosen their variants among them."""
+    wants = [seen.want for seen in outlooks if seen.want is not None]
+    if not any(want.options for want in wants):
+        return outlooks
+    picked = chosen(wants, stock(facts))
+    return [
+        started_with(facts, seen, start) if (start := picked.get(seen.service.key, 0)) else seen for seen in outlooks
+    ]
 
 
 def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:

@@ -109,19 +109,17 @@ def _used(facts: Facts, service: Service, accelerator: Accelerator) -> bool:
     return any(name.startswith(f"{accelerator.name}-") for name in facts.counts(service.key))
 
 
-def _scaled(facts: Facts, seen: Outlook) -> Outlook:
+def started_with(facts: Facts, seen: Outlook, primary: int) -> Outlook:
+    """The outlook of a service that runs nothing yet, once it was decided which of `ranked` it starts with."""
+    return _scaled(facts, seen, primary)
+
+
+def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
     """Adds what is asked of the service, and how many replicas of which variant that takes."""
-    spec = seen.service.spec
-    assert spec is not None
     current = facts.counts(seen.service.key)
-    primary = _primary(seen.ranked, current)
-    variant, capacity = seen.ranked[primary]
-    asked = demand(seen.metrics, seen.workload, lead_seconds=variant.cold_start_seconds)
-    count = _equivalent(seen.ranked, primary, current)
-    margin = usable(facts.snapshot.margins.get(seen.service.key, UNTRIED))
-    scaling = _held_if_partial(
-        facts, seen, desired(spec, count, asked, capacity, facts.snapshot.fleet, seen.workload, margin), count
-    )
+    primary = _primary(seen.ranked, current, start)
+    asked, count = _asked(seen, primary), _equivalent(seen.ranked, primary, current)
+    scaling = _held_if_partial(facts, seen, _desired(facts, seen, primary, asked, count), count)
     want = Want(
         service=seen.service,
         ranked=seen.ranked,
@@ -129,15 +127,45 @@ def _scaled(facts: Facts, seen: Outlook) -> Outlook:
         replicas=scaling.replicas,
         owed=scaling.floor,
         current=current,
+        options=() if any(current.values()) else _options(facts, seen, asked),
     )
     return replace(seen, demand=asked, scaling=scaling, want=want)
 
 
-def _primary(order: Ranked, current: Mapping[str, int]) -> int:
+def _asked(seen: Outlook, index: int) -> Demand | Missing:
+    return demand(seen.metrics, seen.workload, lead_seconds=seen.ranked[index][0].cold_start_seconds)
+
+
+def _desired(facts: Facts, seen: Outlook, index: int, asked: Demand | Missing, count: int) -> Scaling:
+    spec = seen.service.spec
+    assert spec is not None
+    margin = usable(facts.snapshot.margins.get(seen.service.key, UNTRIED))
+    return desired(spec, count, asked, seen.ranked[index][1], facts.snapshot.fleet, seen.workload, margin)
+
+
+def _options(facts: Facts, seen: Outlook, asked: Demand | Missing) -> tuple[int, ...]:
+    """Replicas that each variant would take alone, for those of the most preferred class if the spec names classes.
+
+    Empty while nothing is known of the demand: one replica of the smallest variant would then always look cheapest.
+    """
+    spec = seen.service.spec
+    promised = spec is not None and spec.objectives.volume is not None
+    if spec is None or spec.replicas is not None or (isinstance(asked, Missing) and not promised):
+        return ()
+    first = seen.ranked[0][0].accelerator.name if spec.placement.accelerators else None
+    return tuple(
+        _desired(facts, seen, index, _asked(seen, index), 0).replicas
+        if first in (None, variant.accelerator.name)
+        else 0
+        for index, (variant, _) in enumerate(seen.ranked)
+    )
+
+
+def _primary(order: Ranked, current: Mapping[str, int], start: int) -> int:
     """The variant in use with most replicas while it is a candidate: a better one on paper is no reason to reload."""
     in_use = [(current.get(variant.name, 0), -index) for index, (variant, _) in enumerate(order)]
     most, negative_index = max(in_use)
-    return -negative_index if most > 0 else 0
+    return -negative_index if most > 0 else start
 
 
 def _equivalent(order: Ranked, primary: int, current: Mapping[str, int]) -> int:
