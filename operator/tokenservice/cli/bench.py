@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import typer
 
+from tokenservice.cli.bench_churn import churn
 from tokenservice.cli.bench_packing import packing
 from tokenservice.cli.bench_plan import plan
 
 bench = typer.Typer(help="Measure against published benchmarks.", no_args_is_help=True)
+bench.command()(churn)
 bench.command()(packing)
 bench.command()(plan)
 

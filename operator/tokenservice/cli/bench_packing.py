@@ -63,7 +63,7 @@ def _measured(name: str, nodes: NodeList, pods: PodList, seeds: tuple[int, ...])
 
     report = bench(name, nodes, pods, seeds, _progress)
     typer.echo(
-        f"{name}: {report.allocated_percent:.2f} % allocated at 130 % demand, sd {report.allocated_percent_sd:.2f} over "
+        f"{name}: {report.allocated_percent:.2f} % allocated at 130 % demand, sd {report.allocated_percent_sd:.2f}, "
         f"{len(seeds)} seeds; {report.milliseconds_per_pod_p50:.2f} ms a pod, p95 "
         f"{report.milliseconds_per_pod_p95:.2f}, longest {report.milliseconds_per_pod_max:.1f}"
     )

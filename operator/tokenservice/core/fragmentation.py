@@ -78,7 +78,7 @@ def stranded(cpu: int, memory: int, free: Ints, model: int, requests: Ints, shar
             slots, reachable = 0, 0
             for left in free:
                 if left >= milli:
-                    slots += left // milli
+                    slots += 1 if left < 2 * milli else left // milli  # dividing is slow, and one is the usual
                     reachable += left
             if slots >= count:
                 copies = float(slots // count)

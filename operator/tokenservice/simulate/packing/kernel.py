@@ -212,11 +212,13 @@ def _drawn(flags: Flags, draw: float) -> int:
 
 
 @compiled
-def random_choice(state: State, request: Ints, node_draw: float, device_draw: float) -> tuple[int, int]:
+def random_choice(state: State, request: Ints, kind: int, node_draw: float, device_draw: float) -> tuple[int, int]:
     """A node that fits and, for a share, an accelerator of it; both draws are uniform in [0, 1)."""
-    fitting = np.zeros(len(state.cpu), dtype=np.bool_)
     for node in range(len(state.cpu)):
-        fitting[node] = fits(state, node, request)
+        if state.seen[kind, node] != state.version[node]:
+            state.seen[kind, node] = state.version[node]
+            state.score[kind, node] = 0.0 if fits(state, node, request) else NOWHERE
+    fitting = state.score[kind] > NOWHERE
     if not fitting.any():
         return -1, -1
     chosen = _drawn(fitting, node_draw)

@@ -2,7 +2,7 @@
 
 `random` and `best-fit` are told nothing. `fgd` is told the whole list in advance: the kinds of pods that make up 95 %
 of it, as in its publication. `ours` is told nothing: it counts the pods that came so far, the present one included,
-and renews its expectation each time their number has doubled. None refuses a pod that fits, and none moves one.
+and renews its expectation each time four times as many have come. None refuses a pod that fits, and none moves one.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class RandomFit:
     """Any node that fits, any accelerator of it."""
 
     def __init__(self, nodes: NodeList, kinds: Ints, rng: np.random.Generator) -> None:
-        self._state, self._rng = _state(nodes, 0), rng
+        self.state, self._rng = _state(nodes, len(kinds)), rng
 
     def choose(self, kind: int, request: Ints) -> int:
-        node, device = kernel.random_choice(self._state, request, self._rng.random(), self._rng.random())
+        """The node for a pod of `kind` with `request`, which moves in; -1 where none fits."""
+        node, device = kernel.random_choice(self.state, request, kind, self._rng.random(), self._rng.random())
         if node >= 0:
-            kernel.commit(self._state, node, device, request, kernel.BEST_FIT, _NOTHING.requests, _NOTHING.shares)
+            kernel.commit(self.state, node, device, request, kernel.BEST_FIT, _NOTHING.requests, _NOTHING.shares)
         return int(node)
 
 
@@ -42,12 +43,12 @@ class Scored:
     """The node with the best score, by an expected demand that does not change."""
 
     def __init__(self, nodes: NodeList, kinds: Ints, how: int, demand: Demand) -> None:
-        self._state, self._how, self._demand = _state(nodes, len(kinds)), how, demand
-        kernel.reprice(self._state, how, demand.requests, demand.shares)
+        self.state, self._how, self._demand = _state(nodes, len(kinds)), how, demand
+        kernel.reprice(self.state, how, demand.requests, demand.shares)
 
     def choose(self, kind: int, request: Ints) -> int:
         """The node for a pod of `kind` with `request`, which moves in; -1 where none fits."""
-        state, demand = self._state, self._demand
+        state, demand = self.state, self._demand
         node = kernel.decide(state, request, kind, self._how, demand.requests, demand.shares)
         if node >= 0:
             device = state.device[kind, node]
@@ -57,7 +58,7 @@ class Scored:
     def expect(self, demand: Demand) -> None:
         """Score by another demand from now on."""
         self._demand = demand
-        kernel.reprice(self._state, self._how, demand.requests, demand.shares)
+        kernel.reprice(self.state, self._how, demand.requests, demand.shares)
 
 
 class Ours(Scored):
@@ -65,13 +66,15 @@ class Ours(Scored):
 
     def __init__(self, nodes: NodeList, kinds: Ints) -> None:
         self._kinds, self._counts = kinds, np.zeros(len(kinds), dtype=np.int64)
+        self._seen, self._next_look = 0, 1
         super().__init__(nodes, kinds, kernel.OURS, _NOTHING)
 
     def choose(self, kind: int, request: Ints) -> int:
         """The node for a pod of `kind` with `request`, which moves in; -1 where none fits."""
         self._counts[kind] += 1
-        seen = int(self._counts.sum())
-        if seen & (seen - 1) == 0:
+        self._seen += 1
+        if self._seen == self._next_look:
+            self._next_look *= 4
             self.expect(expected_demand(self._kinds, self._counts))
         return super().choose(kind, request)
 
