@@ -159,7 +159,7 @@ def test_a_replica_that_drains_holds_its_accelerators_until_it_is_idle_and_gets_
     assert pods(made, "large")[0].node is None
     assert made.ledger.held.draining == pytest.approx(4 * 50)
     engines(made).busy.clear()
-    live(made, 1)
+    live(made, 5)
     assert (pods(made), pods(made, "large")[0].node) == ([], "h100-0001")
 
 
@@ -169,9 +169,9 @@ def test_a_drain_ends_when_its_time_is_over() -> None:
     live(made, 200)
     engines(made).busy.add(pods(made)[0].name)
     scaled(made, "chat", 0)
-    made.settle(made.now + 9.9)
+    live(made, 9.9)
     assert len(pods(made)) == 1
-    made.settle(made.now + 0.1)
+    live(made, 0.1)
     assert pods(made) == []
 
 

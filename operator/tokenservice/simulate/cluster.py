@@ -35,6 +35,9 @@ from tokenservice.core.packing import best_node
 from tokenservice.core.room import Room, of_class, rooms, usable
 from tokenservice.simulate.ledger import Ledger
 
+_LOOK_SECONDS = 5.0
+"""So often a draining replica is asked whether it is done."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeGroup:
@@ -210,6 +213,8 @@ class Cluster:
                 self._node_started(name)
             elif kind == "pod":
                 self._loaded(name)
+            elif kind == "drain":
+                self._look_at_drain(name)
         self.reconcile()
 
     def reconcile(self) -> None:
@@ -217,7 +222,6 @@ class Cluster:
         for child in [child for child in self.children.values() if child.key.kind == "Deployment"]:
             self._scale(child)
         self._collect_orphans()
-        self._finish_drains()
         self._schedule()
         self._release_nodes()
 
@@ -316,6 +320,7 @@ class Cluster:
             return
         changed = self._change(pod.name, deleting=True, ready=False)
         self._deleting_since[pod.name] = self.now
+        heappush(self._due, (self.now, next(self._serial), "drain", pod.name))
         if changed is not None:
             self.engines.serving(changed, False)
 
@@ -325,11 +330,16 @@ class Cluster:
         if pod.containers_ready:
             self.engines.stopped(pod)
 
-    def _finish_drains(self) -> None:
-        for name, since in list(self._deleting_since.items()):
-            pod = self.pods[name]
-            if self.engines.idle(pod) or self.now - since >= self.pace.drain_seconds:
-                self._remove(pod)
+    def _look_at_drain(self, name: str) -> None:
+        """At times of its own: when a drain ends must not hang on who else looks at the cluster."""
+        since = self._deleting_since.get(name)
+        if since is None:
+            return
+        end = since + self.pace.drain_seconds
+        if self.now >= end or self.engines.idle(self.pods[name]):
+            self._remove(self.pods[name])
+        else:
+            heappush(self._due, (min(self.now + _LOOK_SECONDS, end), next(self._serial), "drain", name))
 
     def _loaded(self, name: str) -> None:
         pod = self.pods.get(name)
