@@ -53,7 +53,7 @@ REGIONS = ("eu-1", "us-1")
 PER_NODE = 8
 _SIZES_PER_CLASS = 2
 _TIERS = ("Guaranteed", "Elastic", "Elastic", "Elastic", "Spot")
-_ASKED = 0.78
+_ASKED = 0.80
 """Share of the accelerators that the cheapest variants would take; the scarce classes' substitutes take more."""
 
 _FITTINGS = 4
