@@ -18,7 +18,9 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the re
 def simulate(
     scenario: ScenarioFile,
     policy: Annotated[str, typer.Option(help="Who decides; `--policy list` names all.")] = "operator",
-    seed: Annotated[int | None, typer.Option(help="Seed of all that is drawn.", show_default="the scenario's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of all that is drawn.", show_default="the scenario's")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Run a scenario and show utilization, attainment and cost."""

@@ -15,6 +15,7 @@ import numpy as np
 from tokenservice.core.capacity import Targets, Workload, latency_at
 from tokenservice.core.model import Variant
 from tokenservice.core.step import StepModel
+from tokenservice.errors import InputError
 from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.engine import EngineLimits
 from tokenservice.simulate.steady import reference_rate
@@ -64,10 +65,10 @@ def limits_of(variant: Variant) -> EngineLimits:
 
 
 def reference(variant: Variant, lengths: Sequence[tuple[int, int]], targets: Targets) -> Reference:
-    """The yardstick on a variant, its rate found by simulation with these lengths. ValueError when none holds."""
+    """The yardstick on a variant, its rate found by simulation with these lengths. InputError when none holds."""
     rate = reference_rate(variant.step, limits_of(variant), lengths, bounds_of(targets))
     if rate <= 0:
-        raise ValueError(f"{variant.name} keeps no request within the objectives: choose another reference variant")
+        raise InputError(f"{variant.name} keeps no request within the objectives: choose another reference variant")
     inputs, outputs = np.array(lengths, dtype=float).mean(axis=0)
     mean = Workload(float(inputs), float(outputs))
     return Reference(

@@ -49,6 +49,11 @@ def decider(setting: Setting, policy: str, choice: int = 0) -> Policy | None:
     if policy == "static-pooled":
         demand = {key: one.demand for key, one in setting.offers.items()}
         return Static(policy, pooled_sizes(demand, {key: one.lambda_star for key, one in setting.offers.items()}))
-    if policy not in POLICIES:
+    return POLICIES[known(policy)].sweep[choice].make()
+
+
+def known(policy: str) -> str:
+    """The name, if there is such a policy: before anything is measured for it. InputError if not."""
+    if policy not in names():
         raise InputError(f"there is no policy {policy!r}; there are {', '.join(names())}")
-    return POLICIES[policy].sweep[choice].make()
+    return policy
