@@ -66,7 +66,7 @@ def test_every_policy_is_named_with_a_line() -> None:
 WRONG: dict[str, tuple[str, list[str]]] = {
     "no such policy": ("there is no policy 'best'; there are operator, static-p99", ["--policy", "best"]),
     "an unknown field": ("nope: unknown field", []),
-    "a seed that is none": ("range", ["--seed", "-1"]),
+    "a seed that is none": ("Invalid value for", ["--seed", "-1"]),
     "a folder that is not there": ("name a file in a folder that exists", ["--json", "/nowhere/result.json"]),
     "a folder instead of a file": ("name a file in a folder that exists", ["--json", "/"]),
 }
