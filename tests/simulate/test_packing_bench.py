@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tokenservice.cli.bench import bench as command
-from tokenservice.core.fragmentation import COUNT, CPU, MILLI, Ints, expected_demand, preference, stranded
+from tokenservice.core.fragmentation import COUNT, CPU, MILLI, Demand, expected_demand, preference, stranded
 from tokenservice.simulate.packing import kernel
 from tokenservice.simulate.packing.churn import Churn, counts, day
 from tokenservice.simulate.packing.openb import NodeList, PodList, arrivals, read_nodes, read_pods
@@ -47,8 +47,8 @@ def small_fleet() -> NodeList:
     )
 
 
-def demand_of(*rows: list[int]) -> tuple[Ints, np.ndarray]:
-    return np.array(rows), np.full(len(rows), 1 / len(rows))
+def demand_of(*rows: list[int]) -> Demand:
+    return expected_demand(np.array(rows), np.full(len(rows), 1))
 
 
 # --- arrivals ------------------------------------------------------------------------------------------------------
@@ -81,35 +81,40 @@ def test_each_pod_of_the_list_comes_once_before_any_comes_twice() -> None:
     st.lists(st.integers(0, 1000), min_size=1, max_size=8),
     st.integers(0, 1),
 )
-def test_what_is_stranded_is_between_nothing_and_all_that_is_idle(
+def test_what_is_stranded_is_between_nothing_and_all_that_is_idle_and_half(
     cpu: int, memory: int, free: list[int], model: int
 ) -> None:
     demand = expected_demand(KINDS, np.arange(1, len(KINDS) + 1))
-    value = stranded(cpu, memory, np.array(free), model, demand.requests, demand.shares)
-    assert -1e-6 <= value <= sum(free) + 1e-6
-    compiled = kernel._stranded(cpu, memory, np.array(free), model, demand.requests, demand.shares)
+    value = stranded(cpu, memory, np.array(free), model, demand)
+    assert -1e-6 <= value <= 1.5 * sum(free) + 1e-6
+    compiled = kernel._stranded(cpu, memory, np.array(free), model, demand)
     assert compiled == pytest.approx(value)
 
 
 def test_accelerators_without_cores_are_stranded_even_while_one_pod_still_fits() -> None:
-    requests, shares = demand_of([8000, 0, 1, 1000, 0])
+    demand = demand_of([8000, 0, 1, 1000, 0])
     idle = np.array([1000] * 8)
-    assert stranded(64000, 0, idle, 0, requests, shares) == 0
-    assert stranded(8000, 0, idle, 0, requests, shares) == 8000 - (8000 + 1500) / 2
-    assert stranded(7999, 0, idle, 0, requests, shares) == 8000
+    assert stranded(64000, 0, idle, 0, demand) == 0
+    assert stranded(8000, 0, idle, 0, demand) == 8000 - 0.75 * 8000 - 0.25 * 1500
+    assert stranded(7999, 0, idle, 0, demand) == 8000
+
+
+def test_what_stays_of_an_accelerator_is_what_pods_in_random_order_leave() -> None:
+    demand = demand_of([1, 0, 1, 300, 0], [1, 0, 1, 800, 0])
+    assert demand.remainder[[200, 300, 700, 800, 1000]].tolist() == [200, 0, 100, (0 + 200) / 2, (100 + 200) / 2]
 
 
 def test_fgd_sees_no_fragments_where_one_pod_still_fits() -> None:
-    requests, shares = demand_of([8000, 0, 1, 1000, 0])
-    assert kernel.fragments(8000, np.array([1000] * 8), 0, requests, shares) == 0
-    assert kernel.fragments(8000, np.array([1000, 400]), 0, requests, shares) == 400
-    assert kernel.fragments(7999, np.array([1000, 400]), 0, requests, shares) == 1400
+    demand = demand_of([8000, 0, 1, 1000, 0])
+    assert kernel.fragments(8000, np.array([1000] * 8), 0, demand) == 0
+    assert kernel.fragments(8000, np.array([1000, 400]), 0, demand) == 400
+    assert kernel.fragments(7999, np.array([1000, 400]), 0, demand) == 1400
 
 
 def test_what_another_model_is_asked_for_strands_a_node() -> None:
-    requests, shares = demand_of([1000, 0, 1, 1000, 0b10])
-    assert stranded(64000, 0, np.array([1000]), 0, requests, shares) == 1000
-    assert stranded(64000, 0, np.array([1000]), 1, requests, shares) == 0
+    demand = demand_of([1000, 0, 1, 1000, 0b10])
+    assert stranded(64000, 0, np.array([1000]), 0, demand) == 1000
+    assert stranded(64000, 0, np.array([1000]), 1, demand) == 0
 
 
 def test_pods_without_accelerators_and_the_rare_tail_are_not_expected() -> None:

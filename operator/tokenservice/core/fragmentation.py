@@ -1,17 +1,18 @@
 """How much of a node's idle accelerators the demand to come cannot use: the score that keeps nodes whole.
 
 FGD (Weng et al., USENIX ATC'23) counts an idle accelerator as fragmented for a kind of pod when not even one such pod
-could use it. That is blind to what the pods need beside accelerators: a node with eight idle accelerators and the
-cores of one pod looks whole until the last of those cores is gone. So the score here is the mean of two: FGD's
-fragments, and what would stay idle if the node were filled with copies of that kind, cores and memory counted.
-Placing each pod where the score rises least keeps the resources of every node in proportion to one another.
+could use it. That is blind to what comes after that pod: a node with eight idle accelerators and the cores of one
+looks whole until the last of those cores is gone, and so does an accelerator of which pods must leave a part.
+Two more views are weighed in: what would stay idle if the node were filled with copies of one kind, cores and memory
+counted, and what would stay idle of each accelerator if pods filled it as they come. Placing each pod where the score
+rises least keeps the resources of every node in proportion, and what is left of accelerators in useful sizes.
 
 `stranded` is plain arithmetic over arrays: the operator runs it as it is, benchmarks compile the same function.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +31,22 @@ POPULAR_SHARE = 0.95
 """Kinds are taken from the most frequent down to this share of pods, as FGD does; the tail is noise."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """What pods are expected to ask for: one request a row (columns above), and the share of pods that ask for it."""
+WHOLE_MILLI = 1000
+
+FRAGMENTS, COPIES, REMAINDERS = 0.75, 0.25, 0.5
+"""Weights of the three views. Round numbers between which results hardly differ (docs/packing.md)."""
+
+
+class Demand(NamedTuple):
+    """What pods are expected to ask for: one request a row (columns above), and the share of pods that ask for it.
+
+    `remainder[free]` is what stays of an accelerator with `free` milli left when pods fill it in random order until
+    none fits, in milli; shape (1001,).
+    """
 
     requests: Ints
     shares: Floats
+    remainder: Floats
 
 
 def expected_demand(requests: Ints, counts: Ints) -> Demand:
@@ -47,7 +58,20 @@ def expected_demand(requests: Ints, counts: Ints) -> Demand:
     requests, counts = requests[asking], counts[asking]
     order = np.argsort(-counts, kind="stable")
     kept = order[: _popular(counts[order])]
-    return Demand(requests=requests[kept], shares=counts[kept] / max(1, counts[kept].sum()))
+    shares = counts[kept] / max(1, counts[kept].sum())
+    return Demand(requests[kept], shares, _remainders(requests[kept][:, MILLI], shares))
+
+
+def _remainders(milli: Ints, shares: Floats) -> Floats:
+    """By what is free: the mean over the pods that fit, in proportion to their shares, of what they leave to others."""
+    sizes, size_of = np.unique(milli, return_inverse=True)
+    share = np.bincount(size_of, weights=shares, minlength=len(sizes))
+    fitting, total = np.searchsorted(sizes, np.arange(WHOLE_MILLI + 1), side="right"), np.cumsum(share)
+    left = np.arange(WHOLE_MILLI + 1, dtype=float)
+    for free in range(int(sizes[0]) if len(sizes) else WHOLE_MILLI + 1, WHOLE_MILLI + 1):
+        count = fitting[free]
+        left[free] = share[:count] @ left[free - sizes[:count]] / total[count - 1]
+    return left
 
 
 def _popular(descending: Ints) -> int:
@@ -56,19 +80,20 @@ def _popular(descending: Ints) -> int:
     return int(np.searchsorted(np.cumsum(descending), POPULAR_SHARE * total)) + 1 if total else 0
 
 
-def stranded(cpu: int, memory: int, free: Ints, model: int, requests: Ints, shares: Floats) -> float:
-    """Milli-accelerators of one node that the expected demand is expected to leave idle.
+def stranded(cpu: int, memory: int, free: Ints, model: int, demand: Demand) -> float:
+    """How much of one node the expected demand would leave idle, in milli-accelerators (up to 1.5 times what is idle).
 
     `free` holds what is left of each accelerator in milli, `cpu` millicores, `memory` MiB, `model` the number of the
     node's model. Half a copy is added to those that the cores allow: what is left after the last one serves smaller
     pods.
     """
-    idle = 0
+    requests = demand.requests
+    idle, total = 0, 0.0
     for left in free:
         idle += left
+        total += REMAINDERS * demand.remainder[left]
     if idle == 0:
         return 0.0
-    total = 0.0
     for kind in range(requests.shape[0]):
         cpu_each, memory_each, models = requests[kind, CPU], requests[kind, MEMORY], requests[kind, MODELS]
         count, milli = requests[kind, COUNT], requests[kind, MILLI]
@@ -86,8 +111,8 @@ def stranded(cpu: int, memory: int, free: Ints, model: int, requests: Ints, shar
                     copies = min(copies, cpu / cpu_each + 0.5)
                 if memory_each > 0:
                     copies = min(copies, memory / memory_each + 0.5)
-                usable = 0.5 * (reachable + copies * milli * count)
-        total += shares[kind] * (idle - usable)
+                usable = FRAGMENTS * reachable + COPIES * copies * milli * count
+        total += demand.shares[kind] * (idle - usable)
     return total
 
 

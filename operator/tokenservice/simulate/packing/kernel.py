@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenservice.core import fragmentation
-from tokenservice.core.fragmentation import COUNT, CPU, MEMORY, MILLI, MODELS, Floats, Ints
+from tokenservice.core.fragmentation import COUNT, CPU, MEMORY, MILLI, MODELS, Demand, Floats, Ints
 
 BEST_FIT, FGD, OURS = range(3)
 """How a node is scored."""
@@ -94,12 +94,11 @@ def take(free: Ints, request: Ints, device: int) -> None:
 
 
 @compiled
-def fragments(cpu: int, free: Ints, model: int, requests: Ints, shares: Floats) -> float:
+def fragments(cpu: int, free: Ints, model: int, demand: Demand) -> float:
     """FGD's expected fragmentation of one node in milli-accelerators: its published definition, memory left out."""
-    idle = 0
+    requests, idle, total = demand.requests, 0, 0.0
     for left in free:
         idle += left
-    total = 0.0
     for kind in range(requests.shape[0]):
         count, milli, models = requests[kind, COUNT], requests[kind, MILLI], requests[kind, MODELS]
         allowed = models == 0 or (models >> model) & 1 == 1
@@ -110,17 +109,17 @@ def fragments(cpu: int, free: Ints, model: int, requests: Ints, shares: Floats) 
             else:
                 too_small += left
         usable = count > 0 and allowed and cpu >= requests[kind, CPU] and fitting >= count
-        total += shares[kind] * (too_small if usable else idle)
+        total += demand.shares[kind] * (too_small if usable else idle)
     return total
 
 
 @compiled
-def worth(how: int, cpu: int, memory: int, free: Ints, model: int, requests: Ints, shares: Floats) -> float:
+def worth(how: int, cpu: int, memory: int, free: Ints, model: int, demand: Demand) -> float:
     """The quantity whose change the policy looks at; 0 where it looks at none."""
     if how == FGD:
-        return fragments(cpu, free, model, requests, shares)
+        return fragments(cpu, free, model, demand)
     if how == OURS:
-        return _stranded(cpu, memory, free, model, requests, shares)
+        return _stranded(cpu, memory, free, model, demand)
     return 0.0
 
 
@@ -144,7 +143,7 @@ def _seen_before(free: Ints, device: int) -> bool:
 
 
 @compiled
-def rate(state: State, node: int, request: Ints, how: int, requests: Ints, shares: Floats) -> tuple[float, int]:
+def rate(state: State, node: int, request: Ints, how: int, demand: Demand) -> tuple[float, int]:
     """The best score on the node, and the accelerator that gives it when the pod asks for a share of one."""
     best, chosen = NOWHERE, -1
     shared = request[COUNT] == 1 and request[MILLI] < WHOLE
@@ -154,7 +153,7 @@ def rate(state: State, node: int, request: Ints, how: int, requests: Ints, share
             continue
         free = state.free[node].copy()
         take(free, request, device)
-        after = worth(how, cpu, memory, free, state.model[node], requests, shares)
+        after = worth(how, cpu, memory, free, state.model[node], demand)
         score = score_after(how, state.base[node], after, cpu, free.sum())
         tighter = how == BEST_FIT and chosen >= 0 and state.free[node, device] < state.free[node, chosen]
         if score > best or tighter:
@@ -163,7 +162,7 @@ def rate(state: State, node: int, request: Ints, how: int, requests: Ints, share
 
 
 @compiled
-def decide(state: State, request: Ints, kind: int, how: int, requests: Ints, shares: Floats) -> int:
+def decide(state: State, request: Ints, kind: int, how: int, demand: Demand) -> int:
     """The node for a pod of `kind`; -1 where none fits."""
     best, chosen = NOWHERE, -1
     for node in range(len(state.cpu)):
@@ -171,32 +170,28 @@ def decide(state: State, request: Ints, kind: int, how: int, requests: Ints, sha
             state.seen[kind, node] = state.version[node]
             state.score[kind, node] = NOWHERE
             if fits(state, node, request):
-                state.score[kind, node], state.device[kind, node] = rate(state, node, request, how, requests, shares)
+                state.score[kind, node], state.device[kind, node] = rate(state, node, request, how, demand)
         if state.score[kind, node] > best:
             best, chosen = state.score[kind, node], node
     return chosen
 
 
 @compiled
-def commit(state: State, node: int, device: int, request: Ints, how: int, requests: Ints, shares: Floats) -> None:
+def commit(state: State, node: int, device: int, request: Ints, how: int, demand: Demand) -> None:
     """The pod moves in."""
     state.cpu[node] -= request[CPU]
     state.memory[node] -= request[MEMORY]
     take(state.free[node], request, device)
     state.version[node] += 1
-    state.base[node] = worth(
-        how, state.cpu[node], state.memory[node], state.free[node], state.model[node], requests, shares
-    )
+    state.base[node] = worth(how, state.cpu[node], state.memory[node], state.free[node], state.model[node], demand)
 
 
 @compiled
-def reprice(state: State, how: int, requests: Ints, shares: Floats) -> None:
+def reprice(state: State, how: int, demand: Demand) -> None:
     """Another expected demand: no score holds any more."""
     for node in range(len(state.cpu)):
         state.version[node] += 1
-        state.base[node] = worth(
-            how, state.cpu[node], state.memory[node], state.free[node], state.model[node], requests, shares
-        )
+        state.base[node] = worth(how, state.cpu[node], state.memory[node], state.free[node], state.model[node], demand)
 
 
 @compiled

@@ -35,7 +35,7 @@ class RandomFit:
         """The node for a pod of `kind` with `request`, which moves in; -1 where none fits."""
         node, device = kernel.random_choice(self.state, request, kind, self._rng.random(), self._rng.random())
         if node >= 0:
-            kernel.commit(self.state, node, device, request, kernel.BEST_FIT, _NOTHING.requests, _NOTHING.shares)
+            kernel.commit(self.state, node, device, request, kernel.BEST_FIT, _NOTHING)
         return int(node)
 
 
@@ -44,21 +44,21 @@ class Scored:
 
     def __init__(self, nodes: NodeList, kinds: Ints, how: int, demand: Demand) -> None:
         self.state, self._how, self._demand = _state(nodes, len(kinds)), how, demand
-        kernel.reprice(self.state, how, demand.requests, demand.shares)
+        kernel.reprice(self.state, how, demand)
 
     def choose(self, kind: int, request: Ints) -> int:
         """The node for a pod of `kind` with `request`, which moves in; -1 where none fits."""
         state, demand = self.state, self._demand
-        node = kernel.decide(state, request, kind, self._how, demand.requests, demand.shares)
+        node = kernel.decide(state, request, kind, self._how, demand)
         if node >= 0:
             device = state.device[kind, node]
-            kernel.commit(state, node, device, request, self._how, demand.requests, demand.shares)
+            kernel.commit(state, node, device, request, self._how, demand)
         return int(node)
 
     def expect(self, demand: Demand) -> None:
         """Score by another demand from now on."""
         self._demand = demand
-        kernel.reprice(self.state, self._how, demand.requests, demand.shares)
+        kernel.reprice(self.state, self._how, demand)
 
 
 class Ours(Scored):
@@ -108,10 +108,10 @@ def typical_pods(pods: PodList) -> Demand:
     counts = np.array([count for _, count in ranked])
     kept = int(np.searchsorted(np.cumsum(counts), 0.95 * counts.sum())) + 1
     rows = [[kind[0], 0, *kind[1:4]] for kind, _ in ranked[:kept]]
-    return Demand(requests=np.array(rows), shares=counts[:kept] / counts[:kept].sum())
+    return Demand(np.array(rows), counts[:kept] / counts[:kept].sum(), _NOTHING.remainder)
 
 
-_NOTHING = Demand(requests=np.zeros((0, 5), dtype=np.int64), shares=np.zeros(0))
+_NOTHING = expected_demand(np.zeros((0, 5), dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
 def _state(nodes: NodeList, kinds: int) -> State:
