@@ -132,7 +132,7 @@ def test_a_node_that_is_used_again_is_empty_anew_afterwards() -> None:
     assert len(made.nodes) == 0
 
 
-def test_a_cluster_begins_with_everything_served_even_where_its_nodes_were_filled_badly() -> None:
+def test_a_cluster_begins_with_everything_served() -> None:
     made = cluster(most_nodes=4)
     for service, replicas, gpus in (("a", 3, 1), ("b", 1, 8), ("c", 2, 4), ("d", 2, 2)):
         made.scale(manifest(service, gpus=gpus), replicas)
@@ -141,6 +141,15 @@ def test_a_cluster_begins_with_everything_served_even_where_its_nodes_were_fille
     assert all(pod.ready for pod in made.pods.values())
     assert len(engines(made).open) == 8
     assert made.ledger.nodes_started == len(made.nodes)
+
+
+def test_a_cluster_begins_with_one_node_more_where_the_scheduler_packs_worse_than_was_reckoned() -> None:
+    made = cluster()
+    for service, gpus in (("three", 3), ("five", 5)):
+        made.scale(manifest(service, gpus=gpus), 2)
+    made.begin()
+    assert all(pod.ready for pod in made.pods.values())
+    assert made.ledger.nodes_started == len(made.nodes) == 3
 
 
 # --- replicas
@@ -420,6 +429,9 @@ def check(made: Cluster, books: Bookkeeper) -> None:
             held[pod.node] += sum(pod.accelerators.values())
     assert all(count <= nodes[name] for name, count in held.items())
     assert made.ledger.accelerators <= 3 * 8
+    coming = {name: span for name, span in made.ledger.spans.items() if name not in nodes}
+    assert nodes.keys() <= made.ledger.spans.keys()
+    assert all(made.now <= span.start + NODE_START_SECONDS for span in coming.values())
     assert engines(made).alive == {pod.name for pod in made.pods.values() if pod.containers_ready}
     assert engines(made).open == {pod.name for pod in made.pods.values() if pod.ready}
     assert made.ledger.held.existing == pytest.approx(made.ledger.accelerator_hours(made.now) * 3600)
