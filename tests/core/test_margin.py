@@ -22,7 +22,7 @@ from tokenservice.core.scaling import desired
 TARGETS = Targets(ttft_seconds=1.0, ttft_fraction=0.99, tpot_seconds=0.05, tpot_fraction=0.99)
 ALLOWED = 0.01
 STEP_SECONDS = 10.0
-PER_SECOND = 0.004
+PER_SECOND = 0.01
 GONE = Missing("NoSeries", "no engine has reported")
 TRIED = Margin(factor=1.0, usual=10.0, at=0.0)
 
@@ -79,7 +79,7 @@ def test_the_share_of_misses_converges_to_what_may_be_spent_where_capacity_is_mi
     told = lived(misses, capable_at=0.83)
     late = [missed for missed, _ in told[10_000:]]
     assert 0.004 < sum(late) / len(late) < 0.008
-    assert all(0.78 < margin.factor < 0.86 for _, margin in told[10_000:])
+    assert all(0.7 < margin.factor < 0.87 for _, margin in told[10_000:])
 
 
 @given(st.lists(st.tuples(shares, shares, st.floats(0, 500), st.floats(0, 3), st.booleans()), max_size=60))
@@ -103,11 +103,11 @@ def test_where_some_more_miss_the_factor_is_never_higher(missed: float, more: fl
 # --- when it moves, and when it does not
 
 
-def test_a_minute_of_nothing_but_misses_lowers_it_by_a_quarter() -> None:
+def test_half_a_minute_of_nothing_but_misses_lowers_it_by_three_tenths() -> None:
     margin = TRIED
-    for _ in range(6):
+    for _ in range(3):
         margin = after(margin, seen(1.0))
-    assert margin.factor == pytest.approx(1 - PER_SECOND * 60 * (1 - 0.006))
+    assert margin.factor == pytest.approx(1 - PER_SECOND * 30 * (1 - 0.006))
 
 
 @pytest.mark.parametrize("known", [{}, {"load": 0.2}, {"enough": True}, {"load": 0.0, "enough": True}], ids=str)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import CapacityProfileSpec
+from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.model import (
     Accelerator,
@@ -24,6 +25,8 @@ from tokenservice.core.model import (
 from tokenservice.core.names import VARIANT_LABEL, deployment_name
 
 NOW = 1_800_000_000.0
+FLEET = TokenFleetSpec.model_validate({"consolidation": {"scaleDownWindowSeconds": 120}})
+"""With a window of its own, counts follow the peak that metrics tell, and nothing needs to be learned first."""
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 GPU = "nvidia.com/gpu"
 H100 = Accelerator(
@@ -160,6 +163,7 @@ def make_snapshot(*services: Service, **changes: Any) -> Snapshot:
         "architectures": {},
         "metrics": {},
         "settings": SETTINGS,
+        "fleet": FLEET,
     }
     if "deployments" in changes:
         changes["children"] = {child.key: child for child in changes.pop("deployments")}

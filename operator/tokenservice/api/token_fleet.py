@@ -37,10 +37,11 @@ class Consolidation(ApiModel):
     """When replicas are removed and moved so that nodes become free."""
 
     enabled: bool = field(True, "Repack replicas to empty nodes")
-    scale_down_window_seconds: int = field(
-        120,
+    scale_down_window_seconds: int | None = field(
+        None,
         "Demand is taken as its highest value in this window before replicas are removed",
         unit="seconds",
+        default_text="learned for each service from its demand and its cold start; nothing is removed before that",
         ge=0,
         le=86400,
     )
@@ -49,6 +50,11 @@ class Consolidation(ApiModel):
     )
     max_concurrent_moves: int = field(1, "Replicas that move at once", unit="replicas", ge=0, le=1000)
     payback_hours: float = field(1.0, "A move must pay for its warm-up within this time", unit="hours", gt=0, le=1000)
+
+    @property
+    def peak_window_seconds(self) -> int:
+        """The window in which the peak is read from Prometheus: the user's, else as long as HPA waits."""
+        return 300 if self.scale_down_window_seconds is None else self.scale_down_window_seconds
 
 
 class NeverTouch(ApiModel):

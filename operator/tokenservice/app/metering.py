@@ -69,7 +69,7 @@ class Metering:
             services=served_names(services),
             windows=Windows(
                 rate=fleet.prometheus.window_seconds,
-                peak=fleet.consolidation.scale_down_window_seconds,
+                peak=fleet.consolidation.peak_window_seconds,
                 staleness=fleet.prometheus.staleness_seconds,
             ),
             utilization_query=fleet.prometheus.utilization_query,

@@ -59,6 +59,7 @@ class Observer:
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,
             margins=previous.margins,
+            hindsights=previous.hindsights,
         )
 
     def services(self) -> tuple[Service, ...]:

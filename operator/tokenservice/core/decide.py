@@ -15,6 +15,7 @@ from tokenservice.core.allocation import Grant, allocate, stock
 from tokenservice.core.choice import chosen
 from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts
+from tokenservice.core.hindsight import Hindsight, begun, lived
 from tokenservice.core.manifests import deployment, shared_children
 from tokenservice.core.margin import UNTRIED, moved
 from tokenservice.core.memo import Memo
@@ -34,6 +35,7 @@ from tokenservice.core.moves import placements, repacking
 from tokenservice.core.outlook import Outlook, outlook, started_with
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollout import Step, apply, delete, retired, step
+from tokenservice.core.scaling import utilization_target
 
 
 def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
@@ -56,7 +58,8 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     plan = told(Decided(facts=facts, outlooks=outlooks, grants=grants, actions=actions), now)
     full = _full(facts, plan)
     margins = {seen.service.key: _margin(facts, seen, now, full) for seen in outlooks if seen.targets is not None}
-    return replace(plan, proposals=proposals, margins=margins)
+    hindsights = {seen.service.key: record for seen in outlooks if (record := _hindsight(facts, seen, now)) is not None}
+    return replace(plan, proposals=proposals, margins=margins, hindsights=hindsights)
 
 
 def _full(facts: Facts, plan: Plan) -> bool:
@@ -64,6 +67,28 @@ def _full(facts: Facts, plan: Plan) -> bool:
     own = facts.snapshot.fleet_utilization
     now = plan.metrics.get("fleet_utilization_ratio", {}).get((), 0.0) if isinstance(own, Missing) else own
     return bool(now >= facts.snapshot.fleet.target_utilization)
+
+
+_DETECTION_SECONDS = 20.0
+"""From a change of demand until it is seen: a window of rates and a round of decisions."""
+
+
+def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
+    """The record of the service's demand, one look longer; a new one when replicas take another time to load."""
+    record = facts.snapshot.hindsights.get(seen.service.key)
+    if seen.want is None or seen.targets is None:
+        return record
+    lead = seen.want.variant.cold_start_seconds + _DETECTION_SECONDS
+    if record is None or record.lead_seconds != lead:
+        return begun(lead, now)
+    if isinstance(seen.metrics, Missing):
+        return record
+    margin = facts.snapshot.margins.get(seen.service.key, UNTRIED).factor
+    assert seen.service.spec is not None
+    filled = utilization_target(seen.service.spec, facts.snapshot.fleet)
+    able = seen.want.capacity.requests_per_second * margin * filled
+    fewest = max(1, seen.service.spec.scaling.min_replicas)
+    return lived(record, seen.metrics.requests_per_second, able, seen.targets.ttft_seconds, fewest, now)
 
 
 def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:

@@ -15,7 +15,7 @@ from tokenservice.core.capacity import DEFAULT, Workload
 from tokenservice.core.model import Json, Missing, ServiceMetrics
 
 DRAIN_SECONDS = 30.0
-"""Time within which a queue should be gone; so much demand it adds."""
+"""Least time that a queue may take to go; what would still be there after the lead adds demand by it."""
 
 _HIGHEST_GROWTH = 1.5
 """Bound of the forecast, as a multiple of the present: a slope over one window says little of the far end."""
@@ -34,7 +34,8 @@ _STEP = 1.05
 class Demand:
     """Requests per second: arriving now with the queue's share, at the recent peak, and expected after the lead.
 
-    `tokens_per_second` is the output that the present demand asks for.
+    `tokens_per_second` is the output that the present demand asks for; `arriving` leaves the queue out. `held` is the
+    share of the peak that capacity is held for.
     """
 
     requests_per_second: float
@@ -43,6 +44,20 @@ class Demand:
     workload: Workload
     tokens_per_second: float
     waiting: float = 0.0
+    arriving: float = 0.0
+    lead_seconds: float = 0.0
+    held: float = 1.0
+
+    def ahead(self, able_requests_per_second: float) -> float:
+        """Demand on the replicas that serve after the lead, when the present ones take so much until then.
+
+        Of the queue only what they will not have worked off by then is of interest to a replica started now; it adds
+        no more than arrives, for what is late is lost and only those behind it can be saved.
+        """
+        spare = able_requests_per_second - self.arriving
+        left = max(0.0, self.waiting - spare * self.lead_seconds)
+        queue = min(left / max(self.lead_seconds, DRAIN_SECONDS), self.arriving)
+        return max(self.arriving * self.held, self.forecast_requests_per_second) + queue
 
 
 def demand(
@@ -58,11 +73,13 @@ def demand(
     now = metrics.requests_per_second + metrics.waiting / DRAIN_SECONDS
     return Demand(
         requests_per_second=now,
-        peak_requests_per_second=max(now, metrics.peak_requests_per_second),
-        forecast_requests_per_second=forecast(now, slope_per_second, lead_seconds),
+        peak_requests_per_second=max(metrics.requests_per_second, metrics.peak_requests_per_second),
+        forecast_requests_per_second=forecast(metrics.requests_per_second, slope_per_second, lead_seconds),
         workload=workload,
         tokens_per_second=now * workload.output_tokens,
         waiting=metrics.waiting,
+        arriving=metrics.requests_per_second,
+        lead_seconds=lead_seconds,
     )
 
 
@@ -71,16 +88,16 @@ def forecast(now: float, slope_per_second: float, lead_seconds: float) -> float:
     return min(max(now, now + slope_per_second * lead_seconds), now * _HIGHEST_GROWTH)
 
 
-def workload_of(metrics: ServiceMetrics | Missing) -> Workload:
-    """Measured lengths, drawn towards the default ones while few requests were seen, on a grid of 5 %."""
+def workload_of(metrics: ServiceMetrics | Missing, known: Workload = DEFAULT) -> Workload:
+    """Measured lengths, drawn towards those known before while few requests are seen, on a grid of 5 %."""
     if isinstance(metrics, Missing):
-        return DEFAULT
+        return known
     seen = metrics.requests_per_second * _WINDOW_SECONDS
     weight = seen / (seen + _ENOUGH_REQUESTS)
     return Workload(
-        _blended(metrics.mean_input_tokens, DEFAULT.input_tokens, weight),
-        _blended(metrics.mean_output_tokens, DEFAULT.output_tokens, weight),
-        round(min(max(metrics.prefix_hit_rate * weight, 0.0), 0.95) * 20) / 20,
+        _blended(metrics.mean_input_tokens, known.input_tokens, DEFAULT.input_tokens, weight),
+        _blended(metrics.mean_output_tokens, known.output_tokens, DEFAULT.output_tokens, weight),
+        round(min(max(metrics.prefix_hit_rate * weight + known.hit_rate * (1 - weight), 0.0), 0.95) * 20) / 20,
     )
 
 
@@ -94,14 +111,15 @@ def remembered(status: Json) -> Workload:
     if not figures or not all(isinstance(figure, int | float) for figure in figures):
         return DEFAULT
     return Workload(
-        _blended(shown["inputTokens"], DEFAULT.input_tokens, 1.0),
-        _blended(shown["outputTokens"], DEFAULT.output_tokens, 1.0),
+        _blended(shown["inputTokens"], DEFAULT.input_tokens, DEFAULT.input_tokens, 1.0),
+        _blended(shown["outputTokens"], DEFAULT.output_tokens, DEFAULT.output_tokens, 1.0),
         round(min(max(shown["cachedShare"], 0.0), 0.95) * 20) / 20,
     )
 
 
-def _blended(measured: float | Missing, default: float, weight: float) -> float:
+def _blended(measured: float | Missing, known: float, origin: float, weight: float) -> float:
+    """Geometric mean of the two, on the grid through `origin`."""
     if isinstance(measured, Missing) or measured <= 0:
-        return default
-    mixed = float(measured**weight * default ** (1 - weight))
-    return default * _STEP ** round(log(max(1.0, mixed) / default, _STEP))
+        return known
+    mixed = float(measured**weight * known ** (1 - weight))
+    return origin * _STEP ** round(log(max(1.0, mixed) / origin, _STEP))

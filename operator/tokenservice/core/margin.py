@@ -3,8 +3,8 @@
 The capacity that the step model gives is an estimate, and demand moves while replicas load. Neither error is known
 beforehand, but their sum is seen: the share of requests that miss. The margin follows it as adaptive conformal
 inference does (Gibbs and Candès, NeurIPS 2021): each moment adds `rate * (allowed - missed)`, weighted by its share
-of the traffic. Whatever demand does, the long-run share of misses then differs from the allowed one by at most
-`range / (rate * time)`, and no headroom is kept beyond that.
+of the traffic. As long as replicas come in time, the long-run share of misses then differs from the allowed one by at
+most `range / (rate * time)`, and no headroom is kept beyond that.
 
 Engines export TTFT and TPOT apart, so the share of requests within both is known as an interval. A miss counts where
 it is certain, a success where it is certain; what lies between moves nothing.
@@ -22,8 +22,11 @@ from tokenservice.core.utilization import Interval, joint_attainment
 LOWEST, HIGHEST = 0.5, 1.5
 """Bounds of the factor: the model was never seen further off."""
 
-_PER_SECOND = 0.004
-"""A minute in which every request misses lowers the margin by a quarter."""
+_PER_SECOND = 0.01
+"""A minute in which a tenth of the requests misses lowers the margin by 6 %; an hour without a miss raises it by 20 %."""
+
+_BLIND_SECONDS = 60.0
+"""After demand has overrun the pool, its queue and the windows of rates still tell of that."""
 
 _KEPT = 0.6
 """Share of the allowed misses that is spent; the rest covers what is not seen, as requests cut by a failure."""
@@ -34,8 +37,14 @@ _LONGEST_STEP_SECONDS = 30.0
 
 UNTRIED = Margin()
 
-_TRIED = 0.7
-"""Share of the allowed load from which a pool's attainment says something of its capacity: an idle one keeps any."""
+_TRIED, _OVERRUN = 0.7, 1.05
+"""Shares of the allowed load between which attainment says something of the capacity: an idle pool keeps any
+objective, and one that demand has overrun keeps none. The latter is a matter of time (see `hindsight`)."""
+
+
+def allowed(targets: Targets) -> float:
+    """Share of requests that may miss, as far as it is spent."""
+    return (1 - max(targets.ttft_fraction, targets.tpot_fraction)) * _KEPT
 
 
 def usable(margin: Margin) -> float:
@@ -57,19 +66,19 @@ def moved(
     `load` is demand as a share of what the present replicas are held to take; a pool that is not tried proves
     nothing. `enough` says that the fleet is as full as it should be. In both cases the factor does not rise.
     """
-    if isinstance(metrics, Missing) or margin.at is None or now <= margin.at:
-        return replace(margin, at=now)
+    if isinstance(metrics, Missing) or margin.at is None or now <= margin.at or load > _OVERRUN:
+        blind = now + _BLIND_SECONDS if load > _OVERRUN else margin.blind_until
+        return replace(margin, at=now, blind_until=blind)
     seconds = min(now - margin.at, _LONGEST_STEP_SECONDS)
     usual = _usual(margin, metrics.requests_per_second, seconds)
     seen = _within(metrics, targets)
     if isinstance(seen, Missing) or usual <= 0:
         return replace(margin, at=now, usual=usual)
-    allowed = (1 - max(targets.ttft_fraction, targets.tpot_fraction)) * _KEPT
     weight = min(metrics.requests_per_second / usual, 3.0)
-    step = _PER_SECOND * seconds * weight * _surprise(seen, allowed)
-    if step > 0 and (enough or load < _TRIED):
+    step = _PER_SECOND * seconds * weight * _surprise(seen, allowed(targets))
+    if (step > 0 and (enough or load < _TRIED)) or now < margin.blind_until:
         step = 0.0
-    return Margin(min(max(margin.factor + step, LOWEST), HIGHEST), usual, now)
+    return replace(margin, factor=min(max(margin.factor + step, LOWEST), HIGHEST), usual=usual, at=now)
 
 
 def _usual(margin: Margin, rate: float, seconds: float) -> float:
@@ -85,9 +94,9 @@ def _within(metrics: ServiceMetrics, targets: Targets) -> Interval | Missing:
     )
 
 
-def _surprise(seen: Interval, allowed: float) -> float:
+def _surprise(seen: Interval, may: float) -> float:
     """How many fewer requests missed than may, negative when more did; 0 where it cannot be told."""
     fewest, most = 1 - seen.high, 1 - seen.low
-    if fewest > allowed:
-        return allowed - fewest
-    return allowed - most if most < allowed else 0.0
+    if fewest > may:
+        return may - fewest
+    return may - most if most < may else 0.0

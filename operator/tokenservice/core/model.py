@@ -17,6 +17,7 @@ from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import CapacityProfileSpec, Provenance
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture, TokenServiceSpec
+from tokenservice.core.hindsight import Hindsight
 from tokenservice.core.step import StepModel
 
 Json = dict[str, Any]
@@ -171,12 +172,14 @@ NO_MEANS = Means(hour=_NOT_READ, day=_NOT_READ)
 class Margin:
     """Factor on the modelled capacity of a service, and what is remembered to judge the next moment (see `margin`).
 
-    `usual` is the mean rate of requests, per second; `at` is when the factor was last moved.
+    `usual` is the mean rate of requests, per second; `at` is when the factor was last moved; until
+    `blind_until` nothing is learned.
     """
 
     factor: float = 1.0
     usual: float = 0.0
     at: float | None = None
+    blind_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +279,7 @@ class Snapshot:
     status_written_at: Mapping[ObjectKey, float] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
     margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
+    hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)
 
 
 # --- Decisions -----------------------------------------------------------------------------------------------------
@@ -431,7 +435,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to do, in order, and what to say about it. Proposals and margins are to be shown to the next decision."""
+    """What to do, in order, and what to say about it. What it remembers is for the next decision to see."""
 
     actions: tuple[Action, ...] = ()
     statuses: tuple[StatusWrite, ...] = ()
@@ -439,3 +443,4 @@ class Plan:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
     margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
+    hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)

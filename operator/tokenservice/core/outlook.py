@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.allocation import Ranked, Want
@@ -11,7 +12,8 @@ from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for,
 from tokenservice.core.checks import problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
-from tokenservice.core.margin import UNTRIED, usable
+from tokenservice.core.hindsight import ahead, peak, rule
+from tokenservice.core.margin import UNTRIED, allowed, usable
 from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceMetrics, Variant
 from tokenservice.core.scaling import Scaling, desired
 from tokenservice.core.variants import candidates, ranked
@@ -45,20 +47,23 @@ class Outlook:
         """Replicas that the recent peak takes without headroom: what an eviction must leave."""
         if self.want is None or self.scaling is None or isinstance(self.demand, Missing):
             return self.scaling.replicas if self.scaling is not None else 0
-        return min(self.scaling.replicas, replicas_for(self.demand.peak_requests_per_second, self.want.capacity))
+        peak = self.demand.peak_requests_per_second
+        known = replicas_for(peak, self.want.capacity) if peak < inf else self.scaling.replicas
+        return min(self.scaling.replicas, known)
 
 
 def outlook(facts: Facts, service: Service) -> Outlook:
     """Judges one service on the facts; what else it may look at has to be given to the memo as well."""
     metrics = facts.snapshot.metrics.get(service.key, NOT_READ)
     margin = usable(facts.snapshot.margins.get(service.key, UNTRIED))
-    given = (service, metrics, facts.belongings(service.key), facts.rivals(service.key), facts.scope, margin)
+    own = (service, metrics, margin, _holding(facts, service))
+    given = (*own, facts.belongings(service.key), facts.rivals(service.key), facts.scope)
     return facts.memo.recall("outlook", service.key, given, lambda: _judged(facts, service, metrics))
 
 
 def _judged(facts: Facts, service: Service, metrics: ServiceMetrics | Missing) -> Outlook:
     spec = service.spec
-    work = remembered(service.status) if isinstance(metrics, Missing) else workload_of(metrics)
+    work = workload_of(metrics, remembered(service.status))
     if spec is None:
         return Outlook(service=service, problems=problems(facts, service, (), ()), workload=work, metrics=metrics)
     rivals, used = facts.rivals(service.key), tuple(facts.counts(service.key))
@@ -118,7 +123,7 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
     """Adds what is asked of the service, and how many replicas of which variant that takes."""
     current = facts.counts(seen.service.key)
     primary = _primary(seen.ranked, current, start)
-    asked, count = _asked(seen, primary), _equivalent(seen.ranked, primary, current)
+    asked, count = _asked(facts, seen, primary), _equivalent(seen.ranked, primary, current)
     scaling = _held_if_partial(facts, seen, _desired(facts, seen, primary, asked, count), count)
     want = Want(
         service=seen.service,
@@ -132,8 +137,12 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
     return replace(seen, demand=asked, scaling=scaling, want=want)
 
 
-def _asked(seen: Outlook, index: int) -> Demand | Missing:
-    return demand(seen.metrics, seen.workload, lead_seconds=seen.ranked[index][0].cold_start_seconds)
+def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
+    asked = demand(seen.metrics, seen.workload, lead_seconds=seen.ranked[index][0].cold_start_seconds)
+    held = _holding(facts, seen.service)
+    if held is None or isinstance(asked, Missing):
+        return asked
+    return replace(asked, peak_requests_per_second=held[0], forecast_requests_per_second=held[1], held=held[2])
 
 
 def _desired(facts: Facts, seen: Outlook, index: int, asked: Demand | Missing, count: int) -> Scaling:
@@ -154,11 +163,27 @@ def _options(facts: Facts, seen: Outlook, asked: Demand | Missing) -> tuple[int,
         return ()
     first = seen.ranked[0][0].accelerator.name if spec.placement.accelerators else None
     return tuple(
-        _desired(facts, seen, index, _asked(seen, index), 0).replicas
+        _desired(facts, seen, index, _asked(facts, seen, index), 0).replicas
         if first in (None, variant.accelerator.name)
         else 0
         for index, (variant, _) in enumerate(seen.ranked)
     )
+
+
+def _holding(facts: Facts, service: Service) -> tuple[float, float, float] | None:
+    """As hindsight advises: the peak that capacity is held for, demand when a new replica serves, and the share held.
+
+    None where the user's own window rules. Before the record is long enough nobody knows how demand comes back: the
+    peak may be any.
+    """
+    record, spec = facts.snapshot.hindsights.get(service.key), service.spec
+    set_by_user = facts.snapshot.fleet.consolidation.scale_down_window_seconds is not None
+    if spec is None or set_by_user:
+        return None
+    hold = None if record is None else rule(record, allowed(targets(spec.objectives)))
+    if record is None or hold is None:
+        return inf, 0.0, 1.0
+    return peak(record, hold), ahead(record, hold), hold.factor
 
 
 def _primary(order: Ranked, current: Mapping[str, int], start: int) -> int:

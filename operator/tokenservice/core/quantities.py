@@ -35,7 +35,8 @@ def canonical(text: str) -> str:
         return text
     if text.endswith("i") and value.denominator == 1:
         return _largest(int(value), 1024, _BINARY)
-    return _largest(int(value), 1000, _DECIMAL) if value.denominator == 1 else f"{ceil(value * 1000)}m"
+    thousandths = ceil(value * 1000)
+    return f"{thousandths}m" if thousandths % 1000 else _largest(thousandths // 1000, 1000, _DECIMAL)
 
 
 def gibibytes(size_bytes: float) -> str:

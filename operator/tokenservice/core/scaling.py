@@ -74,7 +74,8 @@ def desired(
 ) -> Scaling:
     """The count for a service that has `current` replicas of the given capacity.
 
-    `margin` is a factor on that capacity, learned from the objectives that were missed. `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
+    `margin` is a factor on that capacity, learned from the objectives that were missed.
+    `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
     """
     if spec.replicas is not None:
         return _fixed(spec.replicas, current)
@@ -130,9 +131,9 @@ def _case(
 
 
 def _automatic(case: _Case, demand: Demand) -> Scaling:
-    ahead = max(demand.requests_per_second, demand.forecast_requests_per_second)
+    ahead = demand.ahead(case.current * case.capacity.requests_per_second * case.factor)
     up = case.needed(ahead)
-    lower = max(up, case.needed(max(demand.peak_requests_per_second, ahead) * _SPARE))
+    lower = max(up, _lower(case, demand, ahead))
     wanted = up if up > case.current else min(case.current, lower)
     return Scaling(
         replicas=wanted,
@@ -143,6 +144,12 @@ def _automatic(case: _Case, demand: Demand) -> Scaling:
         inputs=_inputs(case, demand),
         rejected=_rejected(case, demand, wanted, ahead),
     )
+
+
+def _lower(case: _Case, demand: Demand, ahead: float) -> int:
+    """Replicas to keep for the peak; the present ones while it is not known."""
+    peak = max(demand.peak_requests_per_second, ahead)
+    return case.needed(peak * _SPARE) if peak < inf else case.current
 
 
 def _held(case: _Case, reason: Reason, why: str, inputs: dict[str, str]) -> Scaling:

@@ -191,10 +191,19 @@ def _controller(setting: Setting, decider: Policy | None) -> Controller:
     return Operator(
         services=tuple(one.service for one in offers.values()),
         accelerators=scenario.accelerators,
-        profiles=tuple(Profile(name=name, spec=spec) for name, spec in sorted(capacity_profiles().items())),
+        profiles=_profiles(scenario),
         architectures=architectures(),
         fleet=setting.policy,
         period_seconds=scenario.control_period_seconds,
+    )
+
+
+def _profiles(scenario: Scenario) -> tuple[Profile, ...]:
+    """The catalogue's; where the scenario says how long replicas load, the profiles say so too."""
+    seconds = scenario.cold_start.seconds
+    known = {} if seconds is None else {"cold_start_seconds": seconds}
+    return tuple(
+        Profile(name=name, spec=spec.model_copy(update=known)) for name, spec in sorted(capacity_profiles().items())
     )
 
 
@@ -204,7 +213,7 @@ def _lane(setting: Setting, one: Offer) -> Lane:
     policy = setting.policy
     windows = Windows(
         rate=policy.prometheus.window_seconds,
-        peak=policy.consolidation.scale_down_window_seconds,
+        peak=policy.consolidation.peak_window_seconds,
         staleness=policy.prometheus.staleness_seconds,
     )
     return Lane(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tokenservice.api.token_fleet import TokenFleetSpec
@@ -13,11 +13,10 @@ from tokenservice.core.memo import Memo
 from tokenservice.core.model import (
     Accelerator,
     EngineImages,
-    Margin,
     Missing,
+    ObjectKey,
     Plan,
     Profile,
-    Proposal,
     Service,
     ServiceKey,
     ServiceMetrics,
@@ -75,18 +74,31 @@ class Operator:
     period_seconds: float
     name: str = "operator"
     on_plan: Callable[[Plan, float], None] | None = None
-    _proposals: tuple[Proposal, ...] = ()
-    _margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
+    _last: Plan = field(default_factory=Plan)
+    _written_at: dict[ObjectKey, float] = field(default_factory=dict)
+    _now: float = 0.0
     _memo: Memo = field(default_factory=Memo)
 
     def control(self, cluster: Cluster, sight: Sight) -> None:
         """One pass of the loop."""
+        self._now = cluster.now
         plan = decide(self.snapshot(cluster, sight), cluster.now, self._memo)
-        self._proposals, self._margins = plan.proposals, plan.margins
+        self._last = plan
         for action in plan.actions:
             cluster.carry_out(action)
+        self._write(plan)
         if self.on_plan is not None:
             self.on_plan(plan, cluster.now)
+
+    def _write(self, plan: Plan) -> None:
+        """Statuses of services: decisions read there what was planned with before."""
+        written = {write.key.name: write for write in plan.statuses if write.key.kind == "TokenService"}
+        if written:
+            self._written_at |= {write.key: self._now for write in written.values()}
+            self.services = tuple(
+                replace(one, status=written[one.key.name].status) if one.key.name in written else one
+                for one in self.services
+            )
 
     def snapshot(self, cluster: Cluster, sight: Sight) -> Snapshot:
         """The facts, as the operator's observer would gather them."""
@@ -101,8 +113,10 @@ class Operator:
             metrics=sight.metrics(),
             settings=SETTINGS,
             fleet=self.fleet,
-            proposals=self._proposals,
-            margins=self._margins,
+            status_written_at=dict(self._written_at),
+            proposals=self._last.proposals,
+            margins=self._last.margins,
+            hindsights=self._last.hindsights,
         )
 
 
