@@ -25,14 +25,8 @@ WINDOWS = Windows(rate=15, peak=60, staleness=30)
 TTFT_EDGES, TPOT_EDGES = (0.5, 1.0, inf), (0.05, inf)
 IDLE = EngineView(running=0.0, waiting=0.0, kv_usage=0.0)
 
-START = Scrape(
-    at=0.0,
-    finished=0,
-    prompt_tokens=0,
-    cached_tokens=0,
-    output_tokens=0,
-    busy_seconds=0.0,
-    request_seconds=0.0,
+START = replace(
+    scrape(Pool(Bounds(ttft_seconds=1.0, tpot_seconds=0.05))),
     ttft_counts=np.array([0, 0, 0]),
     tpot_counts=np.array([0, 0]),
     engines=(IDLE,),
