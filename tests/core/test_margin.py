@@ -93,6 +93,14 @@ def test_the_factor_stays_within_its_bounds_whatever_is_seen(
         assert LOWEST <= usable(margin) <= HIGHEST
 
 
+@pytest.mark.parametrize(("missed", "bound"), [(1.0, LOWEST), (0.0, HIGHEST)])
+def test_a_world_that_is_always_worse_or_better_ends_at_a_bound(missed: float, bound: float) -> None:
+    margin = TRIED
+    for _ in range(1000):
+        margin = after(margin, seen(missed))
+    assert margin.factor == bound
+
+
 @given(shares, shares, st.floats(0, 3), st.booleans())
 def test_where_some_more_miss_the_factor_is_never_higher(missed: float, more: float, load: float, enough: bool) -> None:
     few, many = sorted((missed, more))
