@@ -42,7 +42,7 @@ class ServiceResult:
 class Result:
     """One run.
 
-    `goodput_per_accelerator_hour` counts output tokens of requests within their objectives; `scale_changes` counts
+    `goodput_per_accelerator_hour` counts output tokens of requests within their objectives; `changes` counts
     writes to the cluster; `tokens_owed` were asked for and not delivered.
     """
 
