@@ -81,12 +81,13 @@ def pools(time_scale: float) -> tuple[Pool, ...]:
 
 
 def fleet(time_scale: float) -> Json:
-    """The TokenFleet: the defaults, with cooldowns compressed and windows as short as 5 s scrapes allow."""
+    """The TokenFleet: as full as the objectives allow, cooldowns compressed, windows as short as 5 s scrapes allow."""
     return {
         "apiVersion": "taas.dev/v1alpha1",
         "kind": "TokenFleet",
         "metadata": {"name": "default"},
         "spec": {
+            "targetUtilization": 0.9,
             "prometheus": {"windowSeconds": 15, "stalenessSeconds": 20},
             "consolidation": {
                 "scaleDownWindowSeconds": round(300 / time_scale),

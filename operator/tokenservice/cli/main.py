@@ -6,6 +6,7 @@ import typer
 
 from tokenservice.cli.bench import bench
 from tokenservice.cli.capacity import capacity
+from tokenservice.cli.compare import compare
 from tokenservice.cli.crd import crd
 from tokenservice.cli.explain import explain
 from tokenservice.cli.lint import lint
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(capacity, name="capacity")
+app.command()(compare)
 app.command()(crd)
 app.command()(explain)
 app.command()(lint)

@@ -81,14 +81,15 @@ def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
     lead = seen.want.variant.cold_start_seconds + _DETECTION_SECONDS
     if record is None or record.lead_seconds != lead:
         return begun(lead, now)
-    if isinstance(seen.metrics, Missing):
+    if isinstance(seen.metrics, Missing) or record.knows(seen.metrics, now):
         return record
     margin = facts.snapshot.margins.get(seen.service.key, UNTRIED).factor
     assert seen.service.spec is not None
     filled = utilization_target(seen.service.spec, facts.snapshot.fleet)
     able = seen.want.capacity.requests_per_second * margin * filled
     fewest = max(1, seen.service.spec.scaling.min_replicas)
-    return lived(record, seen.metrics.requests_per_second, able, seen.targets.ttft_seconds, fewest, now)
+    rate, tolerated = seen.metrics.requests_per_second, seen.targets.ttft_seconds
+    return lived(record, rate, able, tolerated, fewest, now, told_by=seen.metrics)
 
 
 def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:

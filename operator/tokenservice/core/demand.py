@@ -35,7 +35,8 @@ class Demand:
     """Requests per second: arriving now with the queue's share, at the recent peak, and expected after the lead.
 
     `tokens_per_second` is the output that the present demand asks for; `arriving` leaves the queue out. `held` is the
-    share of the peak that capacity is held for.
+    share of the peak that capacity is held for. `steady` is the usual rate with what is owed of work that may wait: it
+    fills what is held for the peak, and needs more only where the two together do.
     """
 
     requests_per_second: float
@@ -47,6 +48,7 @@ class Demand:
     arriving: float = 0.0
     lead_seconds: float = 0.0
     held: float = 1.0
+    steady: float = 0.0
 
     def ahead(self, able_requests_per_second: float) -> float:
         """Demand on the replicas that serve after the lead, when the present ones take so much until then.
@@ -66,8 +68,12 @@ def demand(
     *,
     lead_seconds: float = 0.0,
     slope_per_second: float = 0.0,
+    usual: float = 0.0,
 ) -> Demand | Missing:
-    """Demand from metrics. `lead_seconds` is the cold start, `slope_per_second` the growth of requests per second."""
+    """Demand from metrics.
+
+    `lead_seconds` is the cold start, `slope_per_second` the growth of requests per second, `usual` their mean rate.
+    """
     if isinstance(metrics, Missing):
         return metrics
     now = metrics.requests_per_second + metrics.waiting / DRAIN_SECONDS
@@ -80,6 +86,7 @@ def demand(
         waiting=metrics.waiting,
         arriving=metrics.requests_per_second,
         lead_seconds=lead_seconds,
+        steady=usual + metrics.owed_requests_per_second if metrics.owed_requests_per_second else 0.0,
     )
 
 

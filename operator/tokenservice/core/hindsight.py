@@ -15,6 +15,7 @@ All rules are run at once, as arrays; a step costs some tens of microseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import exp
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,9 @@ _LONG_ENOUGH_LEADS, _LONG_ENOUGH_SECONDS = 5.0, 900.0
 _LONGER, _KEPT_LONGER = 2, 0.5
 """This share of the peak is held for a window so many places longer."""
 
+_LONGER_WINDOWS = np.minimum(np.arange(len(LEADS)) + _LONGER, len(LEADS) - 1)
+_ONE = np.ones(1)
+
 _SLOPE_SECONDS, _HORIZON_SECONDS, _HIGHEST_GROWTH = 30.0, 60.0, 1.5
 """A slope over so short a time says nothing of more than a minute, or of more than half as much again."""
 
@@ -59,14 +63,14 @@ class Hold:
     factor: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Hindsight:
-    """The record of one service. Arrays are never written to; a step makes new ones.
+    """The record of one service. Arrays are never written to; a step makes new ones, so a record equals only itself.
 
     `recent` are the last (time, requests per second). `peaks[g, w, b]` is the highest demand with growth g, requests
     per second, in part b of window w; `targets[r, b]` the lowest count that rule r asked for in part b of the last
     lead. By rule: its queue in requests, what it would have missed, and its replica-seconds. `arrived` and `seconds`
-    are what the record covers.
+    are what the record covers. `told_by` is what told the demand last.
     """
 
     lead_seconds: float
@@ -81,6 +85,11 @@ class Hindsight:
     cost: Floats
     arrived: float = 0.0
     seconds: float = 0.0
+    told_by: object = None
+
+    def knows(self, told_by: object, now: float) -> bool:
+        """Whether this was looked at already: most decisions come between two rounds of metrics."""
+        return self.told_by is told_by and now - self.at < _LONGEST_STEP_SECONDS / 2
 
 
 def begun(lead_seconds: float, now: float) -> Hindsight:
@@ -101,7 +110,14 @@ def begun(lead_seconds: float, now: float) -> Hindsight:
 
 
 def lived(
-    record: Hindsight, requests_per_second: float, capacity: float, tolerated_seconds: float, fewest: int, now: float
+    record: Hindsight,
+    requests_per_second: float,
+    capacity: float,
+    tolerated_seconds: float,
+    fewest: int,
+    now: float,
+    *,
+    told_by: object = None,
 ) -> Hindsight:
     """The record after one more look at demand.
 
@@ -112,18 +128,22 @@ def lived(
     if seconds <= 0:
         return record
     recent = (*(one for one in record.recent if one[0] >= now - _SLOPE_SECONDS), (now, requests_per_second))
-    record = _with_demand(record, recent, now)
-    wanted = np.maximum(np.ceil(_held(record).ravel() / capacity - 1e-9), fewest)
-    targets, since = _moved(record.targets, record.targets_since, np.array([record.lead_seconds]), now, np.inf)
+    peaks, peaks_since = _moved(record.peaks, record.peaks_since, record.lead_seconds * LEADS, now, 0.0)
+    np.maximum(peaks[..., 0], _signals(recent, record.lead_seconds)[:, None], out=peaks[..., 0])
+    wanted = np.maximum(np.ceil(_held(peaks).ravel() / capacity - 1e-9), fewest)
+    targets, since = _moved(record.targets, record.targets_since, record.lead_seconds * _ONE, now, np.inf)
     np.minimum(targets[:, 0], wanted, out=targets[:, 0])
     able = targets.min(axis=1) * capacity
     queues = np.maximum(record.queues + (requests_per_second - able) * seconds, 0.0)
     late = queues > able * tolerated_seconds
-    kept = np.exp(-seconds / max(_MEMORY_LEADS * record.lead_seconds, _SHORTEST_MEMORY_SECONDS))
+    kept = exp(-seconds / max(_MEMORY_LEADS * record.lead_seconds, _SHORTEST_MEMORY_SECONDS))
     came = requests_per_second * seconds
     return replace(
         record,
         at=now,
+        recent=recent,
+        peaks=peaks,
+        peaks_since=peaks_since,
         targets=targets,
         targets_since=since,
         queues=queues,
@@ -131,6 +151,7 @@ def lived(
         cost=record.cost * kept + wanted * seconds,
         arrived=record.arrived * kept + came,
         seconds=record.seconds + seconds,
+        told_by=told_by,
     )
 
 
@@ -146,7 +167,7 @@ def rule(record: Hindsight, allowed: float) -> Hold | None:
 
 def peak(record: Hindsight, hold: Hold) -> float:
     """Demand that a rule holds capacity for, requests per second."""
-    return float(_held(record)[hold.growth, hold.window, hold.factor == FACTORS][0])
+    return float(_held(record.peaks)[hold.growth, hold.window, hold.factor == FACTORS][0])
 
 
 def ahead(record: Hindsight, hold: Hold) -> float:
@@ -154,28 +175,22 @@ def ahead(record: Hindsight, hold: Hold) -> float:
     return float(_signals(record.recent, record.lead_seconds)[hold.growth] * hold.factor)
 
 
-def _held(record: Hindsight) -> Floats:
+def _held(parts: Floats) -> Floats:
     """Demand that each rule [growth, window, factor] holds capacity for: its peak, and half of a longer window's.
 
     A lull longer than any seen before says nothing of how it ends, so capacity is let go in two steps.
     """
-    peaks = record.peaks.max(axis=2)
-    longer = peaks[0, np.minimum(np.arange(len(LEADS)) + _LONGER, len(LEADS) - 1)]
-    return np.asarray(np.maximum(np.multiply.outer(peaks, FACTORS), _KEPT_LONGER * longer[None, :, None]))
-
-
-def _with_demand(record: Hindsight, recent: tuple[tuple[float, float], ...], now: float) -> Hindsight:
-    peaks, since = _moved(record.peaks, record.peaks_since, record.lead_seconds * LEADS, now, 0.0)
-    signals = _signals(recent, record.lead_seconds)
-    np.maximum(peaks[:, :, 0], signals[:, None], out=peaks[:, :, 0])
-    return replace(record, recent=recent, peaks=peaks, peaks_since=since)
+    peaks = parts.max(axis=2)
+    longer = _KEPT_LONGER * peaks[0, _LONGER_WINDOWS]
+    return np.asarray(np.maximum(peaks[:, :, None] * FACTORS, longer[:, None]))
 
 
 def _signals(recent: tuple[tuple[float, float], ...], lead_seconds: float) -> Floats:
     """Demand by growth: the present, or further up its slope. Falling demand is never taken to fall on."""
     (began, before), (now, rate) = recent[0], recent[-1]
     slope = max(0.0, (rate - before) / (now - began)) if now > began else 0.0
-    return np.asarray(np.minimum(rate + GROWTHS * slope * min(lead_seconds, _HORIZON_SECONDS), rate * _HIGHEST_GROWTH))
+    far = slope * min(lead_seconds, _HORIZON_SECONDS)
+    return np.asarray(np.minimum(rate + GROWTHS * far, rate * _HIGHEST_GROWTH))
 
 
 def _moved(parts: Floats, since: Floats, spans: Floats, now: float, empty: float) -> tuple[Floats, Floats]:

@@ -23,7 +23,7 @@ LOWEST, HIGHEST = 0.5, 1.5
 """Bounds of the factor: the model was never seen further off."""
 
 _PER_SECOND = 0.01
-"""A minute in which a tenth of the requests misses lowers the margin by 6 %; an hour without a miss raises it by 20 %."""
+"""A minute in which a tenth of the requests misses lowers the factor by 0.06; an hour of none raises it by 0.2."""
 
 _BLIND_SECONDS = 60.0
 """After demand has overrun the pool, its queue and the windows of rates still tell of that."""

@@ -137,7 +137,9 @@ class ServiceMetrics:
     """What Prometheus says of one service. Rates are per second over the fleet's window.
 
     `*_buckets` are (upper bound in seconds, cumulative requests per second), ascending, the last bound infinite.
-    `peak_requests_per_second` is the highest arrival rate within the scale-down window.
+    `peak_requests_per_second` is the highest arrival rate within the scale-down window. `owed_requests_per_second` is
+    what must be started of work that may wait, so that it is done in time, where a queue in front of the engines
+    tells; arrivals and peak are without it.
     """
 
     requests_per_second: float
@@ -154,6 +156,7 @@ class ServiceMetrics:
     mean_tpot_seconds: float | Missing = Missing("NotRead", "the mean time per output token was not read")
     ttft_buckets: tuple[tuple[float, float], ...] = ()
     tpot_buckets: tuple[tuple[float, float], ...] = ()
+    owed_requests_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

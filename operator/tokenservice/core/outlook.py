@@ -12,9 +12,9 @@ from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for,
 from tokenservice.core.checks import problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
-from tokenservice.core.hindsight import ahead, peak, rule
+from tokenservice.core.hindsight import Hindsight, ahead, peak, rule
 from tokenservice.core.margin import UNTRIED, allowed, usable
-from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceMetrics, Variant
+from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceKey, ServiceMetrics, Variant
 from tokenservice.core.scaling import Scaling, desired
 from tokenservice.core.variants import candidates, ranked
 
@@ -56,7 +56,7 @@ def outlook(facts: Facts, service: Service) -> Outlook:
     """Judges one service on the facts; what else it may look at has to be given to the memo as well."""
     metrics = facts.snapshot.metrics.get(service.key, NOT_READ)
     margin = usable(facts.snapshot.margins.get(service.key, UNTRIED))
-    own = (service, metrics, margin, _holding(facts, service))
+    own = (service, metrics, margin, _usual(facts, service.key, metrics), _holding(facts, service))
     given = (*own, facts.belongings(service.key), facts.rivals(service.key), facts.scope)
     return facts.memo.recall("outlook", service.key, given, lambda: _judged(facts, service, metrics))
 
@@ -138,7 +138,8 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
 
 
 def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
-    asked = demand(seen.metrics, seen.workload, lead_seconds=seen.ranked[index][0].cold_start_seconds)
+    lead, usual = seen.ranked[index][0].cold_start_seconds, _usual(facts, seen.service.key, seen.metrics)
+    asked = demand(seen.metrics, seen.workload, lead_seconds=lead, usual=usual)
     held = _holding(facts, seen.service)
     if held is None or isinstance(asked, Missing):
         return asked
@@ -170,6 +171,13 @@ def _options(facts: Facts, seen: Outlook, asked: Demand | Missing) -> tuple[int,
     )
 
 
+def _usual(facts: Facts, key: ServiceKey, metrics: ServiceMetrics | Missing) -> float:
+    """The usual rate, requests per second, to a tenth; of interest only where work waits that may."""
+    if isinstance(metrics, Missing) or not metrics.owed_requests_per_second:
+        return 0.0
+    return round(facts.snapshot.margins.get(key, UNTRIED).usual, 1)
+
+
 def _holding(facts: Facts, service: Service) -> tuple[float, float, float] | None:
     """As hindsight advises: the peak that capacity is held for, demand when a new replica serves, and the share held.
 
@@ -180,7 +188,12 @@ def _holding(facts: Facts, service: Service) -> tuple[float, float, float] | Non
     set_by_user = facts.snapshot.fleet.consolidation.scale_down_window_seconds is not None
     if spec is None or set_by_user:
         return None
-    hold = None if record is None else rule(record, allowed(targets(spec.objectives)))
+    given = (record, spec)
+    return facts.memo.recall("holding", service.key, given, lambda: _advised(record, allowed(targets(spec.objectives))))
+
+
+def _advised(record: Hindsight | None, may_miss: float) -> tuple[float, float, float]:
+    hold = None if record is None else rule(record, may_miss)
     if record is None or hold is None:
         return inf, 0.0, 1.0
     return peak(record, hold), ahead(record, hold), hold.factor

@@ -131,7 +131,7 @@ def _case(
 
 
 def _automatic(case: _Case, demand: Demand) -> Scaling:
-    ahead = demand.ahead(case.current * case.capacity.requests_per_second * case.factor)
+    ahead = max(demand.ahead(case.current * case.capacity.requests_per_second * case.factor), demand.steady)
     up = case.needed(ahead)
     lower = max(up, _lower(case, demand, ahead))
     wanted = up if up > case.current else min(case.current, lower)
@@ -149,7 +149,7 @@ def _automatic(case: _Case, demand: Demand) -> Scaling:
 def _lower(case: _Case, demand: Demand, ahead: float) -> int:
     """Replicas to keep for the peak; the present ones while it is not known."""
     peak = max(demand.peak_requests_per_second, ahead)
-    return case.needed(peak * _SPARE) if peak < inf else case.current
+    return case.needed(peak * _SPARE) if peak < inf else min(case.current, case.ceiling)
 
 
 def _held(case: _Case, reason: Reason, why: str, inputs: dict[str, str]) -> Scaling:
@@ -187,6 +187,8 @@ def _direction(wanted: int, current: int) -> Reason:
 
 def _sentence(case: _Case, demand: Demand, wanted: int, ahead: float) -> str:
     load = f"{ahead:.3g} requests/s ({demand.waiting:.0f} waiting)"
+    if wanted < case.current and demand.peak_requests_per_second == inf:
+        return f"maxReplicas is {wanted}"
     if wanted < case.current:
         peak = demand.peak_requests_per_second
         return f"the recent peak of {peak:.3g} requests/s needs {_replicas(wanted)}, not {case.current}"
@@ -224,7 +226,7 @@ def _inputs(case: _Case, demand: Demand) -> dict[str, str]:
         "current": _replicas(case.current),
         "demand": f"{demand.requests_per_second:.4g} requests/s",
         "forecast": f"{demand.forecast_requests_per_second:.4g} requests/s",
-        "peak": f"{demand.peak_requests_per_second:.4g} requests/s",
+        "peak": _peak(demand),
         "waiting": f"{demand.waiting:.0f} requests",
         "capacity": f"{case.capacity.requests_per_second:.4g} requests/s per replica, {case.capacity.limited_by}",
         "workload": f"{demand.workload.input_tokens:.0f} in, {demand.workload.output_tokens:.0f} out,"
@@ -237,10 +239,17 @@ def _inputs(case: _Case, demand: Demand) -> dict[str, str]:
     }
 
 
+def _peak(demand: Demand) -> str:
+    peak = demand.peak_requests_per_second
+    return f"{peak:.4g} requests/s" if peak < inf else "not watched for long enough"
+
+
 def _rejected(case: _Case, demand: Demand, wanted: int, ahead: float) -> tuple[str, ...]:
     """The next smaller fleet, and what the bounds cut off."""
     found = []
-    if wanted > case.floor:
+    if wanted > case.floor and demand.peak_requests_per_second == inf:
+        found.append(f"{_replicas(wanted - 1)}: demand was not watched for long enough to remove any")
+    elif wanted > case.floor:
         peak = max(demand.peak_requests_per_second, ahead)
         found.append(f"{_replicas(wanted - 1)}: {peak:.3g} requests/s fill {_filled(case, peak, wanted - 1)}")
     elif wanted == case.floor:

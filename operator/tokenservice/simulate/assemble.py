@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Offer:
     traffic: Traffic
     demand: Floats
     cold_start: ColdStart
+    deadline_seconds: float = inf
 
     @property
     def spec(self) -> TokenServiceSpec:
@@ -123,6 +124,7 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
         traffic=traffic,
         demand=_demand(traffic.fresh(), seconds),
         cold_start=scenario.cold_start,
+        deadline_seconds=inf if service.workload.deferrable is None else service.workload.deferrable.deadline_seconds,
     )
 
 
@@ -225,7 +227,7 @@ def _lane(setting: Setting, one: Offer) -> Lane:
         lambda_star=one.lambda_star,
         arrivals=one.traffic.fresh(),
         pool=pool,
-        meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s),
+        meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s, one.deadline_seconds),
         tally=Tally(one.yardstick, bounds_of(one.targets), setting.seconds),
         load_seconds={variant.name: one.cold_start.of(one.spec, variant) for variant, _ in one.variants},
     )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Protocol
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture
+from tokenservice.core.capacity import capacity, targets
 from tokenservice.core.decide import decide
+from tokenservice.core.demand import remembered
+from tokenservice.core.margin import UNTRIED
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import (
     Accelerator,
@@ -22,6 +26,7 @@ from tokenservice.core.model import (
     ServiceMetrics,
     Settings,
     Snapshot,
+    Variant,
 )
 from tokenservice.simulate.cluster import Cluster
 from tokenservice.simulate.policy import FleetView, Policy
@@ -38,6 +43,9 @@ SETTINGS = Settings(
     )
 )
 
+_FILL = 1.1
+"""Share of the batch at capacity that work which may wait fills up to."""
+
 
 class Controller(Protocol):
     """Asked every `period_seconds`; acts on the cluster."""
@@ -50,6 +58,9 @@ class Controller(Protocol):
 
     def control(self, cluster: Cluster, sight: Sight) -> None:
         """Look, decide, act."""
+
+    def fill_to(self, key: ServiceKey, variant: Variant) -> float:
+        """Unfinished requests per replica up to which work that may wait is sent."""
 
 
 class Sight(Protocol):
@@ -89,6 +100,13 @@ class Operator:
         self._write(plan)
         if self.on_plan is not None:
             self.on_plan(plan, cluster.now)
+
+    def fill_to(self, key: ServiceKey, variant: Variant) -> float:
+        """A little less than the batch at capacity, as it was learned to be: interactive requests find room."""
+        service = next(one for one in self.services if one.key == key)
+        assert service.spec is not None
+        able = capacity(variant, remembered(service.status), targets(service.spec.objectives))
+        return able.batch * self._last.margins.get(key, UNTRIED).factor * _FILL
 
     def _write(self, plan: Plan) -> None:
         """Statuses of services: decisions read there what was planned with before."""
@@ -136,6 +154,10 @@ class Counts:
     def period_seconds(self) -> float:
         """The policy's."""
         return self.policy.period_seconds
+
+    def fill_to(self, key: ServiceKey, variant: Variant) -> float:
+        """Peers know of no work that may wait: it is sent as it comes."""
+        return inf
 
     def control(self, cluster: Cluster, sight: Sight) -> None:
         """Ask and scale."""

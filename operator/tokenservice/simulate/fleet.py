@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tokenservice.core.capacity import DEFAULT, Workload, latency_at, targets
+from tokenservice.core.capacity import DEFAULT, Workload, targets
 from tokenservice.core.model import Missing, Pod, Service, ServiceKey, ServiceMetrics, Variant
 from tokenservice.simulate.cluster import Cluster
 from tokenservice.simulate.control import Controller
@@ -29,9 +29,6 @@ NOT_READ = Missing("NotRead", "metrics were not read yet")
 
 _LINGER_SECONDS = 600.0
 """Requests that arrived in time may finish within so long after the end; nothing is billed for it."""
-
-_FILLED = 0.5
-"""Share of the requests that a replica holds at lambda*, up to which it is given work that may wait."""
 
 
 class Arrivals(Protocol):
@@ -66,12 +63,6 @@ class Lane:
     slots: dict[str, int] = field(default_factory=dict)
     metrics: ServiceMetrics | Missing = NOT_READ
 
-    @property
-    def fill_to(self) -> float:
-        """Unfinished requests per replica up to which deferrable ones are sent, whatever the policy."""
-        usual = Workload(self.reference.mean_input_tokens, self.reference.mean_output_tokens)
-        return _FILLED * min(latency_at(self.variant, usual, self.lambda_star).batch, self.variant.max_num_seqs)
-
 
 @dataclass(slots=True)
 class Moment:
@@ -105,8 +96,6 @@ class Fleet:
         """From the start to the end of the scenario; the cluster is warm already."""
         look, control, sample = self.scrape_seconds, self.controller.period_seconds, 0.0
         failures = sorted(self.failures, key=lambda failure: failure.at_seconds)
-        for lane in self.lanes.values():
-            lane.pool.fill_to = lane.fill_to
         while self.now < self.seconds:
             failing = failures[0].at_seconds if failures else inf
             stop = min(look, control, sample, failing, max(self.now, self.cluster.next_due()), self.seconds)
@@ -144,6 +133,8 @@ class Fleet:
         for lane in self.lanes.values():
             lane.metrics = lane.meter.metrics(self.now)
         self.controller.control(self.cluster, self)
+        for key, lane in self.lanes.items():
+            lane.pool.fill_to = self.controller.fill_to(key, lane.variant)
         self.cluster.reconcile()
 
     def _scrape(self) -> None:

@@ -8,6 +8,7 @@ Arrivals are first tokens plus what the queues grew by; requests held where no r
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,17 @@ from tokenservice.simulate.pool import Pool
 
 Counts = NDArray[np.int64]
 
+_OF_DEADLINE = 0.4
+"""What waits is to be started within this share of its time: so long a steady flow then waits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """Totals of one service at one time. Counters never fall; gauges are as they stood; buckets are cumulative."""
+    """Totals of one service at one time. Counters never fall; gauges are as they stood; buckets are cumulative.
+
+    `deferred_sent` counts requests that may wait and were sent to engines, `deferred` those that still wait: the
+    queue in front of the engines tells.
+    """
 
     at: float
     finished: float
@@ -33,6 +41,8 @@ class Scrape:
     output_tokens: float
     busy_seconds: float
     request_seconds: float
+    deferred_sent: float
+    deferred: float
     ttft_counts: Counts
     tpot_counts: Counts
     engines: tuple[EngineView, ...]
@@ -69,6 +79,7 @@ class Meter:
     windows: Windows
     ttft_edges: Sequence[float]
     tpot_edges: Sequence[float]
+    deadline_seconds: float = math.inf
     _scrapes: deque[Scrape] = field(default_factory=deque)
     _rates: deque[tuple[float, float]] = field(default_factory=deque)
 
@@ -155,6 +166,7 @@ class Meter:
             waiting=last.waiting,
             kv_usage=max((engine.kv_usage for engine in last.engines), default=0.0),
             engines_reporting=len(last.engines),
+            owed_requests_per_second=last.deferred / (self.deadline_seconds * _OF_DEADLINE),
             ttft_buckets=_buckets(self.ttft_edges, (last.ttft_counts - first.ttft_counts) / seconds),
             tpot_buckets=_buckets(self.tpot_edges, (last.tpot_counts - first.tpot_counts) / seconds),
         )
@@ -162,6 +174,7 @@ class Meter:
 
 def _arrivals(first: Scrape, last: Scrape) -> float:
     grown = last.first_tokens - first.first_tokens + last.waiting - first.waiting
+    grown -= last.deferred_sent - first.deferred_sent
     return max(0.0, grown / (last.at - first.at))
 
 
@@ -188,6 +201,8 @@ def scrape(pool: Pool) -> Scrape:
         output_tokens=stats.totals.generation_tokens,
         busy_seconds=stats.totals.busy_seconds,
         request_seconds=stats.unfinished_request_seconds,
+        deferred_sent=stats.totals.arrived - (stats.interactive_arrived - stats.held),
+        deferred=stats.deferred,
         ttft_counts=stats.ttft_counts,
         tpot_counts=stats.tpot_counts,
         engines=tuple(EngineView(running=r, waiting=w, kv_usage=k) for r, w, k in gauges),

@@ -1,0 +1,102 @@
+"""Policies side by side: which setting stands for a peer, and what is shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from typer.testing import CliRunner
+
+from tokenservice.cli.main import app
+from tokenservice.simulate.compare import Row, Task, best
+from tokenservice.simulate.result import Result, ServiceResult, Waterfall
+
+QUICK = Path(__file__).parents[2] / "docs" / "scenarios" / "quick.yaml"
+NOTHING = Waterfall(
+    utilization=0.5,
+    slo_misses=0.0,
+    headroom=0.5,
+    cold_start=0.0,
+    draining=0.0,
+    fragmentation=0.0,
+    idle_nodes=0.0,
+)
+
+
+def result(attainment: float, dollars: float, *, seed: int = 0) -> Result:
+    service = ServiceResult(
+        tier="Guaranteed",
+        requests=100,
+        attainment=attainment,
+        ttft_attainment=1.0,
+        tpot_attainment=1.0,
+        deferrable=1.0,
+        output_tokens=1,
+        tokens_owed=0,
+    )
+    return Result(
+        scenario="s",
+        policy="p",
+        seed=seed,
+        utilization=0.5,
+        waterfall=NOTHING,
+        services=MappingProxyType({"chat": service}),
+        accelerator_hours=dollars / 3,
+        dollars=dollars,
+        dollars_per_million_tokens=1.0,
+        joules_per_token=1.0,
+        goodput_per_accelerator_hour=1.0,
+        changes=0,
+        replicas_started=0,
+        moves=0,
+        nodes_started=0,
+        tokens_owed=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "chosen"),
+    [
+        ([(0.995, 30.0), (0.991, 20.0), (0.98, 10.0)], 1),
+        ([(0.995, 20.0), (0.991, 20.0)], 0),
+        ([(0.97, 30.0), (0.98, 40.0), (0.90, 10.0)], 1),
+    ],
+    ids=["cheapest that keeps", "published one of equals", "nearest where none keeps"],
+)
+def test_a_peer_is_shown_at_the_cheapest_setting_that_keeps_the_objectives(
+    outcomes: list[tuple[float, float]], chosen: int
+) -> None:
+    found = {Task(QUICK, 0, "p", choice): result(*outcome) for choice, outcome in enumerate(outcomes)}
+    assert best(found).choice == chosen
+
+
+def test_an_interval_is_students_over_seeds() -> None:
+    row = Row(policy="p", results=tuple(result(0.99, dollars) for dollars in (9.0, 10.0, 11.0)))
+    assert row.mean(lambda one: one.dollars) == 10.0
+    assert row.half_width(lambda one: one.dollars) == pytest.approx(4.30 * 1.0 / 3**0.5)
+    assert replace(row, results=row.results[:1]).half_width(lambda one: one.dollars) == 0.0
+
+
+def test_compare_shows_static_first_and_writes_what_it_shows(tmp_path: Path) -> None:
+    picture, written = tmp_path / "c.png", tmp_path / "c.json"
+    arguments = ["compare", str(QUICK), "--policies", "operator", "--jobs", "1", "--oracle"]
+    ran = CliRunner().invoke(app, [*arguments, "--picture", str(picture), "--json", str(written)])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(written.read_text())
+    assert list(found["policies"]) == ["static-p99", "operator"]
+    assert "oracle" in ran.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    static, operator = (runs[0] for runs in found["policies"].values())
+    for run in (static, operator):
+        assert sum(run["waterfall"].values()) == pytest.approx(1, abs=1e-6)
+    oracle = sum(one["accelerator_hours"] for one in found["oracle"].values())
+    assert oracle <= min(static["accelerator_hours"], operator["accelerator_hours"])
+
+
+def test_an_unknown_policy_is_named_before_anything_runs() -> None:
+    ran = CliRunner().invoke(app, ["compare", str(QUICK), "--policies", "operator,hap"])
+    assert ran.exit_code == 2
+    assert "no policy hap" in ran.output
