@@ -1,0 +1,418 @@
+"""How long capacity for a peak is held: what is kept of demand, which rule wins in hindsight, and what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from math import ceil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.build import FLEET, NOW, make_deployment, make_metrics, make_node, make_pod, make_service
+from tests.support.build import make_snapshot as snapshot_of
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.core.capacity import Workload
+from tokenservice.core.decide import decide
+from tokenservice.core.demand import Demand
+from tokenservice.core.hindsight import (
+    FACTORS,
+    GROWTHS,
+    LEADS,
+    Hindsight,
+    Hold,
+    ahead,
+    begun,
+    lived,
+    peak,
+    rule,
+)
+from tokenservice.core.memo import Memo
+from tokenservice.core.model import Missing, Plan, Service, ServiceMetrics
+
+LEAD, CAPACITY, TOLERATED, ALLOWED = 80.0, 10.0, 1.0, 0.006
+PARTS = 16
+"""Parts of a window; what it keeps is off by at most one."""
+
+Rate = Callable[[float], float]
+
+
+def looked(rates: Iterable[tuple[float, float]], lead: float = LEAD, capacity: float = CAPACITY) -> Hindsight:
+    """The record after these (time, requests per second), each time later than the last."""
+    record = begun(lead, 0.0)
+    for now, rate in rates:
+        record = lived(record, rate, capacity, TOLERATED, 1, now)
+    return record
+
+
+def watched(rate: Rate, seconds: float, step: float = 5.0) -> Hindsight:
+    return looked((number * step, rate(number * step)) for number in range(1, int(seconds / step) + 1))
+
+
+def best(record: Hindsight) -> Hold:
+    hold = rule(record, ALLOWED)
+    assert hold is not None
+    return hold
+
+
+def at(growth: float = 0.0, leads: float = 0.5, factor: float = 1.0) -> Hold:
+    return Hold(int(np.flatnonzero(leads == LEADS)[0]), int(np.flatnonzero(growth == GROWTHS)[0]), factor)
+
+
+def of_rule(values: np.ndarray, hold: Hold) -> float:
+    """A rule's own entry."""
+    shape = (len(GROWTHS), len(LEADS), len(FACTORS))
+    return float(values.reshape(shape)[hold.growth, hold.window, list(FACTORS).index(hold.factor)])
+
+
+def missed(record: Hindsight, hold: Hold) -> float:
+    return of_rule(record.missed, hold) / record.arrived
+
+
+def cost(record: Hindsight, hold: Hold) -> float:
+    return of_rule(record.cost, hold)
+
+
+# --- which rule wins -------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0.5, 500), st.floats(5, 600))
+@settings(max_examples=20)
+def test_for_steady_demand_nothing_is_held_that_is_not_needed_and_nothing_misses(rate: float, lead: float) -> None:
+    long_enough = max(5 * lead, 900.0) + 100
+    record = looked(((second, rate) for second in np.arange(10.0, long_enough, 10.0)), lead)
+    hold = best(record)
+    assert missed(record, hold) <= ALLOWED
+    assert cost(record, hold) == record.cost.min() or record.missed[record.cost.argmin()] > 0
+    assert peak(record, hold) <= rate
+
+
+def on_off(on: float, off: float, high: float = 95.0, low: float = 1.0) -> Rate:
+    return lambda second: high if second % (on + off) < on else low
+
+
+@pytest.mark.parametrize("off", [200.0, 400.0, 900.0])
+def test_where_demand_comes_back_after_a_lull_its_capacity_is_held_over_the_lull(off: float) -> None:
+    record = watched(on_off(off, off), 12 * 2 * off)
+    hold = best(record)
+    assert LEADS[hold.window] * LEAD * (PARTS + 1) / PARTS > off
+    assert missed(record, hold) < 0.02 < missed(record, at())
+
+
+def test_capacity_is_not_held_over_a_lull_that_is_hours_long() -> None:
+    """The onset costs a lead of misses a day at most; holding would cost half the day."""
+    record = watched(on_off(36_000.0, 36_000.0), 4 * 72_000.0, step=20.0)
+    assert LEADS[best(record).window] * LEAD < 36_000
+
+
+def sawtooth(second: float) -> float:
+    """Up in a quarter of an hour as no lead can follow, down at once: only the slope tells in time."""
+    return 5 + 400 * (second % 900.0) / 900.0
+
+
+def test_a_slope_counts_where_it_pays() -> None:
+    record = watched(sawtooth, 8 * 3600.0)
+    flat = [at(0.0, leads, factor) for leads in LEADS for factor in FACTORS]
+    grown = [at(growth, leads, factor) for growth in GROWTHS[1:] for leads in LEADS for factor in FACTORS]
+
+    def worth(hold: Hold) -> float:
+        return cost(record, hold) * (1 + 100 * max(0.0, missed(record, hold) - ALLOWED))
+
+    assert min(map(worth, grown)) < min(map(worth, flat)) or GROWTHS[best(record).growth] == 0
+    assert worth(best(record)) == pytest.approx(min(map(worth, [*flat, *grown])))
+
+
+def test_a_slope_is_no_reason_for_more_where_demand_is_steady() -> None:
+    assert GROWTHS[best(watched(lambda _: 40.0, 3600.0)).growth] == 0
+
+
+@given(st.lists(st.tuples(st.floats(1, 90), st.floats(0, 300)), min_size=60, max_size=120))
+@settings(max_examples=20, deadline=None)
+def test_the_rule_is_the_cheapest_of_those_that_miss_as_little(looks: list[tuple[float, float]]) -> None:
+    times = np.cumsum([step for step, _ in looks])
+    record = looked(zip(times, (rate for _, rate in looks), strict=True), lead=20.0)
+    hold = rule(record, ALLOWED)
+    if hold is None:
+        return
+    no_more = record.missed <= of_rule(record.missed, hold)
+    assert cost(record, hold) <= record.cost[no_more].min() * (1 + 1e-9)
+
+
+# --- when it is trusted ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lead", "long_enough"), [(30.0, 900.0), (80.0, 900.0), (400.0, 2000.0)])
+def test_a_record_is_trusted_after_a_quarter_of_an_hour_and_five_leads(lead: float, long_enough: float) -> None:
+    looks = [(second, 20.0) for second in np.arange(5.0, long_enough, 5.0)]
+    assert rule(looked(looks, lead), ALLOWED) is None
+    assert rule(looked([*looks, (long_enough, 20.0)], lead), ALLOWED) is not None
+
+
+def test_time_that_was_not_watched_does_not_count() -> None:
+    record = looked([(5.0, 20.0), (100_000.0, 20.0)])
+    assert record.seconds == 65.0
+    assert rule(record, ALLOWED) is None
+
+
+@pytest.mark.parametrize("now", [1000.0, 999.0, -5.0])
+def test_a_look_at_no_later_time_changes_nothing(now: float) -> None:
+    record = watched(lambda _: 20.0, 1000.0)
+    assert lived(record, 500.0, CAPACITY, TOLERATED, 1, now) is record
+
+
+def test_a_pause_does_not_make_a_queue_of_hours() -> None:
+    """Nobody saw what arrived meanwhile: a minute of it is assumed."""
+    record = looked([(5.0, 20.0), (10.0, 20.0), (7210.0, 400.0)])
+    assert record.queues.max() <= 400.0 * 60
+
+
+def test_the_same_record_for_the_same_demand() -> None:
+    one, other = (watched(on_off(300, 300), 3600.0) for _ in range(2))
+    for part in fields(Hindsight):
+        assert np.array_equal(getattr(one, part.name), getattr(other, part.name)), part.name
+
+
+def test_a_record_is_never_written_to() -> None:
+    record = watched(on_off(100, 100), 1000.0)
+    before = {part.name: np.copy(getattr(record, part.name)) for part in fields(Hindsight)}
+    for step in (1.0, 50.0, 5000.0):
+        lived(record, 900.0, CAPACITY, TOLERATED, 1, record.at + step)
+    rule(record, ALLOWED), peak(record, at()), ahead(record, at())
+    for name, value in before.items():
+        assert np.array_equal(getattr(record, name), value), name
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+steps = st.one_of(st.sampled_from([1.0, 5.0, 60.0]), st.floats(0.5, 30), st.floats(100, 3000))
+looks_of_demand = st.lists(st.tuples(steps, st.floats(0, 500)), min_size=1, max_size=80)
+
+
+def timed(looks: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return list(zip(map(float, np.cumsum([step for step, _ in looks])), (rate for _, rate in looks), strict=True))
+
+
+@given(looks_of_demand, st.floats(10, 300))
+@settings(max_examples=60, deadline=None)
+def test_a_peak_is_the_highest_demand_of_its_window_up_to_one_part(
+    looks: list[tuple[float, float]], lead: float
+) -> None:
+    seen = timed(looks)
+    record, now = looked(seen, lead), seen[-1][0]
+    for number, leads in enumerate(LEADS):
+        window, slack = leads * lead, 1e-6 * now
+        least = max(rate for at, rate in seen if at == now or now - at < window * (PARTS - 1) / PARTS - slack)
+        most = max(rate for at, rate in seen if now - at <= window + slack)
+        assert least <= record.peaks[0, number].max() <= most
+
+
+@given(looks_of_demand, st.floats(10, 300), st.sampled_from(GROWTHS), st.sampled_from(LEADS))
+@settings(max_examples=30, deadline=None)
+def test_longer_windows_and_more_growth_never_hold_less(
+    looks: list[tuple[float, float]], lead: float, growth: float, leads: float
+) -> None:
+    record = looked(timed(looks), lead)
+    assert (np.diff(record.peaks.max(axis=2), axis=0) >= 0).all()
+    held = [peak(record, at(growth, leads, factor)) for factor in FACTORS]
+    assert held == sorted(held, reverse=True)
+    assert ahead(record, at(growth)) <= 1.5 * record.recent[-1][1]
+
+
+@given(looks_of_demand, st.floats(10, 300))
+@settings(max_examples=60, deadline=None)
+def test_what_a_rule_has_is_the_least_that_it_asked_for_in_the_last_lead_up_to_one_part(
+    looks: list[tuple[float, float]], lead: float
+) -> None:
+    seen, record, hold = timed(looks), begun(lead, 0.0), at(leads=2.0, factor=0.9)
+    asked: list[tuple[float, float]] = []
+    for now, rate in seen:
+        record = lived(record, rate, CAPACITY, TOLERATED, 2, now)
+        asked.append((now, max(2, ceil(peak(record, hold) / CAPACITY - 1e-9))))
+    now, slack = seen[-1][0], 1e-6 * seen[-1][0]
+    row = [of_rule(record.targets[:, part], hold) for part in range(PARTS)]
+    most = min(count for at, count in asked if at == now or now - at < lead * (PARTS - 1) / PARTS - slack)
+    least = min(count for at, count in asked if now - at <= lead + slack)
+    assert least <= min(row) <= most
+
+
+def test_capacity_is_let_go_in_two_steps() -> None:
+    """A lull longer than any before: half of the peak is held for a window four times as long."""
+    calm = lambda seconds: looked([*((t, 80.0) for t in np.arange(5.0, 1001.0, 5.0)), *lull(seconds)])  # noqa: E731
+    hold = at(leads=1.0)
+    assert peak(calm(LEAD / 2), hold) == 80
+    assert [peak(calm(seconds), hold) for seconds in (1.5 * LEAD, 3.5 * LEAD)] == [40, 40]
+    assert peak(calm(5 * LEAD), hold) == 8
+
+
+def lull(seconds: float) -> list[tuple[float, float]]:
+    return [(1000.0 + after, 8.0) for after in np.arange(5.0, seconds + 1, 5.0)]
+
+
+RAMP = [(float(second), 10.0 + second) for second in range(5, 31, 5)]
+
+AHEAD: dict[str, tuple[list[tuple[float, float]], float, float]] = {
+    "the present without growth": (RAMP, 0.0, 40.0),
+    "half a minute along the slope": (RAMP, 0.5, 60.0),
+    "never more than half above the present": ([(5.0, 0.0), (30.0, 40.0)], 1.0, 60.0),
+    "falling demand is not taken to fall on": ([(5.0, 90.0), (30.0, 40.0)], 1.0, 40.0),
+    "a single look has no slope": ([(5.0, 40.0)], 1.0, 40.0),
+    "a look before a long gap has none either": ([(5.0, 1.0), (500.0, 40.0)], 1.0, 40.0),
+}
+
+
+@pytest.mark.parametrize(("looks", "growth", "expected"), AHEAD.values(), ids=AHEAD)
+def test_demand_ahead(looks: list[tuple[float, float]], growth: float, expected: float) -> None:
+    assert ahead(looked(looks), at(growth)) == pytest.approx(expected, rel=0.02)
+    assert ahead(looked(looks), at(growth, factor=0.7)) == pytest.approx(0.7 * expected, rel=0.02)
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------
+
+
+def asked(arriving: float, waiting: float, lead: float = 60.0) -> Demand:
+    return Demand(
+        requests_per_second=arriving + waiting / 30,
+        peak_requests_per_second=arriving,
+        forecast_requests_per_second=arriving,
+        workload=Workload(1000, 200),
+        tokens_per_second=0.0,
+        waiting=waiting,
+        arriving=arriving,
+        lead_seconds=lead,
+    )
+
+
+QUEUES: dict[str, tuple[Demand, float, float]] = {
+    "no queue": (asked(10, 0), 12, 10),
+    "one that is worked off within the lead": (asked(10, 100), 12, 10),
+    "what is left of one by then goes within a lead": (asked(10, 180), 12, 11),
+    "one that grows meanwhile": (asked(10, 60), 8, 13),
+    "what is late is lost: at most what arrives": (asked(10, 1e6), 12, 20),
+    "a lead of nothing gives half a minute": (asked(10, 30, lead=0.0), 0, 11),
+}
+
+
+@pytest.mark.parametrize(("demand", "able", "expected"), QUEUES.values(), ids=QUEUES)
+def test_of_the_queue_only_what_a_new_replica_will_meet_adds_demand(
+    demand: Demand, able: float, expected: float
+) -> None:
+    assert demand.ahead(able) == pytest.approx(expected)
+
+
+@given(st.floats(0, 500), st.floats(0, 1e5), st.floats(0, 600), st.floats(0, 1000), st.floats(0, 1000))
+def test_abler_replicas_never_leave_more_and_never_more_than_arrives(
+    arriving: float, waiting: float, lead: float, one: float, other: float
+) -> None:
+    demand = asked(arriving, waiting, lead)
+    weak, able = sorted((one, other))
+    assert arriving <= demand.ahead(able) <= demand.ahead(weak) <= 2 * arriving
+    if waiting <= (able - arriving) * lead:
+        assert demand.ahead(able) == arriving
+
+
+# --- what it does to counts ------------------------------------------------------------------------------------------
+
+CHAT = make_service()
+OWN_WINDOW, LEARNED = FLEET, TokenFleetSpec()
+IDLE_REPLICAS = 6
+
+
+def passes(
+    service: Service,
+    fleet: TokenFleetSpec,
+    told: Iterable[ServiceMetrics | Missing],
+    *,
+    before: Plan | None = None,
+    start: float = NOW,
+    memo: Memo | None = None,
+) -> list[Plan]:
+    """Decisions every five seconds for six replicas that stay, each after the last."""
+    pods = tuple(make_pod(f"chat-{number}") for number in range(IDLE_REPLICAS))
+    child = make_deployment(service, IDLE_REPLICAS, readyReplicas=IDLE_REPLICAS)
+    plans = [Plan() if before is None else before]
+    for number, metrics in enumerate(told):
+        seen = snapshot_of(
+            service,
+            nodes=(make_node("n1"),),
+            pods=pods,
+            children={child.key: child},
+            metrics={service.key: metrics},
+            fleet=fleet,
+            margins=plans[-1].margins,
+            hindsights=plans[-1].hindsights,
+        )
+        plans.append(decide(seen, start + 5.0 * number, memo))
+    return plans[1:]
+
+
+def wanted(plan: Plan) -> int:
+    """The count that the status says is wanted."""
+    (status,) = (one.status for one in plan.statuses if one.key.name == CHAT.key.name)
+    return int(status["desiredReplicas"])
+
+
+def quiet(count: int) -> list[ServiceMetrics]:
+    return [make_metrics(0.5, engines_reporting=IDLE_REPLICAS) for _ in range(count)]
+
+
+def test_a_service_that_was_not_watched_never_goes_down() -> None:
+    plans = passes(CHAT, LEARNED, quiet(180))
+    assert {wanted(plan) for plan in plans} == {IDLE_REPLICAS}
+
+
+def test_with_a_window_of_the_user_it_goes_down_at_once() -> None:
+    assert wanted(passes(CHAT, OWN_WINDOW, quiet(1))[0]) == 1
+
+
+def test_it_goes_down_once_demand_was_watched_for_long_enough() -> None:
+    counts = [wanted(plan) for plan in passes(CHAT, LEARNED, quiet(200))]
+    assert counts[:180] == [IDLE_REPLICAS] * 180
+    assert counts[-1] == 1
+
+
+def test_the_peak_of_metrics_does_not_rule_what_was_learned() -> None:
+    """Prometheus remembers an hour-old peak for as long as the user asked it to; the record knows better."""
+    late = [replace(one, peak_requests_per_second=500.0) for one in quiet(200)]
+    assert wanted(passes(CHAT, LEARNED, late)[-1]) == 1
+    assert wanted(passes(CHAT, OWN_WINDOW, late)[-1]) == IDLE_REPLICAS
+
+
+def test_a_lower_maximum_holds_before_anything_was_learned() -> None:
+    bounded = replace(CHAT, spec=make_service(scaling={"maxReplicas": 3}).spec)
+    assert wanted(passes(bounded, LEARNED, quiet(1))[0]) == 3
+
+
+def test_what_is_said_of_a_peak_that_nobody_knows_is_no_number() -> None:
+    assert "inf " not in repr(passes(CHAT, LEARNED, quiet(1))[0].statuses)
+
+
+def test_another_time_to_load_begins_anew() -> None:
+    before = passes(CHAT, LEARNED, quiet(200))[-1]
+    record = before.hindsights[CHAT.key]
+    other = replace(before, hindsights={CHAT.key: replace(record, lead_seconds=record.lead_seconds + 1)})
+    after = passes(CHAT, LEARNED, quiet(2), before=other, start=NOW + 1000)
+    assert after[0].hindsights[CHAT.key].lead_seconds == record.lead_seconds
+    assert after[0].hindsights[CHAT.key].seconds == 0
+    assert wanted(after[1]) == IDLE_REPLICAS
+
+
+def test_an_outage_of_metrics_leaves_the_record_as_it_was() -> None:
+    before = passes(CHAT, LEARNED, quiet(10))[-1]
+    gone = passes(CHAT, LEARNED, [Missing("Stale", "too old")] * 3, before=before, start=NOW + 50)[-1]
+    assert gone.hindsights[CHAT.key] is before.hindsights[CHAT.key]
+
+
+def test_decisions_between_two_rounds_of_metrics_leave_the_record_as_it_was() -> None:
+    """... and yet a source that repeats itself is believed in the end."""
+    (same,) = quiet(1)
+    records = [plan.hindsights[CHAT.key] for plan in passes(CHAT, LEARNED, [same] * 20)]
+    assert records[2] is records[1]
+    assert records[-1].seconds > 60
+
+
+def test_a_memo_changes_nothing() -> None:
+    told = [make_metrics(30.0 if number % 40 < 20 else 0.5, engines_reporting=6) for number in range(230)]
+    bare, spared = (passes(CHAT, LEARNED, told, memo=memo) for memo in (None, Memo()))
+    assert [(plan.statuses, plan.actions) for plan in bare] == [(plan.statuses, plan.actions) for plan in spared]
