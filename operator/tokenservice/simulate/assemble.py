@@ -45,12 +45,14 @@ _SAMPLES = 1000
 class Offer:
     """One service as a scenario has it: what it may run on, its yardstick, its traffic, its size in a static fleet.
 
-    `variant` is the one that policies of counts use: the cheapest for its tokens that the fleet has.
+    `variant` is the one that policies of counts use: the cheapest for its tokens that the fleet has. `variants` keep
+    the objectives at the mean lengths; `ways` are all, for the operator judges by the lengths that it measures.
     """
 
     service: Service
     variant: Variant
     variants: tuple[tuple[Variant, Capacity], ...]
+    ways: tuple[Variant, ...]
     yardstick: Reference
     lambda_star: float
     traffic: Traffic
@@ -119,6 +121,7 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
         service=_service(service),
         variant=variant,
         variants=order,
+        ways=scenario.variants(service),
         yardstick=yardstick,
         lambda_star=(yardstick if same else reference(variant, lengths, goals)).requests_per_second,
         traffic=traffic,
@@ -221,7 +224,7 @@ def _lane(setting: Setting, one: Offer) -> Lane:
     return Lane(
         service=one.service,
         variant=one.variant,
-        variants={variant.name: variant for variant, _ in one.variants},
+        variants={variant.name: variant for variant in one.ways},
         weights={variant.name: capacity.requests_per_second / own for variant, capacity in one.variants},
         reference=one.yardstick,
         lambda_star=one.lambda_star,
@@ -229,7 +232,7 @@ def _lane(setting: Setting, one: Offer) -> Lane:
         pool=pool,
         meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s, one.deadline_seconds),
         tally=Tally(one.yardstick, bounds_of(one.targets), setting.seconds),
-        load_seconds={variant.name: one.cold_start.of(one.spec, variant) for variant, _ in one.variants},
+        load_seconds={variant.name: one.cold_start.of(one.spec, variant) for variant in one.ways},
     )
 
 
