@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from tokenservice.core.utilization import Waterfall, watts
+from tokenservice.simulate import ledger
 from tokenservice.simulate.reference import Reference
 
 
@@ -51,19 +53,6 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waterfall:
-    """Shares of the accelerator time that existed; they add up to 1."""
-
-    utilization: float
-    slo_misses: float
-    headroom: float
-    cold_start: float
-    draining: float
-    fragmentation: float
-    idle_nodes: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
     """The result of one phase."""
 
@@ -94,15 +83,13 @@ def bill(
     existed = sum((span.end - span.start) * span.accelerators for span in nodes)
     met = sum(_worth(outcome, references) for outcome in outcomes if outcome.met)
     missed = sum(_worth(outcome, references) for outcome in outcomes if not outcome.met)
-    waterfall = _waterfall(met, missed, existed, held)
+    waterfall = ledger.split(met / existed, missed / existed, _mean(held))
     busy = waterfall.utilization + waterfall.slo_misses
     return Bill(
         waterfall=waterfall,
         accelerator_hours=existed / 3600,
         dollars=sum((s.end - s.start) / 3600 * s.accelerators * s.price_per_hour for s in nodes),
-        joules=sum(
-            (s.end - s.start) * s.accelerators * (s.idle_watts + (s.busy_watts - s.idle_watts) * busy) for s in nodes
-        ),
+        joules=sum(watts((s.end - s.start) * s.accelerators, busy, s.idle_watts, s.busy_watts) for s in nodes),
         output_tokens=sum(outcome.delivered_tokens for outcome in outcomes),
         attainment=attainment(outcomes),
     )
@@ -127,26 +114,7 @@ def _worth(outcome: Outcome, references: Mapping[str, Reference]) -> float:
     return worth(references[outcome.service], outcome.input_tokens, outcome.output_tokens)
 
 
-def _waterfall(met: float, missed: float, existed: float, held: Sequence[Held]) -> Waterfall:
-    """Shares by sampled state; what ready replicas held beyond the work done is headroom (it includes the trough)."""
-    mean = {
-        field.name: sum(getattr(sample, field.name) for sample in held) / len(held)
-        for field in fields(Held)
-        if field.name != "at"
-    }
-    total = sum(mean.values())
-    share = {name: value / total for name, value in mean.items()}
-    utilization, misses = met / existed, missed / existed
-    rest = 1 - utilization - misses
-    spare = share["starting"] + share["draining"] + share["free_on_used_nodes"] + share["on_empty_nodes"]
-    # Missed requests may be worth more than what was spent on them (a refused one took nothing): never below zero.
-    misses = max(0.0, misses + min(0.0, rest - spare))
-    return Waterfall(
-        utilization=utilization,
-        slo_misses=misses,
-        headroom=1 - utilization - misses - spare,
-        cold_start=share["starting"],
-        draining=share["draining"],
-        fragmentation=share["free_on_used_nodes"],
-        idle_nodes=share["on_empty_nodes"],
-    )
+def _mean(samples: Sequence[Held]) -> ledger.Held:
+    """What a sample held in the mean; the parts of the waterfall are shares of it."""
+    names = [field.name for field in fields(Held) if field.name != "at"]
+    return ledger.Held(**{name: sum(getattr(sample, name) for sample in samples) / len(samples) for name in names})

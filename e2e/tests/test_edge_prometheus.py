@@ -17,8 +17,8 @@ import pytest_asyncio
 from e2e.testbed import prometheus as testbed
 from e2e.testbed.prometheus import Prometheus
 from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics
+from tokenservice.core.windows import Windows
 from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
-from tokenservice.edge.promql import Windows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

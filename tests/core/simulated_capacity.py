@@ -18,7 +18,8 @@ from tokenservice.api.capacity_profile import Provenance
 from tokenservice.core.capacity import Targets, Workload
 from tokenservice.core.model import Variant
 from tokenservice.core.step import StepModel
-from tokenservice.simulate.engine import Engine, EngineLimits, Finished, Request
+from tokenservice.simulate.engine import Engine, Finished, Request
+from tokenservice.simulate.reference import limits_of
 
 # fmt: off
 LEVELS = (
@@ -84,7 +85,7 @@ class _Pool:
     """Replicas behind a least-loaded router, which notes the requests that kept within their targets."""
 
     def __init__(self, variant: Variant, targets: Targets, replicas: int) -> None:
-        limits = EngineLimits(variant.max_num_seqs, variant.max_num_batched_tokens, variant.kv_capacity_tokens)
+        limits = limits_of(variant)
         self.engines = [Engine(variant.step, limits) for _ in range(replicas)]
         self.load = [0] * replicas
         self.due = [inf] * replicas

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.edge.fakes import Clock
 from tests.edge.prometheus_server import Prometheus, Reply, Series, scalar, serving, success, vector
 from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics
+from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
 from tokenservice.edge.prometheus import Answer, PrometheusReader, Question, _at, _merged
-from tokenservice.edge.promql import Windows
 
 CHAT, CODE = ServiceKey("team", "chat"), ServiceKey("team", "code")
 WINDOWS = Windows(rate=30, peak=120, staleness=30)

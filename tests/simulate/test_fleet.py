@@ -17,12 +17,13 @@ from tests.simulate.rig import cluster as bare_cluster
 from tests.simulate.views import make_variant
 from tests.support.build import make_service
 from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics, Variant
+from tokenservice.core.windows import Windows
 from tokenservice.simulate.assemble import Setting, fleet, setting
 from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.cluster import Cluster
 from tokenservice.simulate.control import Sight
 from tokenservice.simulate.fleet import Fleet, Lane
-from tokenservice.simulate.metering import Meter, Windows
+from tokenservice.simulate.metering import Meter
 from tokenservice.simulate.pool import Pool
 from tokenservice.simulate.reference import Reference
 from tokenservice.simulate.result import Result, result

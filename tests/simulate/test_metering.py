@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tokenservice.core.histogram import attainment
 from tokenservice.core.model import Missing, ServiceMetrics
 from tokenservice.core.step import StepModel
+from tokenservice.core.windows import Windows
 from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.engine import EngineLimits
-from tokenservice.simulate.metering import Meter, Scrape, Windows, scrape
+from tokenservice.simulate.metering import Meter, Scrape, scrape
 from tokenservice.simulate.policy import EngineView
 from tokenservice.simulate.pool import Pool
 from tokenservice.simulate.traffic import Requests

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.model import Missing, Service, ServiceKey
+from tokenservice.core.windows import Windows
 from tokenservice.edge.prometheus import NO_QUERY, Answer, Question, Row
-from tokenservice.edge.promql import Windows
 
 
 class MetricsReader(Protocol):

@@ -63,12 +63,12 @@ class Waterfall:
     """Where accelerator time goes; the parts add up to 1."""
 
     utilization: float
+    slo_misses: float
     headroom: float
     cold_start: float
     draining: float
     fragmentation: float
     idle_nodes: float
-    slo_misses: float
 
 
 def joint_attainment(ttft: float | Missing, tpot: float | Missing) -> Interval | Missing:

@@ -23,8 +23,8 @@ from prometheus_api_client.prometheus_connect import PrometheusConnect
 from urllib3.util.retry import Retry
 
 from tokenservice.core.model import NO_MEANS, Means, Missing, ServiceKey, ServiceMetrics
+from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
-from tokenservice.edge.promql import Windows
 
 TIMEOUT_SECONDS = 5
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenservice.core.windows import Windows
+
 BY = "namespace, model_name"
 
 OWN_UTILIZATION = "tokenservice_fleet_utilization_ratio"
@@ -43,25 +45,6 @@ PROMPT_LENGTH = Dialects("request_prompt_tokens", "prompt_tokens_histogram")
 OUTPUT_LENGTH = Dialects("request_generation_tokens", "generation_tokens_histogram")
 TTFT = Dialects("time_to_first_token_seconds", "time_to_first_token_seconds")
 TPOT = Dialects("request_time_per_output_token_seconds", "request_time_per_output_token_seconds")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Windows:
-    """Seconds: of rates, of the peak, of means, and from which age a sample is stale."""
-
-    rate: int
-    peak: int
-    staleness: int
-
-    @property
-    def mean(self) -> int:
-        """Lengths of prompts and answers change slowly and are known only of finished requests."""
-        return max(self.peak, 10 * self.rate)
-
-    @property
-    def peak_step(self) -> int:
-        """Half a window apart nothing is missed; more than 120 points a service are not asked for."""
-        return max(self.rate // 2, self.peak // 120, 1)
 
 
 def figures(windows: Windows) -> dict[str, str]:

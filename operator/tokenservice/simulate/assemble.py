@@ -17,11 +17,12 @@ from tokenservice.core.capacity import Capacity, Targets, Workload, targets
 from tokenservice.core.manifests import deployment
 from tokenservice.core.model import Profile, Service, ServiceKey, Variant
 from tokenservice.core.variants import ranked
+from tokenservice.core.windows import Windows
 from tokenservice.errors import InputError
 from tokenservice.simulate.cluster import Cluster, NodeGroup, Pace
 from tokenservice.simulate.control import SETTINGS, Controller, Counts, Operator
 from tokenservice.simulate.fleet import Fleet, Lane
-from tokenservice.simulate.metering import Meter, Windows
+from tokenservice.simulate.metering import Meter
 from tokenservice.simulate.policies.static import BIN_SECONDS, p99_sizes
 from tokenservice.simulate.policy import Policy
 from tokenservice.simulate.pool import Pool

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tokenservice.core.model import Accelerator
+from tokenservice.core.utilization import Waterfall
 
 
 @dataclass(slots=True)
@@ -27,6 +28,26 @@ class Held:
     def existing(self) -> float:
         """All of them."""
         return self.ready + self.starting + self.draining + self.free_on_used_nodes + self.on_empty_nodes
+
+
+def split(utilization: float, misses: float, held: Held) -> Waterfall:
+    """The waterfall of accelerator time that was held so, of which these shares were worked well and in vain.
+
+    What Ready replicas held beyond the work done is headroom, the trough included. Missed requests may be worth more
+    than what was spent on them (a refused one took nothing): they count up to what is left, never below zero.
+    """
+    existing = held.existing or 1.0
+    spare = (held.starting + held.draining + held.free_on_used_nodes + held.on_empty_nodes) / existing
+    misses = max(0.0, misses + min(0.0, 1 - utilization - misses - spare))
+    return Waterfall(
+        utilization=utilization,
+        slo_misses=misses,
+        headroom=1 - utilization - misses - spare,
+        cold_start=held.starting / existing,
+        draining=held.draining / existing,
+        fragmentation=held.free_on_used_nodes / existing,
+        idle_nodes=held.on_empty_nodes / existing,
+    )
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenservice.core.model import Missing, ServiceMetrics
+from tokenservice.core.windows import Windows
 from tokenservice.simulate.policy import EngineView
 from tokenservice.simulate.pool import Pool
 
@@ -56,20 +57,6 @@ class Scrape:
     def waiting(self) -> float:
         """Requests in the engines' queues."""
         return sum(engine.waiting for engine in self.engines)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Windows:
-    """Seconds: of rates, of the recent peak, and from which age a sample is stale."""
-
-    rate: float
-    peak: float
-    staleness: float
-
-    @property
-    def mean(self) -> float:
-        """Lengths change slowly and are known only of finished requests."""
-        return max(self.peak, 10 * self.rate)
 
 
 @dataclass

@@ -6,22 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tokenservice.core.utilization import Waterfall, watts
 from tokenservice.simulate.fleet import Fleet, Lane, Moment
+from tokenservice.simulate.ledger import split
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waterfall:
-    """Shares of the accelerator time that existed; they add up to 1."""
-
-    utilization: float
-    slo_misses: float
-    headroom: float
-    cold_start: float
-    draining: float
-    fragmentation: float
-    idle_nodes: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +73,18 @@ def result(fleet: Fleet, *, scenario: str, policy: str, seed: int) -> Result:
     existing = ledger.held.existing
     hours, dollars = existing / 3600, ledger.dollars(fleet.seconds)
     tokens = sum(lane.tally.output_tokens for lane in lanes)
-    split = _waterfall(fleet)
+    parts = _waterfall(fleet)
     return Result(
         scenario=scenario,
         policy=policy,
         seed=seed,
-        utilization=split.utilization,
-        waterfall=split,
+        utilization=parts.utilization,
+        waterfall=parts,
         services={key.name: _service(lane) for key, lane in fleet.lanes.items()},
         accelerator_hours=hours,
         dollars=dollars,
         dollars_per_million_tokens=dollars / tokens * 1e6 if tokens else 0.0,
-        joules_per_token=_joules(fleet, split) / tokens if tokens else 0.0,
+        joules_per_token=_joules(fleet, parts) / tokens if tokens else 0.0,
         goodput_per_accelerator_hour=sum(lane.tally.output_tokens_met for lane in lanes) / hours if hours else 0.0,
         changes=fleet.cluster.changes,
         replicas_started=fleet.cluster.replicas_started,
@@ -123,30 +112,17 @@ def _service(lane: Lane) -> ServiceResult:
 
 
 def _waterfall(fleet: Fleet) -> Waterfall:
-    """What Ready replicas held beyond the work done is headroom, the trough included."""
-    held = fleet.cluster.ledger.held
+    held, tallies = fleet.cluster.ledger.held, [lane.tally for lane in fleet.lanes.values()]
     existing = held.existing or 1.0
-    good = sum(lane.tally.work_met for lane in fleet.lanes.values()) / existing
-    missed = sum(lane.tally.work_missed for lane in fleet.lanes.values()) / existing
-    spare = held.starting + held.draining + held.free_on_used_nodes + held.on_empty_nodes
-    return Waterfall(
-        utilization=good,
-        slo_misses=missed,
-        headroom=1 - good - missed - spare / existing,
-        cold_start=held.starting / existing,
-        draining=held.draining / existing,
-        fragmentation=held.free_on_used_nodes / existing,
-        idle_nodes=held.on_empty_nodes / existing,
-    )
+    return split(sum(t.work_met for t in tallies) / existing, sum(t.work_missed for t in tallies) / existing, held)
 
 
-def _joules(fleet: Fleet, split: Waterfall) -> float:
+def _joules(fleet: Fleet, parts: Waterfall) -> float:
     """Estimated from the classes' watts, between idle and busy by the share of time that is worked."""
-    busy = min(1.0, split.utilization + split.slo_misses)
-    spans = fleet.cluster.ledger.every_span()
+    busy = parts.utilization + parts.slo_misses
     return sum(
-        span.accelerator_hours(fleet.seconds) * 3600 * (spec.idle_watts + (spec.busy_watts - spec.idle_watts) * busy)
-        for span in spans
+        watts(span.accelerator_hours(fleet.seconds) * 3600, busy, spec.idle_watts, spec.busy_watts)
+        for span in fleet.cluster.ledger.every_span()
         for spec in (span.accelerator.spec,)
     )
 
