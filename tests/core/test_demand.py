@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.support.build import make_metrics
 from tokenservice.core.capacity import DEFAULT, Workload
-from tokenservice.core.demand import Demand, demand, forecast, remembered, workload_of
+from tokenservice.core.demand import Demand, demand, remembered, workload_of
+from tokenservice.core.hindsight import forecast
 from tokenservice.core.model import Json, Missing, ServiceMetrics
 from tokenservice.core.status import workload_status
 

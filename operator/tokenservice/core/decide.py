@@ -17,7 +17,7 @@ from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts
 from tokenservice.core.hindsight import Hindsight, begun, lived
 from tokenservice.core.manifests import deployment, shared_children
-from tokenservice.core.margin import UNTRIED, moved
+from tokenservice.core.margin import moved
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import (
     Action,
@@ -36,6 +36,9 @@ from tokenservice.core.outlook import Outlook, outlook, started_with
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollout import Step, apply, delete, retired, step
 from tokenservice.core.scaling import utilization_target
+
+_DETECTION_SECONDS = 20.0
+"""From a change of demand until it is seen: a window of rates and a round of decisions."""
 
 
 def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
@@ -69,10 +72,6 @@ def _full(facts: Facts, plan: Plan) -> bool:
     return bool(now >= facts.snapshot.fleet.target_utilization)
 
 
-_DETECTION_SECONDS = 20.0
-"""From a change of demand until it is seen: a window of rates and a round of decisions."""
-
-
 def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
     """The record of the service's demand, one look longer; a new one when replicas take another time to load."""
     record = facts.snapshot.hindsights.get(seen.service.key)
@@ -83,7 +82,7 @@ def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
         return begun(lead, now)
     if isinstance(seen.metrics, Missing) or record.knows(seen.metrics, now):
         return record
-    margin = facts.snapshot.margins.get(seen.service.key, UNTRIED).factor
+    margin = facts.margin(seen.service.key).factor
     assert seen.service.spec is not None
     filled = utilization_target(seen.service.spec, facts.snapshot.fleet)
     able = seen.want.capacity.requests_per_second * margin * filled
@@ -95,7 +94,7 @@ def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
 def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:
     """What this moment teaches about the service's capacity."""
     assert seen.targets is not None
-    margin = facts.snapshot.margins.get(seen.service.key, UNTRIED)
+    margin = facts.margin(seen.service.key)
     load = seen.load(margin.factor, facts.ready(seen.service.key))
     return moved(margin, seen.metrics, seen.targets, now, load=load, enough=full)
 

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.core.margin import UNTRIED
 from tokenservice.core.memo import Memo
-from tokenservice.core.model import Accelerator, Child, Node, Pod, Service, ServiceKey, Snapshot
+from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot
 from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
 from tokenservice.core.repack import LEAVING
 from tokenservice.core.room import Room, of_class, rooms, tolerates
@@ -161,6 +162,10 @@ class Facts:
     def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
         """Living engine pods of a service, whatever their variant."""
         return self._pods.by_service.get(service, ())
+
+    def margin(self, service: ServiceKey) -> Margin:
+        """What was learned of the service's capacity."""
+        return self.snapshot.margins.get(service, UNTRIED)
 
     def ready(self, service: ServiceKey) -> int:
         """Pods of the service that serve."""

@@ -4,10 +4,9 @@ A replica that is let go too early is missed for as long as a new one loads; one
 Which weighs more depends on how demand comes back, so it is tried in hindsight: rules, each of a window, a growth and
 a factor ("as many replicas as `factor` times the highest demand of the window needs, where demand is taken `growth`
 of a lead ahead along its slope"), are run on the demand that was seen, with replicas that come one lead after they
-are asked for and a queue in front of them. The rule in force is the one that
-would have kept the objectives at the least cost.
-Windows are multiples of the lead, for that is the time that a mistake lasts; so the hysteresis follows from the cold
-start and the traffic, a slope counts only where it has paid, and nobody has to set either.
+are asked for and a queue in front of them. The rule in force is the one that would have kept the objectives at the
+least cost. Windows are multiples of the lead, for that is the time that a mistake lasts; so the hysteresis follows from
+the cold start and the traffic, a slope counts only where it has paid, and nobody has to set either.
 
 All rules are run at once, as arrays; a step costs some tens of microseconds.
 """
@@ -15,7 +14,8 @@ All rules are run at once, as arrays; a step costs some tens of microseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import exp
+from math import exp, inf
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,14 @@ class Hold:
     window: int
     growth: int
     factor: float
+
+
+class Advice(NamedTuple):
+    """What to hold: the peak that capacity is kept for and demand now, requests per second, and the share of both."""
+
+    peak: float
+    ahead: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,6 +163,14 @@ def lived(
     )
 
 
+def advice(record: Hindsight | None, allowed: float) -> Advice:
+    """By the rule in force. Until the record is long enough nobody knows how demand comes back: any peak may."""
+    hold = None if record is None else rule(record, allowed)
+    if record is None or hold is None:
+        return Advice(inf, 0.0, 1.0)
+    return Advice(peak(record, hold), ahead(record, hold), hold.factor)
+
+
 def rule(record: Hindsight, allowed: float) -> Hold | None:
     """The cheapest rule, misses beyond the `allowed` share being dear; None while the record is too short."""
     if record.seconds < max(_LONG_ENOUGH_LEADS * record.lead_seconds, _LONG_ENOUGH_SECONDS):
@@ -168,6 +184,11 @@ def rule(record: Hindsight, allowed: float) -> Hold | None:
 def peak(record: Hindsight, hold: Hold) -> float:
     """Demand that a rule holds capacity for, requests per second."""
     return float(_held(record.peaks)[hold.growth, hold.window, hold.factor == FACTORS][0])
+
+
+def forecast(now: float, slope_per_second: float, lead_seconds: float) -> float:
+    """The present or, if higher, the line through it at the lead, at most half above it."""
+    return min(max(now, now + slope_per_second * lead_seconds), now * _HIGHEST_GROWTH)
 
 
 def ahead(record: Hindsight, hold: Hold) -> float:
@@ -186,11 +207,10 @@ def _held(parts: Floats) -> Floats:
 
 
 def _signals(recent: tuple[tuple[float, float], ...], lead_seconds: float) -> Floats:
-    """Demand by growth: the present, or further up its slope. Falling demand is never taken to fall on."""
+    """Demand by growth: the present, or further up its slope."""
     (began, before), (now, rate) = recent[0], recent[-1]
-    slope = max(0.0, (rate - before) / (now - began)) if now > began else 0.0
-    far = slope * min(lead_seconds, _HORIZON_SECONDS)
-    return np.asarray(np.minimum(rate + GROWTHS * far, rate * _HIGHEST_GROWTH))
+    slope, horizon = (rate - before) / (now - began) if now > began else 0.0, min(lead_seconds, _HORIZON_SECONDS)
+    return np.array([forecast(rate, slope, growth * horizon) for growth in GROWTHS.tolist()])
 
 
 def _moved(parts: Floats, since: Floats, spans: Floats, now: float, empty: float) -> tuple[Floats, Floats]:

@@ -12,8 +12,8 @@ from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for,
 from tokenservice.core.checks import problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
-from tokenservice.core.hindsight import Hindsight, ahead, peak, rule
-from tokenservice.core.margin import UNTRIED, allowed, usable
+from tokenservice.core.hindsight import Advice, advice
+from tokenservice.core.margin import allowed, usable
 from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceKey, ServiceMetrics, Variant
 from tokenservice.core.scaling import Scaling, desired
 from tokenservice.core.variants import candidates, ranked
@@ -55,7 +55,7 @@ class Outlook:
 def outlook(facts: Facts, service: Service) -> Outlook:
     """Judges one service on the facts; what else it may look at has to be given to the memo as well."""
     metrics = facts.snapshot.metrics.get(service.key, NOT_READ)
-    margin = usable(facts.snapshot.margins.get(service.key, UNTRIED))
+    margin = usable(facts.margin(service.key))
     own = (service, metrics, margin, _usual(facts, service.key, metrics), _holding(facts, service))
     given = (*own, facts.belongings(service.key), facts.rivals(service.key), facts.scope)
     return facts.memo.recall("outlook", service.key, given, lambda: _judged(facts, service, metrics))
@@ -143,13 +143,13 @@ def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
     held = _holding(facts, seen.service)
     if held is None or isinstance(asked, Missing):
         return asked
-    return replace(asked, peak_requests_per_second=held[0], forecast_requests_per_second=held[1], held=held[2])
+    return replace(asked, peak_requests_per_second=held.peak, forecast_requests_per_second=held.ahead, held=held.share)
 
 
 def _desired(facts: Facts, seen: Outlook, index: int, asked: Demand | Missing, count: int) -> Scaling:
     spec = seen.service.spec
     assert spec is not None
-    margin = usable(facts.snapshot.margins.get(seen.service.key, UNTRIED))
+    margin = usable(facts.margin(seen.service.key))
     return desired(spec, count, asked, seen.ranked[index][1], facts.snapshot.fleet, seen.workload, margin)
 
 
@@ -175,28 +175,17 @@ def _usual(facts: Facts, key: ServiceKey, metrics: ServiceMetrics | Missing) -> 
     """The usual rate, requests per second, to a tenth; of interest only where work waits that may."""
     if isinstance(metrics, Missing) or not metrics.owed_requests_per_second:
         return 0.0
-    return round(facts.snapshot.margins.get(key, UNTRIED).usual, 1)
+    return round(facts.margin(key).usual, 1)
 
 
-def _holding(facts: Facts, service: Service) -> tuple[float, float, float] | None:
-    """As hindsight advises: the peak that capacity is held for, demand when a new replica serves, and the share held.
-
-    None where the user's own window rules. Before the record is long enough nobody knows how demand comes back: the
-    peak may be any.
-    """
+def _holding(facts: Facts, service: Service) -> Advice | None:
+    """What hindsight advises; None where the user's own window rules."""
     record, spec = facts.snapshot.hindsights.get(service.key), service.spec
     set_by_user = facts.snapshot.fleet.consolidation.scale_down_window_seconds is not None
     if spec is None or set_by_user:
         return None
     given = (record, spec)
-    return facts.memo.recall("holding", service.key, given, lambda: _advised(record, allowed(targets(spec.objectives))))
-
-
-def _advised(record: Hindsight | None, may_miss: float) -> tuple[float, float, float]:
-    hold = None if record is None else rule(record, may_miss)
-    if record is None or hold is None:
-        return inf, 0.0, 1.0
-    return peak(record, hold), ahead(record, hold), hold.factor
+    return facts.memo.recall("holding", service.key, given, lambda: advice(record, allowed(targets(spec.objectives))))
 
 
 def _primary(order: Ranked, current: Mapping[str, int], start: int) -> int:
