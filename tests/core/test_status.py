@@ -29,6 +29,7 @@ from tokenservice.core.model import (
     SetDeletionCost,
 )
 from tokenservice.core.model import ObjectKey as Key
+from tokenservice.core.room import residents, tenancy
 from tokenservice.core.status import (
     DecisionReport,
     FleetReport,
@@ -558,7 +559,8 @@ def test_an_accelerator_class_counts_what_exists_and_what_anyone_holds() -> None
         make_pod("done", node="n1", phase="Succeeded"),
         make_pod("waiting", node=None),
     )
-    status = accelerator_status(H100, nodes, pods)
+    held = {name: tenancy(mine) for name, mine in residents(pods).items()}
+    status = accelerator_status(H100, nodes, held)
     assert status == {"nodes": 2, "accelerators": 12, "allocated": 3}
     AcceleratorClassStatus.model_validate(status)
-    assert accelerator_status(MI300X, nodes, pods) == {"nodes": 0, "accelerators": 0, "allocated": 0}
+    assert accelerator_status(MI300X, (), held) == {"nodes": 0, "accelerators": 0, "allocated": 0}

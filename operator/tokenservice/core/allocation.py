@@ -9,8 +9,9 @@ otherwise it is asked for all the same, so that it is Unschedulable and a node a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from tokenservice.api.token_service import Tier
 from tokenservice.core.capacity import Capacity
@@ -62,11 +63,26 @@ class Grant:
 
 def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
     """Grants in the order of `wants`; room is given by tier and age."""
-    left = after_pending(facts)
     limit = facts.snapshot.fleet.budget_per_hour
     budget = _Budget(limit, sum(_price(want, want.current) for want in wants) if limit is not None else 0.0)
-    grants = {want.service.key: _recalled(facts, want, left, budget) for want in sorted(wants, key=_precedence)}
-    return tuple(grants[want.service.key] for want in wants)
+    left = cache(lambda: after_pending(facts))
+    asking = {want.service.key: (want,) for want in _by_precedence(wants, facts)}
+    grants = facts.memo.recall_each(
+        "grant",
+        asking,
+        lambda new: [_grant(asking[key][0], left, budget) for key in new],
+        lambda grant: not _grows(grant),  # a grant without growth depends on nobody else
+    )
+    return tuple([grants[want.service.key] for want in wants])
+
+
+def _by_precedence(wants: Sequence[Want], facts: Facts) -> list[Want]:
+    """By tier, then by age."""
+    services = tuple([want.service for want in wants])
+    order = facts.memo.recall(
+        "precedence", None, (services,), lambda: sorted(range(len(wants)), key=lambda n: _precedence(services[n]))
+    )
+    return [wants[number] for number in order]
 
 
 def stock(facts: Facts) -> dict[str, int]:
@@ -80,21 +96,13 @@ def stock(facts: Facts) -> dict[str, int]:
     return free
 
 
-def _recalled(facts: Facts, want: Want, left: Yard, budget: _Budget) -> Grant:
-    """A grant without growth depends on nobody else."""
-    return facts.memo.recall(
-        "grant", want.service.key, (want,), lambda: _grant(want, left, budget), lambda grant: not _grows(grant)
-    )
-
-
 def _grows(grant: Grant) -> bool:
     return bool(grant.notes) or any(count > grant.want.current.get(name, 0) for name, count in grant.counts.items())
 
 
-def _precedence(want: Want) -> tuple[int, float, str, str]:
-    spec = want.service.spec
-    tier = _ORDER[spec.tier] if spec is not None else len(_ORDER)
-    return (tier, want.service.created_at, want.service.key.namespace, want.service.key.name)
+def _precedence(service: Service) -> tuple[int, float, str, str]:
+    tier = _ORDER[service.spec.tier] if service.spec is not None else len(_ORDER)
+    return (tier, service.created_at, service.key.namespace, service.key.name)
 
 
 def after_pending(facts: Facts) -> Yard:
@@ -119,12 +127,12 @@ class _Budget:
         return True
 
 
-def _grant(want: Want, left: Yard, budget: _Budget) -> Grant:
+def _grant(want: Want, left: Callable[[], Yard], budget: _Budget) -> Grant:
     counts = _kept(want)
     deficit = want.replicas - _worth(want, counts)
     without_room, notes = 0, list[str]()
     while deficit > 1e-6:
-        choice, has_room = _choice(want, left)
+        choice, has_room = _choice(want, left())
         owed = _worth(want, counts) < want.owed
         if not budget.take(choice[0].price_per_hour, owed=owed):
             notes.append("the fleet's budgetPerHour is used up")
@@ -132,7 +140,7 @@ def _grant(want: Want, left: Yard, budget: _Budget) -> Grant:
         counts[choice[0].name] = counts.get(choice[0].name, 0) + 1
         deficit -= _relative(want, choice[1])
         if has_room:
-            left.fill(replica(want.service, choice[0]))
+            left().fill(replica(want.service, choice[0]))
         else:
             without_room += 1
     return Grant(want=want, counts=counts, without_room=without_room, notes=tuple(notes))

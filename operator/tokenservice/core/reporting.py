@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.token_service import Mode
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
 from tokenservice.core.facts import Facts, rolling_out
-from tokenservice.core.histogram import attainment, quantile
+from tokenservice.core.histogram import quantile
 from tokenservice.core.model import (
     Action,
     Apply,
@@ -31,7 +32,7 @@ from tokenservice.core.model import (
     Variant,
 )
 from tokenservice.core.outlook import Outlook
-from tokenservice.core.room import Room
+from tokenservice.core.room import NOBODY
 from tokenservice.core.status import (
     DecisionReport,
     Figure,
@@ -51,7 +52,6 @@ from tokenservice.core.utilization import (
     Waterfall,
     dollars_per_million_tokens,
     fleet_utilization,
-    joint_attainment,
     joules_per_token,
     service_utilization,
     waterfall,
@@ -72,24 +72,23 @@ class Decided:
     outlooks: Sequence[Outlook]
     grants: Mapping[ServiceKey, Grant]
     actions: Sequence[Action]
+    attained: Mapping[ServiceKey, Interval | Missing]
 
 
 def told(decided: Decided, now: float) -> Plan:
     """The plan: the decision's actions, with statuses, events and figures. Proposals are the caller's to add."""
-    written, said, figures = list[StatusWrite](), list[Event](), dict[str, dict[Labels, float]]()
     by_service: dict[ServiceKey | None, list[Action]] = {}
     for action in decided.actions:
         by_service.setdefault(action.service, []).append(action)
-    for seen in decided.outlooks:
-        mine = by_service.get(seen.service.key, [])
-        one = _recalled(decided, seen, mine, now)
-        said += one.events
-        written += one.written
-        for name, labels, value in one.figures:
-            figures.setdefault(name, {})[labels] = value
-    written += _fleet(decided, figures, now)
-    written += _classes(decided.facts, now)
-    return Plan(actions=tuple(decided.actions), statuses=tuple(written), events=tuple(said), metrics=figures)
+    tales = _tales(decided, by_service, now)
+    figures = dict(decided.facts.memo.recall("figures", None, tuple(tales), lambda: _figures(tales)))
+    written = [*(status for one in tales for status in one.written), *_fleet(decided, figures, now)]
+    return Plan(
+        actions=tuple(decided.actions),
+        statuses=(*written, *_classes(decided.facts, now)),
+        events=tuple([event for one in tales for event in one.events]),
+        metrics=figures,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +101,23 @@ class _Told:
     settled: bool
 
 
-def _recalled(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> _Told:
-    facts, key = decided.facts, seen.service.key
-    given = (seen, decided.grants.get(key), tuple(mine), facts.belongings(key), facts.scope)
-    return facts.memo.recall("told", key, given, lambda: _told_of(decided, seen, mine, now), lambda one: one.settled)
+def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]], now: float) -> list[_Told]:
+    facts, grants = decided.facts, decided.grants
+    told = {seen.service.key: (seen, tuple(by_service.get(seen.service.key, ()))) for seen in decided.outlooks}
+    given = {key: (*both, grants.get(key), facts.belongings(key), facts.scope) for key, both in told.items()}
+    found = facts.memo.recall_each(
+        "told", given, lambda new: [_told_of(decided, *told[key], now) for key in new], lambda one: one.settled
+    )
+    return list(found.values())
+
+
+def _figures(tales: Iterable[_Told]) -> dict[str, dict[Labels, float]]:
+    """By name and labels. Not to be written to: the next decision may give the same again."""
+    figures: dict[str, dict[Labels, float]] = {}
+    for one in tales:
+        for name, labels, value in one.figures:
+            figures.setdefault(name, {})[labels] = value
+    return figures
 
 
 def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> _Told:
@@ -334,19 +346,12 @@ def _service_figures(service: ServiceKey, report: ServiceReport) -> Iterator[tup
 
 def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float) -> tuple[StatusWrite, ...]:
     facts, found = decided.facts, decided.facts.snapshot.fleet_object
-    counts = facts.memo.recall("counts", None, (facts.engine_pods, facts.rooms), lambda: fleet_counts(facts))
-    recalled = (
-        facts.memo.recall("served", seen.service.key, (seen,), lambda seen=seen: _served(seen))  # type: ignore[misc]
-        for seen in decided.outlooks
-    )
-    served = [one for one in recalled if one is not None]
+    counts = fleet_counts(facts)
+    served = _all_served(decided)
     parts = waterfall(served, counts)
-    price = facts.memo.recall(
-        "price",
-        None,
-        (facts.fleet_nodes, facts.scope),
-        lambda: sum(_node_price(facts, room) for room in facts.rooms.values()),
-    )
+    existing = [(facts.accelerators[name].spec, count) for name, count in facts.existing.items()]
+    price: float = sum(count * spec.price_per_hour for spec, count in existing)
+    output = _output(decided.outlooks)
     _add_fleet_figures(figures, counts, parts, price)
     if found is None:
         return ()
@@ -364,8 +369,8 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
         utilization_1h=facts.snapshot.fleet_means.hour,
         utilization_24h=facts.snapshot.fleet_means.day,
         waterfall=parts,
-        cost_per_million_tokens=dollars_per_million_tokens(price, _output(decided.outlooks)),
-        joules_per_token=joules_per_token(_fleet_watts(facts, parts), _output(decided.outlooks)),
+        cost_per_million_tokens=dollars_per_million_tokens(price, output),
+        joules_per_token=joules_per_token(_fleet_watts(existing, parts), output),
     )
     key = ObjectKey("TokenFleet", "", str(metadata.get("name", "default")))
     status = fleet_status(report, now)
@@ -376,15 +381,8 @@ def _classes(facts: Facts, now: float) -> tuple[StatusWrite, ...]:
     """What exists of each class that has nodes, or had some."""
     written: tuple[StatusWrite, ...] = ()
     for accelerator in facts.snapshot.accelerators:
-        status = facts.memo.recall(
-            f"class {accelerator.name}",
-            None,
-            (accelerator.spec, facts.fleet_nodes, facts.engine_pods, facts.snapshot.pods),
-            lambda accelerator=accelerator: accelerator_status(  # type: ignore[misc]
-                accelerator, facts.fleet_nodes, facts.snapshot.pods
-            ),
-        )
         if facts.present(accelerator) or accelerator.status:
+            status = accelerator_status(accelerator, facts.nodes_of(accelerator), facts.tenancies)
             key = ObjectKey("AcceleratorClass", "", accelerator.name)
             written += _write(facts, key, accelerator.uid, accelerator.status, status, now)
     return written
@@ -392,21 +390,19 @@ def _classes(facts: Facts, now: float) -> tuple[StatusWrite, ...]:
 
 def fleet_counts(facts: Facts) -> Counts:
     """Every accelerator of the fleet, counted once; what foreign pods hold is not the fleet's."""
-    ready = starting = draining = 0
-    for pod in facts.engine_pods:
-        held = sum(pod.accelerators.values()) if pod.node in facts.rooms else 0
-        if pod.deleting or pod.serving is False:
-            draining += held
-        elif pod.ready:
-            ready += held
-        else:
-            starting += held
-    free_on_used = free_on_empty = 0
-    for room in facts.rooms.values():
+    return facts.memo.recall("counts", None, (facts.tenancies, facts.rooms), lambda: _counted(facts))
+
+
+def _counted(facts: Facts) -> Counts:
+    ready = starting = draining = free_on_used = free_on_empty = 0
+    for name, room in facts.rooms.items():
+        held = facts.tenancies.get(name, NOBODY)
+        ready, starting, draining = ready + held.ready, starting + held.starting, draining + held.draining
         free = sum(room.free.values())
-        free_on_used, free_on_empty = (
-            (free_on_used + free, free_on_empty) if room.used else (free_on_used, free_on_empty + free)
-        )
+        if room.used:
+            free_on_used += free
+        else:
+            free_on_empty += free
     return Counts(
         ready=ready,
         starting=starting,
@@ -416,7 +412,16 @@ def fleet_counts(facts: Facts) -> Counts:
     )
 
 
-def _served(seen: Outlook) -> Served | None:
+def _all_served(decided: Decided) -> list[Served]:
+    seen = {one.service.key: one for one in decided.outlooks}
+    given = {key: (one.metrics, one.ranked, one.targets, one.workload) for key, one in seen.items()}
+    found = decided.facts.memo.recall_each(
+        "served", given, lambda new: [_served(seen[key], decided.attained[key]) for key in new]
+    )
+    return [one for one in found.values() if one is not None]
+
+
+def _served(seen: Outlook, met: Interval | Missing) -> Served | None:
     """A service's goodput in units of its reference variant: the cheapest for its tokens."""
     if isinstance(seen.metrics, Missing) or not seen.ranked or seen.targets is None:
         return None
@@ -424,10 +429,6 @@ def _served(seen: Outlook) -> Served | None:
     work = work_per_request(variant, capacity)
     if isinstance(work, Missing):
         return None
-    met = joint_attainment(
-        attainment(seen.metrics.ttft_buckets, seen.targets.ttft_seconds),
-        attainment(seen.metrics.tpot_buckets, seen.targets.tpot_seconds),
-    )
     return Served(
         requests_per_second=seen.metrics.requests_per_second,
         work_per_request=work,
@@ -465,21 +466,10 @@ def _output(outlooks: Sequence[Outlook]) -> float:
     return sum(s.metrics.output_tokens_per_second for s in outlooks if isinstance(s.metrics, ServiceMetrics))
 
 
-def _node_price(facts: Facts, room: Room) -> float:
-    accelerator = facts.class_of(room.node)
-    return sum(room.node.allocatable.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
-
-
-def _fleet_watts(facts: Facts, parts: Waterfall | Missing) -> float:
+def _fleet_watts(existing: Iterable[tuple[AcceleratorClassSpec, int]], parts: Waterfall | Missing) -> float:
     """Every accelerator that exists draws its idle power at least; the work done draws the rest."""
     busy = 0.0 if isinstance(parts, Missing) else parts.utilization + parts.slo_misses
-    drawn = 0.0
-    for room in facts.rooms.values():
-        accelerator = facts.class_of(room.node)
-        if accelerator is not None:
-            spec = accelerator.spec
-            drawn += watts(sum(room.node.allocatable.values()), busy, spec.idle_watts, spec.busy_watts)
-    return drawn
+    return sum(watts(count, busy, spec.idle_watts, spec.busy_watts) for spec, count in existing)
 
 
 def _add_fleet_figures(

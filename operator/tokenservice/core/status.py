@@ -20,7 +20,6 @@ from tokenservice.core.model import (
     Json,
     Missing,
     Node,
-    Pod,
     Problem,
     Reason,
     Service,
@@ -28,11 +27,10 @@ from tokenservice.core.model import (
 )
 from tokenservice.core.names import SERVICE_LABEL
 from tokenservice.core.network import endpoint
-from tokenservice.core.room import of_class
+from tokenservice.core.room import NOBODY, Tenancy
 from tokenservice.core.utilization import Waterfall
 
 NOT_MEASURED = Missing("NotMeasured", "nothing was measured yet")
-_FINISHED = ("Succeeded", "Failed")
 _SIGNIFICANT_DIGITS = 3
 _LARGEST_SHOWN = 1e6
 
@@ -422,15 +420,13 @@ def _waterfall(parts: Waterfall | Missing) -> Json | None:
     )
 
 
-def accelerator_status(accelerator: Accelerator, nodes: Sequence[Node], pods: Sequence[Pod]) -> Json:
-    """The status of an AcceleratorClass: what exists of it, and what any pod holds."""
-    mine = {node.name: node for node in nodes if of_class(node, accelerator)}
+def accelerator_status(accelerator: Accelerator, nodes: Sequence[Node], tenancies: Mapping[str, Tenancy]) -> Json:
+    """The status of an AcceleratorClass: what exists of it on its nodes, and what any pod holds there."""
     name = accelerator.spec.resource_name
-    held = [pod.accelerators.get(name, 0) for pod in pods if pod.node in mine and pod.phase not in _FINISHED]
     return {
-        "nodes": len(mine),
-        "accelerators": sum(node.allocatable.get(name, 0) for node in mine.values()),
-        "allocated": sum(held),
+        "nodes": len(nodes),
+        "accelerators": sum([node.allocatable.get(name, 0) for node in nodes]),
+        "allocated": sum([tenancies.get(node.name, NOBODY).held.get(name, 0) for node in nodes]),
     }
 
 

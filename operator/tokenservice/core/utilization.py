@@ -113,8 +113,9 @@ def waterfall(served: Iterable[Served], counts: Counts) -> Waterfall | Missing:
     every = tuple(served)
     if counts.existing <= 0:
         return Missing(Reason.UNKNOWN, "the fleet has no accelerators")
-    good = min(sum(one.work * one.attainment.low for one in every), counts.ready + counts.draining)
-    missed = min(sum(one.work * (1 - one.attainment.low) for one in every), counts.ready + counts.draining - good)
+    work = [(one.work, one.attainment.low) for one in every]
+    good = min(sum([each * met for each, met in work]), counts.ready + counts.draining)
+    missed = min(sum([each * (1 - met) for each, met in work]), counts.ready + counts.draining - good)
     serving = good + missed
     headroom = max(0.0, counts.ready - serving)
     draining = counts.draining - max(0.0, serving - counts.ready)
