@@ -44,7 +44,7 @@ from tokenservice.core.status import (
     fleet_status,
     service_status,
 )
-from tokenservice.core.status_changes import changed, events
+from tokenservice.core.status_changes import changed, events, rests, urgent, urgent_of
 from tokenservice.core.utilization import (
     Counts,
     Interval,
@@ -103,12 +103,24 @@ class _Told:
 
 def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]], now: float) -> list[_Told]:
     facts, grants = decided.facts, decided.grants
-    told = {seen.service.key: (seen, tuple(by_service.get(seen.service.key, ()))) for seen in decided.outlooks}
-    given = {key: (*both, grants.get(key), facts.belongings(key), facts.scope) for key, both in told.items()}
+    seen = {one.service.key: one for one in decided.outlooks}
+    mine = {key: tuple(by_service.get(key, ())) for key in seen}
+    wait = {key: _rests(facts, one.service, now) for key, one in seen.items()}
+    given = {
+        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope)
+        for key, one in seen.items()
+    }
     found = facts.memo.recall_each(
-        "told", given, lambda new: [_told_of(decided, *told[key], now) for key in new], lambda one: one.settled
+        "told",
+        given,
+        lambda new: [_told_of(decided, seen[key], mine[key], now, rests=wait[key]) for key in new],
+        lambda one: one.settled,
     )
     return list(found.values())
+
+
+def _rests(facts: Facts, service: Service, now: float) -> bool:
+    return rests(facts.snapshot.status_written_at.get(_key(service)), now, service.uid)
 
 
 def _figures(tales: Iterable[_Told]) -> dict[str, dict[Labels, float]]:
@@ -120,17 +132,25 @@ def _figures(tales: Iterable[_Told]) -> dict[str, dict[Labels, float]]:
     return figures
 
 
-def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> _Told:
-    service = seen.service
-    report = _service_report(decided, seen, mine, now)
-    status = service_status(report, now)
-    same = changed(service.status, status, None, now) is None
+def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float, *, rests: bool) -> _Told:
+    """While figures wait, a status that could not be written is not even rendered."""
+    service, report = seen.service, _service_report(decided, seen, mine, now)
+    figures, settled = tuple(_service_figures(service.key, report)), report.loading is None
+    if rests and urgent_of(report) == _shown(decided.facts, service):
+        return _Told(written=(), events=events(service, service.status, mine), figures=figures, settled=settled)
+    status = service_status(_in_full(decided, seen, report), now)
+    wanted = changed(service.status, status, None, now)
     return _Told(
-        written=() if same else _write(decided.facts, _key(service), service.uid, service.status, status, now),
+        written=() if wanted is None else (StatusWrite(key=_key(service), uid=service.uid, status=wanted),),
         events=events(service, status, mine),
-        figures=tuple(_service_figures(service.key, report)),
-        settled=same and report.loading is None,
+        figures=figures,
+        settled=settled and wanted is None,
     )
+
+
+def _shown(facts: Facts, service: Service) -> Json:
+    """What is urgent in the status that stands there."""
+    return facts.memo.recall("shown", service.key, (service.status,), lambda: urgent(service.status))
 
 
 def _key(service: Service) -> ObjectKey:
@@ -146,10 +166,10 @@ def _write(facts: Facts, key: ObjectKey, uid: str, previous: Json, status: Json,
 
 
 def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> ServiceReport:
+    """What decides whether a status is written at once, and what is exported; `_in_full` adds the rest."""
     facts, service = decided.facts, seen.service
     grant = decided.grants.get(service.key)
     pods = facts.pods_of(service.key)
-    busy = _utilization(facts, seen)
     metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
     return ServiceReport(
         service=service,
@@ -168,14 +188,22 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
         requests_per_second=metrics.requests_per_second if metrics else _missing(seen),
-        utilization=busy,
+        utilization=_utilization(facts, seen),
         ttft_seconds=_latency(seen, "ttft"),
         tpot_seconds=_latency(seen, "tpot"),
         cost_per_million_tokens=_cost(facts, seen, pods),
-        joules_per_token=_energy(facts, seen, pods, busy),
         workload=seen.workload,
+        decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
+    )
+
+
+def _in_full(decided: Decided, seen: Outlook, report: ServiceReport) -> ServiceReport:
+    """The report with what is only of interest when a status is written."""
+    return replace(
+        report,
+        joules_per_token=_energy(decided.facts, seen, report.utilization),
         forecast=_forecast(seen),
-        decision=_decision(seen, grant, mine),
+        decision=_decision(seen, decided.grants.get(seen.service.key)),
     )
 
 
@@ -280,10 +308,10 @@ def _price_per_hour(facts: Facts, pod: Pod) -> float:
     return sum(pod.accelerators.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
 
 
-def _energy(facts: Facts, seen: Outlook, pods: Sequence[Pod], busy: Figure) -> Figure:
+def _energy(facts: Facts, seen: Outlook, busy: Figure) -> Figure:
     if isinstance(seen.metrics, Missing) or isinstance(busy, Missing):
         return _missing(seen)
-    return joules_per_token(_watts(facts, pods, busy), seen.metrics.output_tokens_per_second)
+    return joules_per_token(_watts(facts, facts.pods_of(seen.service.key), busy), seen.metrics.output_tokens_per_second)
 
 
 def _watts(facts: Facts, pods: Sequence[Pod], busy: float) -> float:
@@ -309,7 +337,7 @@ def _doubt(variant: Variant) -> str:
     return " (estimate, not measured)" if variant.provenance is Provenance.ROOFLINE else ""
 
 
-def _decision(seen: Outlook, grant: Grant | None, mine: Sequence[Action]) -> DecisionReport | None:
+def _decision(seen: Outlook, grant: Grant | None) -> DecisionReport | None:
     if seen.scaling is None:
         return None
     others = tuple(

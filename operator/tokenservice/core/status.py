@@ -129,8 +129,21 @@ def service_status(report: ServiceReport, now: float) -> Json:
     """The status of a TokenService."""
     service = report.service
     status = {
+        **at_once(report),
+        "conditions": rendered(verdicts(report), service.status, service.generation, now),
+        "forecast": shortened(report.forecast, 256) if report.forecast else None,
+        "workload": workload_status(report.workload),
+        "loading": _loading(report.loading),
+        "decision": _decision(report.decision),
+    }
+    return _present(status | _measured(report))
+
+
+def at_once(report: ServiceReport) -> Json:
+    """The fields that are written at once when they differ; None for what is to be absent."""
+    service = report.service
+    return {
         "observedGeneration": service.generation,
-        "conditions": rendered(_verdicts(report), service.status, service.generation, now),
         "endpoint": endpoint(service.key, report.cluster_domain) if report.existing else None,
         "replicas": report.existing,
         "readyReplicas": report.ready,
@@ -139,12 +152,7 @@ def service_status(report: ServiceReport, now: float) -> Json:
         "variantSummary": shortened(", ".join(v.variant.name for v in report.variants), 256) or None,
         "selector": f"{SERVICE_LABEL}={service.key.name}",
         "variants": [_variant(variant) for variant in report.variants] or None,
-        "forecast": shortened(report.forecast, 256) if report.forecast else None,
-        "workload": workload_status(report.workload),
-        "loading": _loading(report.loading),
-        "decision": _decision(report.decision),
     }
-    return _present(status | _measured(report))
 
 
 def _measured(report: ServiceReport) -> Json:
@@ -158,7 +166,8 @@ def _measured(report: ServiceReport) -> Json:
     }
 
 
-def _verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
+def verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
+    """What each condition says."""
     return {
         ConditionType.READY: _ready(report),
         ConditionType.RECONCILING: _reconciling(report),
