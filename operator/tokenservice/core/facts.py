@@ -176,8 +176,12 @@ class Facts:
 
         Were they counted, a count that is held would grow by them, and call for more to stand in, in every pass.
         """
-        deployments = self.deployments.get(service, {})
-        return {variant: max(0, replicas(child) - surge(child)) for variant, child in deployments.items()}
+        return self._counts.get(service, {})
+
+    @cached_property
+    def _counts(self) -> Mapping[ServiceKey, Mapping[str, int]]:
+        given = (self.deployments,)
+        return self.memo.recall("replicas", None, given, lambda: _asked_for(self.deployments))
 
     def belongings(self, service: ServiceKey) -> tuple[object, ...]:
         """Everything of one service that stands in the cluster: children, living pods, and the nodes of these.
@@ -358,10 +362,16 @@ def _rivals_among(services: Sequence[Service]) -> dict[ServiceKey, tuple[Service
     for service in services:
         for name in names[service.key]:
             claims.setdefault((service.key.namespace, name), []).append(service)
-    return {
-        key: tuple({rival.key: rival for name in mine for rival in claims[key.namespace, name]}.values())
-        for key, mine in names.items()
-    }
+    return {key: _rivals_of(key, mine, claims) for key, mine in names.items()}
+
+
+def _rivals_of(
+    key: ServiceKey, names: tuple[str, ...], claims: Mapping[tuple[str, str], list[Service]]
+) -> tuple[Service, ...]:
+    """Each rival once, however many names it has in common."""
+    if len(names) == 1:
+        return tuple(claims[key.namespace, names[0]])
+    return tuple({rival.key: rival for name in names for rival in claims[key.namespace, name]}.values())
 
 
 def _carries(node: Node, labels: Mapping[str, str]) -> bool:
@@ -374,6 +384,13 @@ def model_names(service: Service) -> tuple[str, ...]:
         return ()
     model = service.spec.model
     return (model.served_name or service.key.name, *(adapter.name for adapter in model.adapters))
+
+
+def _asked_for(deployments: Mapping[ServiceKey, Mapping[str, Child]]) -> dict[ServiceKey, Mapping[str, int]]:
+    return {
+        service: {variant: max(0, replicas(child) - surge(child)) for variant, child in mine.items()}
+        for service, mine in deployments.items()
+    }
 
 
 def replicas(deployment: Child) -> int:

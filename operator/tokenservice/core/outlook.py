@@ -78,7 +78,14 @@ def outlook(facts: Facts, service: Service) -> Outlook:
     rivals, used = facts.rivals(service.key), tuple(facts.counts(service.key))
     given = (spec, work, rivals, used, facts.scope)
     ways = facts.memo.recall("ways", service.key, given, lambda: _ways(facts, service, spec, work))
-    seen = replace(ways, service=service, metrics=metrics)
+    seen = Outlook(
+        service=service,
+        problems=ways.problems,
+        targets=ways.targets,
+        workload=ways.workload,
+        ranked=ways.ranked,
+        metrics=metrics,
+    )
     return _scaled(facts, seen) if seen.ranked and not seen.problems else seen
 
 
@@ -155,7 +162,16 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
         current=current,
         options=() if any(current.values()) else _options(facts, seen, asked),
     )
-    return replace(seen, demand=asked, scaling=scaling, want=want)
+    return Outlook(
+        service=seen.service,
+        targets=seen.targets,
+        workload=seen.workload,
+        ranked=seen.ranked,
+        metrics=seen.metrics,
+        demand=asked,
+        scaling=scaling,
+        want=want,
+    )
 
 
 def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -169,29 +170,29 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
     """What decides whether a status is written at once, and what is exported; `_in_full` adds the rest."""
     facts, service = decided.facts, seen.service
     grant = decided.grants.get(service.key)
-    pods = facts.pods_of(service.key)
+    crew = _crew_of(facts, service.key)
     metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
     return ServiceReport(
         service=service,
         floor=_floor(seen),
-        desired=sum(grant.counts.values()) if grant is not None else len(pods),
-        existing=len(pods),
-        ready=sum(pod.ready for pod in pods),
+        desired=sum(grant.counts.values()) if grant is not None else crew.existing,
+        existing=crew.existing,
+        ready=crew.ready,
         cluster_domain=facts.snapshot.settings.cluster_domain,
         problems=seen.problems,
         acting=acting(facts, service),
         changing=_changing(facts, service, mine),
-        variants=_variants(facts, seen, grant),
-        loading=_loading(pods, seen, now),
-        without_room=sum(pod.unschedulable for pod in pods),
-        room_message=_room_message(seen, pods),
+        variants=_variants(seen, grant, crew),
+        loading=_loading(crew, seen, now),
+        without_room=crew.stuck,
+        room_message=_room_message(seen, crew.stuck),
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
         requests_per_second=metrics.requests_per_second if metrics else _missing(seen),
-        utilization=_utilization(facts, seen),
+        utilization=_utilization(seen, crew),
         ttft_seconds=_latency(seen, "ttft"),
         tpot_seconds=_latency(seen, "tpot"),
-        cost_per_million_tokens=_cost(facts, seen, pods),
+        cost_per_million_tokens=_cost(seen, crew),
         workload=seen.workload,
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
     )
@@ -237,32 +238,62 @@ def _touches_engines(action: Action) -> bool:
     return isinstance(action, SetServing | Place)
 
 
-def _variants(facts: Facts, seen: Outlook, grant: Grant | None) -> tuple[VariantReport, ...]:
+def _variants(seen: Outlook, grant: Grant | None, crew: _Crew) -> tuple[VariantReport, ...]:
     counts = grant.counts if grant is not None else {}
     return tuple(
         VariantReport(
             variant=variant,
             replicas=counts[variant.name],
-            ready=sum(pod.ready for pod in facts.pods.get((seen.service.key, variant.name), ())),
+            ready=crew.ready_by_variant.get(variant.name, 0),
         )
         for variant, _ in seen.ranked
         if variant.name in counts
     )
 
 
-def _loading(pods: Sequence[Pod], seen: Outlook, now: float) -> LoadingReport | None:
-    starting = [pod for pod in pods if pod.starting and pod.node is not None]
-    if not starting or seen.want is None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Crew:
+    """A service's living pods, counted; dollars are of those on nodes."""
+
+    existing: int
+    ready: int
+    ready_by_variant: Mapping[str, int]
+    stuck: int
+    starting: int
+    oldest_start: float
+    dollars_per_hour: float
+
+
+def _crew_of(facts: Facts, service: ServiceKey) -> _Crew:
+    pods = facts.pods_of(service)
+    return facts.memo.recall("crew", service, (pods, facts.scope), lambda: _counted_crew(facts, pods))
+
+
+def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
+    starting = [pod.created_at for pod in pods if pod.starting and pod.node is not None]
+    ready = [pod.variant for pod in pods if pod.ready]
+    return _Crew(
+        existing=len(pods),
+        ready=len(ready),
+        ready_by_variant=Counter(ready),
+        stuck=sum(pod.unschedulable for pod in pods),
+        starting=len(starting),
+        oldest_start=min(starting, default=0.0),
+        dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None),
+    )
+
+
+def _loading(crew: _Crew, seen: Outlook, now: float) -> LoadingReport | None:
+    if not crew.starting or seen.want is None:
         return None
     return LoadingReport(
-        replicas=len(starting),
-        oldest_seconds=round(now - min(pod.created_at for pod in starting), 0),
+        replicas=crew.starting,
+        oldest_seconds=round(now - crew.oldest_start, 0),
         expected_seconds=seen.want.variant.cold_start_seconds,
     )
 
 
-def _room_message(seen: Outlook, pods: Sequence[Pod]) -> str:
-    waiting = sum(pod.unschedulable for pod in pods)
+def _room_message(seen: Outlook, waiting: int) -> str:
     size = seen.want.variant.accelerators if seen.want is not None else 0
     name = seen.want.variant.accelerator.name if seen.want is not None else "the allowed classes"
     return f"{waiting} replicas of {size} accelerators each find no room on nodes of {name}"
@@ -272,15 +303,15 @@ def _missing(seen: Outlook) -> Missing:
     return seen.metrics if isinstance(seen.metrics, Missing) else Missing(Reason.UNKNOWN, "not measured")
 
 
-def _utilization(facts: Facts, seen: Outlook) -> Figure:
+def _utilization(seen: Outlook, crew: _Crew) -> Figure:
     if seen.want is None or isinstance(seen.metrics, Missing):
         return _missing(seen)
     reference = seen.want.capacity.requests_per_second
+    ready = crew.ready_by_variant
     serving = sum(
-        capacity.requests_per_second / reference
+        ready[variant.name] * capacity.requests_per_second / reference
         for variant, capacity in seen.ranked
-        for pod in facts.pods.get((seen.service.key, variant.name), ())
-        if pod.ready
+        if variant.name in ready
     )
     if serving <= 0:
         return Missing(Reason.UNKNOWN, "no replica serves")
@@ -296,11 +327,10 @@ def _latency(seen: Outlook, which: str) -> Figure:
     return quantile(seen.metrics.tpot_buckets, seen.targets.tpot_fraction)
 
 
-def _cost(facts: Facts, seen: Outlook, pods: Sequence[Pod]) -> Figure:
+def _cost(seen: Outlook, crew: _Crew) -> Figure:
     if isinstance(seen.metrics, Missing):
         return seen.metrics
-    dollars = sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None)
-    return dollars_per_million_tokens(dollars, seen.metrics.output_tokens_per_second)
+    return dollars_per_million_tokens(crew.dollars_per_hour, seen.metrics.output_tokens_per_second)
 
 
 def _price_per_hour(facts: Facts, pod: Pod) -> float:
