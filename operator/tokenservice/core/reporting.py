@@ -233,19 +233,16 @@ def _missing(seen: Outlook) -> Missing:
 
 
 def _utilization(facts: Facts, seen: Outlook) -> Figure:
+    """Against what the ready replicas' own profiles promise, as the fleet's: what is learned moves decisions alone."""
     if seen.want is None or isinstance(seen.metrics, Missing):
         return _missing(seen)
-    reference = seen.want.capacity.requests_per_second
-    serving = sum(
-        capacity.requests_per_second / reference
-        for variant, capacity in seen.ranked
+    able = sum(
+        capacity.requests_per_second
+        for variant, capacity in _pinned(seen)
         for pod in facts.pods.get((seen.service.key, variant.name), ())
         if pod.ready
     )
-    if serving <= 0:
-        return Missing(Reason.UNKNOWN, "no replica serves")
-    share = service_utilization(seen.metrics.requests_per_second, 1, seen.want.capacity)
-    return share if isinstance(share, Missing) else share / serving
+    return service_utilization(seen.metrics.requests_per_second, able)
 
 
 def _latency(seen: Outlook, which: str) -> Figure:
