@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint unit e2e test demo mutants tools clean
+.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make the project's environment in .venv
 
@@ -52,6 +52,9 @@ test: tools unit e2e ## All tests
 
 demo: tools ## Static against the operator, on a real control plane, with real traffic
 	$(BIN)/python -m e2e.demo
+
+bench-policies: setup ## Every policy on every scenario of docs/results.yaml: writes docs/results.md (two hours; QUICK=1 a minute)
+	$(BIN)/tokenservice bench policies $(if $(QUICK),--quick)
 
 mutants: tools ## Break the product on purpose; each break must be noticed by its test
 	$(BIN)/python -m tests.mutants

@@ -36,6 +36,7 @@ def result(attainment: float, dollars: float, *, seed: int = 0) -> Result:
         deferrable=1.0,
         output_tokens=1,
         tokens_owed=0,
+        worth=1.0,
     )
     return Result(
         scenario="s",
