@@ -77,7 +77,7 @@ def test_a_peer_is_shown_at_the_cheapest_setting_that_keeps_the_objectives(
 def test_an_interval_is_students_over_seeds() -> None:
     row = Row(policy="p", results=tuple(result(0.99, dollars) for dollars in (9.0, 10.0, 11.0)))
     assert row.mean(lambda one: one.dollars) == 10.0
-    assert row.half_width(lambda one: one.dollars) == pytest.approx(4.30 * 1.0 / 3**0.5)
+    assert row.half_width(lambda one: one.dollars) == pytest.approx(4.303 * 1.0 / 3**0.5)
     assert replace(row, results=row.results[:1]).half_width(lambda one: one.dollars) == 0.0
 
 

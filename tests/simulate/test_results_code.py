@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import pytest
 
 from tests.simulate.results_rig import QUICK, foresight, minute, result
-from tokenservice.simulate.results.code import code_digest, reached
+from tokenservice.simulate.results.code import FOLDER, code_digest, reached
 from tokenservice.simulate.results.store import Kept, Store, figures, key
 from tokenservice.simulate.results.unit import Search, Task, Unit, rests_on
 
@@ -107,6 +109,33 @@ def test_no_other_row_rests_on_our_decision_but_each_on_engines_cluster_and_its_
     assert found >= {own, "simulate.pool_kernel", "simulate.steady", "core.step", "core.variants", "catalogue"}
     assert ("simulate.cluster" in found) == isinstance(unit, Task)
     assert "simulate.policies.knative" not in found
+
+
+EDITS = {
+    "the peer's rule": ("simulate/policies/melange.py", {"melange"}),
+    "another peer's rule": ("simulate/policies/kubeai.py", set[str]()),
+    "our decision": ("core/hindsight.py", {"operator"}),
+    "the engines": ("simulate/pool_kernel.py", {"melange", "operator", "oracle"}),
+    "the search": ("simulate/oracle.py", {"oracle"}),
+}
+
+
+@pytest.mark.parametrize(("file", "stale"), EDITS.values(), ids=EDITS)
+def test_an_edit_of_the_code_makes_those_rows_stale_that_rest_on_it(file: str, stale: set[str], tmp_path: Path) -> None:
+    package = tmp_path / "tokenservice"
+    copytree(FOLDER, package, ignore=ignore_patterns("__pycache__"))
+    _nudge(package / file)
+    units = [Task(QUICK, 0, "melange"), Task(QUICK, 0, "operator"), Search(QUICK, "chat")]
+    assert {unit.policy for unit in units if key(unit, package=package) != key(unit)} == stale
+
+
+def _nudge(file: Path) -> None:
+    """Every function does something more."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.body.append(ast.Pass())
+    file.write_text(ast.unparse(tree))
 
 
 def test_no_peers_run_makes_the_operator_that_it_does_not_rest_on(monkeypatch: pytest.MonkeyPatch) -> None:

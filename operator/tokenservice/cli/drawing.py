@@ -21,6 +21,9 @@ from tokenservice.simulate.result import PARTS, Result
 _COLOURS = ("#2a7f62", "#b5493b", "#c9d6df", "#e0a458", "#8d99ae", "#b8b8d1", "#e8e8e8")
 
 
+_FIXED = {"operator": "#2a7f62", "static-p99": "#333333"}
+"""The same in every picture."""
+
 _OVER_TIME = 4
 """So many policies are drawn over time; more could not be told apart."""
 
@@ -43,7 +46,8 @@ def _over_time(axes: Any, rows: Sequence[Row]) -> None:
     axes.fill_between(at, [_worth(first, m) for m in first.timeline], color="#cccccc", label="demand", step="post")
     for row in rows[:_OVER_TIME]:
         line = row.results[0].timeline
-        axes.step([m.at / 3600 for m in line], [m.accelerators for m in line], where="post", label=_name(row), lw=1.1)
+        style = {"where": "post", "label": _name(row), "lw": 1.1, "color": _FIXED.get(row.policy)}
+        axes.step([m.at / 3600 for m in line], [m.accelerators for m in line], **style)
     axes.set(xlabel="hours", ylabel="accelerators", title=f"{first.scenario}: accelerators that exist, and demand")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0, right=max(at, default=1.0))
@@ -81,7 +85,7 @@ def _cost(axes: Any, rows: Sequence[Row], best: Mapping[str, Foresight]) -> None
     """Hours from left to right on a logarithmic scale; a number in the plot for each row of the legend."""
     for number, row in enumerate(rows, start=1):
         hours, attained = row.mean(lambda one: one.accelerator_hours), row.mean(lambda one: one.attainment)
-        axes.scatter(hours, 100 * attained, s=24, label=f"{number} {_name(row)}")
+        axes.scatter(hours, 100 * attained, s=24, label=f"{number} {_name(row)}", color=_FIXED.get(row.policy))
         axes.annotate(str(number), (hours, 100 * attained), fontsize=7, xytext=(4, 3), textcoords="offset points")
     if best:
         found = sum(one.accelerator_hours for one in best.values())

@@ -6,13 +6,16 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 
 from tokenservice.cli.drawing import draw
 from tokenservice.errors import InputError
+from tokenservice.simulate.compare import ORACLE
 from tokenservice.simulate.results.page import Page
-from tokenservice.simulate.results.runner import Plan, Progress, recall, run_all
+from tokenservice.simulate.results.runner import Known, Plan, Progress, recall, run_all
 from tokenservice.simulate.results.store import Store
 from tokenservice.simulate.results.study import Studies, read
+from tokenservice.simulate.run import OPERATOR
 from tokenservice.simulate.scenario import load
 
 _PAUSE_SECONDS = 15.0
@@ -50,7 +53,19 @@ def write(wish: Wish) -> None:
         if at.rows:
             draw(at.ranked, at.oracle, folder / f"{study.name}.png")
     wish.page.write_text(page.text(), encoding="utf-8")
+    _tell_times(known)
     print(f"wrote {wish.page} from {len(known.kept)} runs" + (f"; {len(missing)} were not made" if missing else ""))
+
+
+def _tell_times(known: Known) -> None:
+    """What the runs on the page took when they were made, by scenario; the operator's take longer, so apart."""
+    taken: dict[tuple[str, str], list[float]] = {}
+    for unit, it in known.kept.items():
+        who = unit.policy if unit.policy in (OPERATOR, ORACLE) else "others"
+        taken.setdefault((unit.scenario.stem, who), []).append(it.seconds)
+    for (scenario, who), seconds in taken.items():
+        print(f"{scenario}, {who}: {len(seconds)} runs, {mean(seconds):.1f} s of processor time each")
+    print(f"all: {sum(sum(seconds) for seconds in taken.values()) / 60:.0f} minutes of processor time")
 
 
 def _check(studies: Studies, only: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from tokenservice import catalogue
 from tokenservice.simulate.oracle import Foresight
 from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import Result
-from tokenservice.simulate.results.code import code_digest
+from tokenservice.simulate.results.code import FOLDER, code_digest
 from tokenservice.simulate.results.unit import Outcome, Search, Unit, rests_on
 from tokenservice.simulate.scenario_nodes import scenario_node
 from tokenservice.yaml_lines import constructed
@@ -73,10 +73,10 @@ class Store:
         return self.folder / unit.scenario.stem / f"{'-'.join(told)}-{key(unit)[:20]}.json"
 
 
-def key(unit: Unit) -> str:
-    """Of all that the unit's result rests on."""
+def key(unit: Unit, *, package: Path = FOLDER) -> str:
+    """Of all that the unit's result rests on; `package` is the folder with its code."""
     begin, without = rests_on(unit)
-    code = code_digest(begin, without=without)
+    code = code_digest(begin, without=without, folder=package)
     parts = [numbers(), figures(unit.scenario), code, *_chosen(unit)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
