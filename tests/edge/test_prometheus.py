@@ -134,10 +134,38 @@ async def test_lengths_are_not_known_before_anything_finished(server: Prometheus
 
 
 async def test_the_peak_is_never_below_what_arrives_now(server: Prometheus) -> None:
-    for peak in (1.0, None, "NaN"):
-        metrics = (await ask(server, healthy(peak_requests_per_second=peak))).services[CHAT]
-        assert isinstance(metrics, ServiceMetrics)
-        assert metrics.peak_requests_per_second == 4.0
+    metrics = (await ask(server, healthy(peak_requests_per_second=1.0))).services[CHAT]
+    assert isinstance(metrics, ServiceMetrics)
+    assert metrics.peak_requests_per_second == 4.0
+
+
+@pytest.mark.parametrize("peak", [None, "NaN", "+Inf", -1.0])
+async def test_a_peak_that_is_not_known_may_have_been_anything(server: Prometheus, peak: float | str | None) -> None:
+    metrics = (await ask(server, healthy(peak_requests_per_second=peak))).services[CHAT]
+    assert isinstance(metrics, ServiceMetrics)
+    assert metrics.peak_requests_per_second == math.inf
+
+
+@pytest.mark.parametrize("name", ["requests_per_second", "running", "engines_reporting"])
+async def test_two_servers_that_disagree_are_not_averaged_nor_chosen_from(server: Prometheus, name: str) -> None:
+    query = promql.figures(WINDOWS)[name]
+
+    def answer(asked: str) -> Reply:
+        return vector((row(), FIGURES[name]), (row(replica="b"), 0.0)) if asked == query else healthy()(asked)
+
+    missing = (await ask(server, answer)).services[CHAT]
+    assert isinstance(missing, Missing)
+    assert missing.reason == "NotANumber"
+
+
+@pytest.mark.parametrize("labels", [{}, {"le": "?"}])
+async def test_a_bucket_without_a_bound_is_left_out(server: Prometheus, labels: dict[str, str]) -> None:
+    def answer(asked: str) -> Reply:
+        return vector((row(**labels), 1.0)) if "_bucket" in asked else healthy()(asked)
+
+    metrics = (await ask(server, answer)).services[CHAT]
+    assert isinstance(metrics, ServiceMetrics)
+    assert metrics.ttft_buckets == ()
 
 
 async def test_a_prometheus_that_lost_its_data_does_not_lower_the_peak(server: Prometheus) -> None:
