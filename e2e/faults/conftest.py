@@ -13,12 +13,13 @@ from e2e.faults.instance import Log, logged, quick
 from e2e.faults.oracle import births
 from e2e.faults.record import PATTERNS, Ledger
 from e2e.faults.rig import Rig, rig
-from e2e.faults.scenario import Play
+from e2e.faults.scenario import Play, Reference, undisturbed
 from e2e.tests.conftest import make_site
 
 _numbers = itertools.count(1)
 _ledger = Ledger()
 _began = time.monotonic()
+_known: list[Reference] = []
 
 Stage = Callable[[str], AbstractContextManager[Play]]
 Try = Callable[[str], AbstractContextManager[None]]
@@ -64,6 +65,15 @@ def stage(faulty: Rig) -> Stage:
 
 
 @pytest.fixture
+def reference(faulty: Rig, stage: Stage) -> Reference:
+    """The undisturbed run of the scenario, once for all."""
+    if not _known:
+        with stage("reference") as play:
+            _known.append(undisturbed(faulty, play))
+    return _known[0]
+
+
+@pytest.fixture
 def ledger() -> Ledger:
     return _ledger
 
@@ -87,13 +97,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if module not in PATTERNS or report.nodeid in _ledger.itemized or report.skipped:
         return
     if report.when == "call" or report.failed:
-        why = report.longreprtext.strip().splitlines()[-1] if report.failed else ""
-        _ledger.add(module, _words(report.nodeid), report.duration, why)
+        _ledger.add(module, _words(report.nodeid), report.duration, _why(report))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if _ledger.cases:
         _ledger.write(time.monotonic() - _began)
+
+
+def _why(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return "" if not report.failed else crash.message if crash is not None else str(report.longrepr)
 
 
 def _module(nodeid: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from e2e.faults.proxy import Answer, Broken, Call, Door, Fault, Forward, Lines, Stream, straight
 
@@ -219,19 +221,115 @@ def _last_of_each(lines: list[bytes]) -> list[bytes]:
 
 # --- Prometheus ------------------------------------------------------------------------------------------------------
 
-Sample = tuple[dict[str, str], float]
+Result = dict[str, Any]
+Change = Callable[[Result], Result | None]
 
 
-def results(change: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> Fault:
-    """What Prometheus found, changed."""
+def results(change: Change, asked: str = "") -> Fault:
+    """Each series that Prometheus found for queries that contain `asked`, changed or (None) left out."""
 
     async def rewrite(call: Call, forward: Forward) -> Answer:
         answer = await forward(call)
-        if answer.status != 200 or not call.path.endswith("/query"):
+        if answer.status != 200 or asked not in call.query.get("query", ""):
             return answer
         body = answer.json
         if body["data"]["resultType"] == "vector":
-            body["data"]["result"] = change(body["data"]["result"])
+            changed = (change(found) for found in body["data"]["result"])
+            body["data"]["result"] = [found for found in changed if found is not None]
         return replace(answer, body=json.dumps(body).encode())
 
     return rewrite
+
+
+def valued(text: str) -> Change:
+    """The value, replaced."""
+    return lambda found: {**found, "value": [found["value"][0], text]}
+
+
+def nothing(found: Result) -> None:
+    """The series is not there."""
+
+
+def twice(asked: str, second: str) -> Fault:
+    """Every series comes again, with another value and a label more: two servers answer as one."""
+
+    async def rewrite(call: Call, forward: Forward) -> Answer:
+        answer = await forward(call)
+        if asked not in call.query.get("query", ""):
+            return answer
+        body = answer.json
+        found = body["data"]["result"]
+        again = [{"metric": {**f["metric"], "replica": "b"}, "value": [f["value"][0], second]} for f in found]
+        body["data"]["result"] = [*found, *again]
+        return replace(answer, body=json.dumps(body).encode())
+
+    return rewrite
+
+
+def moved(seconds: float) -> Fault:
+    """Asked as of another time: with a positive one all samples are old, as of a server that lags."""
+
+    async def shift(call: Call, forward: Forward) -> Answer:
+        query = {**call.query, "time": f"{time.time() + seconds:.3f}"}
+        return await forward(replace(call, query=query))
+
+    return shift
+
+
+def crowded(count: int) -> Fault:
+    """So many series of services that nobody asked for come along."""
+
+    async def add(call: Call, forward: Forward) -> Answer:
+        answer = await forward(call)
+        body = answer.json
+        for number in range(count):
+            labels = {"namespace": f"tenant-{number}", "model_name": "other", "le": "1.0"}
+            body["data"]["result"].append({"metric": labels, "value": [time.time(), "1"]})
+        return replace(answer, body=json.dumps(body).encode())
+
+    return add
+
+
+def text(status: int, body: str, kind: str = "text/html") -> Fault:
+    """Something else answers there."""
+
+    async def say(call: Call, forward: Forward) -> Answer:
+        return Answer(status, body.encode(), {"Content-Type": kind})
+
+    return say
+
+
+# --- scrapes ---------------------------------------------------------------------------------------------------------
+
+
+def scraping(farm: int, door: int, change: Callable[[str, str], str] = lambda path, page: page) -> Fault:
+    """Engines are found and scraped by way of the door, their pages changed."""
+
+    async def pass_on(call: Call, forward: Forward) -> Answer:
+        answer = await forward(call)
+        if call.path == "/sd":
+            return replace(answer, body=answer.body.replace(f":{farm}".encode(), f":{door}".encode()))
+        if call.path.endswith("/metrics") and answer.status == 200:
+            return replace(answer, body=change(call.path, answer.body.decode()).encode())
+        return answer
+
+    return pass_on
+
+
+@dataclass
+class Restarting:
+    """Every counter begins anew at every scrape: an engine that restarts all the time."""
+
+    _last: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, path: str, page: str) -> str:
+        return "\n".join(self._line(path, line) for line in page.splitlines()) + "\n"
+
+    def _line(self, path: str, line: str) -> str:
+        name, _, value = line.rpartition(" ")
+        counter = name.partition("{")[0].endswith(("_total", "_count", "_sum", "_bucket"))
+        if line.startswith("#") or not counter:
+            return line
+        before = self._last.get(path + name, 0.0)
+        self._last[path + name] = float(value)
+        return f"{name} {float(value) - before}"

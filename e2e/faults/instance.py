@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from e2e.faults.process import terms
 from tokenservice.app import loop, runtime
 from tokenservice.app.loop import Decide
 from tokenservice.app.runtime import Operator
@@ -60,7 +61,15 @@ def logged() -> Iterator[Log]:
 class Instance:
     """One life of the operator. `plans` are all that it decided, oldest first, with when and on what."""
 
-    def __init__(self, kubeconfig: str, settings: Settings, *, decide: Decide | None = None) -> None:
+    def __init__(
+        self,
+        kubeconfig: str,
+        settings: Settings,
+        *,
+        decide: Decide | None = None,
+        lease_seconds: float | None = None,
+    ) -> None:
+        self._lease_seconds = lease_seconds
         self.plans: list[tuple[float, Snapshot, Plan]] = []
         self.error: BaseException | None = None
         self._decide = decide or runtime._core_decide()
@@ -113,6 +122,8 @@ class Instance:
         metrics = Metrics()
         kube = Kube(await connect(self._kubeconfig), observer=metrics.observe_request)
         self._operator = Operator(kube, self._settings, metrics, self._recorded)
+        if self._lease_seconds is not None:
+            self._operator.lease.terms = terms(self._lease_seconds)
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         try:
             await runtime._until(asyncio.Event(), *self._operator.tasks())

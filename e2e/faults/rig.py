@@ -5,6 +5,8 @@ The operator is not started here: each case starts one through a door of its own
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from e2e.faults.faults import scraping
 from e2e.faults.instance import PLAN_INTERVAL_SECONDS, Instance
 from e2e.faults.proxy import Door, Proxy
 from e2e.testbed import cluster as control_plane
@@ -40,6 +43,7 @@ class Rig:
     kube: Proxy
     metrics: Proxy
     to_metrics: Door
+    to_engines: Door
     lives: list[Instance] = field(default_factory=list)
 
     def door(self) -> Door:
@@ -59,18 +63,39 @@ class Rig:
         quick = {"planIntervalSeconds": PLAN_INTERVAL_SECONDS, "catalogue": False}
         return load(str(self.bed.operator.configured("faults", quick | over)))
 
-    def start(self, door: Door, **over: Any) -> Instance:
-        """An operator that leads, through a door."""
-        life = self.begin(door, **over)
+    def prometheus(self) -> dict[str, Any]:
+        """The settings of Prometheus with the patience of a second: a dead one is told from a slow one sooner."""
+        return {"address": self.metrics.url(self.to_metrics), "timeoutSeconds": 1}
+
+    def start(self, door: Door, *, lease: float | None = None, **over: Any) -> Instance:
+        """An operator that leads, through a door; `lease` is how long its Lease lasts."""
+        life = self.begin(door, lease=lease, **over)
         eventually(lambda: life.leads or not life.is_alive, "it leads", pause=0.02)
         assert life.is_alive, f"the operator ended: {life.error!r}"
         return life
 
-    def begin(self, door: Door, **over: Any) -> Instance:
+    def begin(self, door: Door, *, lease: float | None = None, **over: Any) -> Instance:
         """An operator, not waited for. Only one of them may have the webhook's port."""
-        life = Instance(str(self.kubeconfig(door)), self.settings(**over))
+        life = Instance(str(self.kubeconfig(door)), self.settings(**self._named(over)), lease_seconds=lease)
         self.lives.append(life)
         return life
+
+    def process(self, name: str, door: Door, lease: float, namespace: str, *, clock: float = 0.0) -> None:
+        """An operator as a process of its own, with kopf and all; it ends with the rig at the latest."""
+        ports = {part: {"port": free_port()} for part in ("health", "metrics", "webhook")}
+        over = {"planIntervalSeconds": 1, "catalogue": False, "watchNamespaces": [namespace], **ports}
+        config = self.bed.operator.configured(name, over)
+        command = [sys.executable, "-m", "e2e.faults.process", f"--kubeconfig={self.kubeconfig(door)}"]
+        environment = {"POD_NAME": name, "TAAS_LEASE_SECONDS": str(lease), "TAAS_CLOCK_SECONDS": str(clock)}
+        self.log_of(name, forget=True)
+        self.bed.processes.start(name, [*command, f"--config={config}"], env=environment)
+
+    def log_of(self, name: str, *, forget: bool = False) -> str:
+        """What a process has logged."""
+        path = self.bed.cluster.folder / f"logs/{name}.log"
+        if forget:
+            path.unlink(missing_ok=True)
+        return path.read_text() if path.exists() else ""
 
     def clear_lease(self) -> None:
         """As if the time of the one who held it were over."""
@@ -80,6 +105,7 @@ class Rig:
     def mend(self) -> None:
         """Takes faults of the neighbours away."""
         self.to_metrics.clear()
+        self.to_engines.fault = scraping(self.bed.farm_port, self.to_engines.port)
         if "prometheus" not in self.bed.prometheus.processes.pids:
             self.bed.prometheus.start()
 
@@ -88,8 +114,17 @@ class Rig:
         for life in self.lives:
             if life.is_alive:
                 life.kill()
+        for name in ("leader", "standby", "skewed"):
+            self.bed.processes.signal(name, signal.SIGKILL)
+            self.bed.processes.stop_one(name)
         self.lives.clear()
         self.clear_lease()
+
+    @staticmethod
+    def _named(over: dict[str, Any]) -> dict[str, Any]:
+        """Ports that nobody is told of, so that two may run beside each other."""
+        free = {"health": {"port": 0}, "metrics": {"port": 0}}
+        return free | over
 
     def _account(self) -> Path:
         path = self.bed.cluster.folder / f"{NAMESPACE}-{RELEASE}.kubeconfig"
@@ -105,7 +140,10 @@ def rig() -> Iterator[Rig]:
     watcher = None
     try:
         farm_port = free_port()
-        watcher = prometheus.create(plane.folder / "prometheus", f"http://127.0.0.1:{farm_port}/sd", scrape_seconds=1)
+        engines = Proxy(f"http://127.0.0.1:{farm_port}")
+        proxies.append(engines)
+        to_engines = engines.door()
+        watcher = prometheus.create(plane.folder / "prometheus", f"{engines.url(to_engines)}/sd", scrape_seconds=1)
         watcher.start()
         certificates = plane.folder / "certs"
         kube = Proxy(plane.server, certificate=f"{certificates}/apiserver.crt", key=f"{certificates}/apiserver.key")
@@ -127,7 +165,7 @@ def rig() -> Iterator[Rig]:
         plane.apply(*accelerator_class_objects())
         api = Api(plane)
         eventually(lambda: _watchable(plane), "watches of the new kinds are served")
-        yield Rig(bed=bed, api=api, kube=kube, metrics=metrics, to_metrics=to_metrics)
+        yield Rig(bed=bed, api=api, kube=kube, metrics=metrics, to_metrics=to_metrics, to_engines=to_engines)
         api.close()
     finally:
         for proxy in proxies:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from e2e.faults.instance import Instance
-from e2e.faults.oracle import Births, state
+from e2e.faults.oracle import Births, difference, state
+from e2e.faults.proxy import Call, Door
 from e2e.faults.rig import Rig
 from e2e.tests.support.api import Json, is_true
 from e2e.tests.support.site import Site
@@ -82,7 +83,7 @@ class Play:
             wrong.append("a rollout runs")
         return wrong
 
-    def rest(self, life: Callable[[], Instance], seconds: float = REST_SECONDS) -> float:
+    def rest(self, life: Instance, seconds: float = REST_SECONDS) -> float:
         """Waits until a step is done and the operator has nothing left to do; the seconds that took."""
         began = time.monotonic()
         since = None
@@ -90,10 +91,10 @@ class Play:
             now = time.monotonic()
             missing = self.missing()
             since = None if missing else since or now
-            if since is not None and life().idle_since(since):
+            if since is not None and life.idle_since(since):
                 self.births.settle()
                 return now - began
-            assert now - began < seconds, f"no rest in {seconds:.0f} s: {missing or _busy(life())}"
+            assert now - began < seconds, f"no rest in {seconds:.0f} s: {missing or _busy(life)}"
             time.sleep(0.15)
 
     def outcome(self) -> Json:
@@ -156,3 +157,35 @@ def delete(play: Play) -> None:
 
 STEPS: dict[str, Step] = {"create": create, "move": move, "scale": scale, "change": change, "delete": delete}
 """The longest first: what is disturbed at a late write need not run those that have fewer."""
+
+
+# --- undisturbed -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the undisturbed run came to, and how many writes that count each step took."""
+
+    outcomes: dict[str, Json]
+    writes: dict[str, int]
+
+    def differs(self, step: str, outcome: Json) -> list[str]:
+        """What another run came to instead."""
+        return difference(self.outcomes[step], outcome)
+
+
+def undisturbed(rig: Rig, play: Play) -> Reference:
+    """Every step, with nothing going wrong."""
+    door, outcomes, writes = rig.door(), {}, {}
+    life = rig.start(door, watchNamespaces=[play.site.namespace])
+    for name, step in STEPS.items():
+        before = len(_counted(door))
+        step(play)
+        play.rest(life)
+        outcomes[name], writes[name] = play.outcome(), len(_counted(door)) - before
+    rig.end()
+    return Reference(outcomes, writes)
+
+
+def _counted(door: Door) -> list[Call]:
+    return [call for call in door.writes() if call.kind != "events"]

@@ -18,10 +18,9 @@ from e2e.faults.conftest import Stage, Try
 from e2e.faults.faults import AtWrite, dying, lost
 from e2e.faults.instance import Instance, Log
 from e2e.faults.oracle import difference, misdeeds, named
-from e2e.faults.proxy import Door
 from e2e.faults.record import Ledger
 from e2e.faults.rig import Rig
-from e2e.faults.scenario import STEPS, Play
+from e2e.faults.scenario import STEPS, Play, Reference, undisturbed
 from e2e.tests.support.api import Json, eventually
 from tokenservice.catalogue import accelerator_class_objects, capacity_profile_objects
 
@@ -31,54 +30,16 @@ SLICE = (2, 9, 17)
 """Writes at which the slice in `make e2e` kills: of a child, of a status, of a placement."""
 
 
-@dataclass
-class Reference:
-    """What the undisturbed run came to, and how many writes that count each step took."""
-
-    outcomes: dict[str, Json]
-    writes: dict[str, int]
-
-
-@pytest.fixture(scope="module")
-def known() -> dict[str, Reference]:
-    return {}
-
-
-def reference(rig: Rig, stage: Stage, known: dict[str, Reference]) -> Reference:
-    """The undisturbed run, once for all."""
-    if "it" not in known:
-        known["it"] = undisturbed(rig, stage)
-    return known["it"]
-
-
-def undisturbed(rig: Rig, stage: Stage) -> Reference:
-    door, found = rig.door(), Reference({}, {})
-    with stage("undisturbed") as play:
-        life = rig.start(door, watchNamespaces=[play.site.namespace])
-        for name, step in STEPS.items():
-            before = len(counted_writes(door))
-            step(play)
-            play.rest(lambda: life)
-            found.outcomes[name] = play.outcome()
-            found.writes[name] = len(counted_writes(door)) - before
-        rig.end()
-    return found
-
-
-def counted_writes(door: Door) -> list[str]:
-    return [str(call) for call in door.writes() if call.kind != "events"]
-
-
 # --- the undisturbed run ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slice
 @pytest.mark.timeout(600)
-def test_two_undisturbed_runs_are_equal(faulty: Rig, stage: Stage, known: dict[str, Reference], log: Log) -> None:
-    """What they differed by would be masked below, and hide a fault."""
-    first = reference(faulty, stage, known)
-    second = undisturbed(faulty, stage)
-    assert difference(first.outcomes, second.outcomes) == []
+def test_two_undisturbed_runs_are_equal(faulty: Rig, stage: Stage, reference: Reference, log: Log) -> None:
+    """What they differed by would have to be masked below, and could hide a fault."""
+    with stage("undisturbed") as play:
+        second = undisturbed(faulty, play)
+    assert difference(reference.outcomes, second.outcomes) == []
     assert log.errors() == []
 
 
@@ -88,29 +49,27 @@ def test_two_undisturbed_runs_are_equal(faulty: Rig, stage: Stage, known: dict[s
 @pytest.mark.slice
 @pytest.mark.timeout(600)
 def test_killed_at_some_writes(
-    faulty: Rig, stage: Stage, known: dict[str, Reference], log: Log, tried: Try, request: pytest.FixtureRequest
+    faulty: Rig, stage: Stage, reference: Reference, log: Log, tried: Try, request: pytest.FixtureRequest
 ) -> None:
     if "slice" not in request.config.getoption("-m"):
         pytest.skip("all of them are tried below")
-    _campaign(faulty, stage, reference(faulty, stage, known), log, tried, SLICE, killed=True)
+    _campaign(faulty, stage, reference, log, tried, SLICE, killed=True)
 
 
 @pytest.mark.timeout(3000)
 def test_killed_at_every_write(
-    faulty: Rig, stage: Stage, known: dict[str, Reference], log: Log, tried: Try, ledger: Ledger
+    faulty: Rig, stage: Stage, reference: Reference, log: Log, tried: Try, ledger: Ledger
 ) -> None:
-    found = reference(faulty, stage, known)
-    most = max(found.writes.values())
-    ledger.count("test_crash", writes=sum(found.writes.values()))
-    _campaign(faulty, stage, found, log, tried, range(1, most + 1), killed=True)
+    most = max(reference.writes.values())
+    ledger.count("test_crash", writes=sum(reference.writes.values()))
+    _campaign(faulty, stage, reference, log, tried, range(1, most + 1), killed=True)
 
 
 @pytest.mark.timeout(3000)
 def test_the_answer_to_every_write_is_lost(
-    faulty: Rig, stage: Stage, known: dict[str, Reference], log: Log, tried: Try
+    faulty: Rig, stage: Stage, reference: Reference, log: Log, tried: Try
 ) -> None:
-    found = reference(faulty, stage, known)
-    _campaign(faulty, stage, found, log, tried, range(1, max(found.writes.values()) + 1), killed=False)
+    _campaign(faulty, stage, reference, log, tried, range(1, max(reference.writes.values()) + 1), killed=False)
 
 
 def _campaign(
@@ -149,7 +108,7 @@ class _Run:
                     return
             else:
                 STEPS[name](self.play)
-                self.play.rest(lambda: self.life)
+                self.play.rest(self.life)
                 self.play.outcome()
 
     def _disturbed(self, name: str) -> None:
@@ -168,11 +127,11 @@ class _Run:
             self.rig.clear_lease()
             self.door = self.rig.door()
             self.life = self._start()
-        self.play.rest(lambda: self.life)
+        self.play.rest(self.life)
         self.door.clear()
         self._check_writes()
         at = named(fault.hit, self.play.site.namespace) if fault.hit else "which did not come"
-        wrong = difference(self.found.outcomes[name], self.play.outcome())
+        wrong = self.found.differs(name, self.play.outcome())
         assert not wrong, f"{at}: {wrong}"
         assert not (said := Log(self.log.records[since:]).errors()), f"{at}: {said}"
 
