@@ -57,10 +57,10 @@ async def test_a_status_is_applied_under_its_own_manager_on_the_revision_that_wa
     assert sent["manifest"] == {
         "apiVersion": "taas.dev/v1alpha1",
         "kind": "TokenService",
-        "metadata": {"namespace": "team", "name": "chat", "resourceVersion": "1"},
+        "metadata": {"namespace": "team", "name": "chat", "resourceVersion": "2"},
         "status": {"replicas": 2},
     }
-    assert written == ((KEY, "2"),)
+    assert written == ((KEY, "3"),)
     assert reporter.status_written_at() == {KEY: 1_800_000_000.0}
 
 
