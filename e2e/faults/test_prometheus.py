@@ -47,8 +47,8 @@ RATE = 5.0
 """Requests a second: at 2.24 a replica, three."""
 
 WINDOW_SECONDS = 4
-HOLD_SECONDS = 14.0
-"""Of each fault; an idle service comes down within five (`control` below asserts that it does within half of this)."""
+HOLD_SECONDS = 10.0
+"""Of each fault; an idle service comes down in half of this, and must with three seconds to spare."""
 
 
 @dataclass
@@ -124,12 +124,12 @@ def zero_demand(scene: Scene) -> None:
 
 
 @pytest.mark.slice
-def test_control_an_idle_service_comes_down_in_half_the_time_of_a_fault(calm: Scene) -> None:
+def test_control_an_idle_service_comes_down_sooner_than_a_fault_ends(calm: Scene) -> None:
     """The rest of this module proves nothing unless this holds."""
     began = time.monotonic()
     calm.play.site.eventually(lambda: calm.asked() == REPLICAS, "three", 1)
     zero_demand(calm)
-    eventually(lambda: calm.asked() == 1, "the count follows what is asked", HOLD_SECONDS / 2, 0.1)
+    eventually(lambda: calm.asked() == 1, "the count follows what is asked", HOLD_SECONDS - 3, 0.1)
     assert calm.lowered(began)
 
 
@@ -138,6 +138,7 @@ def held(scene: Scene, *, noticed: bool) -> None:
     began = time.monotonic()
     throughout(lambda: scene.asked() == REPLICAS, f"{REPLICAS} replicas stay", HOLD_SECONDS, 0.25)
     assert scene.lowered(began) == []
+    assert scene.life.is_alive, f"the operator ended: {scene.life.error!r}"
     if noticed:
         status, message = scene.metrics()
         assert status == "False", f"nobody is told: {message}"
@@ -218,7 +219,7 @@ def test_it_flaps(calm: Scene) -> None:
         return await (reset if next(count) % 2 else _straight)(call, forward)
 
     calm.rig.to_metrics.fault = flap
-    held(calm, noticed=True)
+    held(calm, noticed=False)
 
 
 async def _straight(call, forward):  # type: ignore[no-untyped-def]
