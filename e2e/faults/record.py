@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 OUT = Path(__file__).resolve().parents[1] / "out"
 RESULT = OUT / "faults.json"
@@ -69,18 +70,20 @@ class Ledger:
     def failures(self, since: int) -> list[str]:
         return [f"{case.name}: {case.why}" for case in self.cases[since:] if case.why]
 
-    def write(self, seconds: float) -> None:
-        """The whole result, by pattern."""
+    def write(self) -> None:
+        """The result, pattern by pattern; those that were not tried now keep what they came to last."""
         OUT.mkdir(exist_ok=True)
-        found = {
-            "cases": len(self.cases),
-            "failed": sum(bool(case.why) for case in self.cases),
-            "seconds": round(seconds),
-            "patterns": {title: self._pattern(title) for title in PATTERNS.values()},
+        before = json.loads(RESULT.read_text())["patterns"] if RESULT.exists() else {}
+        tried = {case.pattern for case in self.cases}
+        patterns = {
+            title: self._pattern(title) if title in tried else before[title]
+            for title in PATTERNS.values()
+            if title in tried or title in before
         }
-        RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        total = {name: sum(found[name] for found in patterns.values()) for name in ("cases", "failed", "seconds")}
+        RESULT.write_text(json.dumps({**total, "patterns": patterns}, indent=1, ensure_ascii=False) + "\n")
 
-    def _pattern(self, title: str) -> dict[str, object]:
+    def _pattern(self, title: str) -> dict[str, Any]:
         mine = [case for case in self.cases if case.pattern == title]
         return {
             "cases": len(mine),

@@ -67,16 +67,16 @@ class Rig:
         """The settings of Prometheus with the patience of a second: a dead one is told from a slow one sooner."""
         return {"address": self.metrics.url(self.to_metrics), "timeoutSeconds": 1}
 
-    def start(self, door: Door, *, lease: float | None = None, **over: Any) -> Instance:
-        """An operator that leads, through a door; `lease` is how long its Lease lasts."""
-        life = self.begin(door, lease=lease, **over)
+    def start(self, door: Door, *, lasts: float | None = None, **over: Any) -> Instance:
+        """An operator that leads, through a door; its Lease `lasts` so many seconds."""
+        life = self.begin(door, lasts=lasts, **over)
         eventually(lambda: life.leads or not life.is_alive, "it leads", pause=0.02)
         assert life.is_alive, f"the operator ended: {life.error!r}"
         return life
 
-    def begin(self, door: Door, *, lease: float | None = None, **over: Any) -> Instance:
+    def begin(self, door: Door, *, lasts: float | None = None, **over: Any) -> Instance:
         """An operator, not waited for. Only one of them may have the webhook's port."""
-        life = Instance(str(self.kubeconfig(door)), self.settings(**self._named(over)), lease_seconds=lease)
+        life = Instance(str(self.kubeconfig(door)), self.settings(**self._named(over)), lease_seconds=lasts)
         self.lives.append(life)
         return life
 

@@ -176,7 +176,7 @@ def test_a_leader_frozen_while_it_creates_a_deployment_whose_service_is_deleted(
 
 
 def _leading(rig: Rig, door: Door, play: Play, **over: Any) -> Instance:
-    return rig.start(door, lease=LEASE_SECONDS, watchNamespaces=[play.site.namespace], **over)
+    return rig.start(door, lasts=LEASE_SECONDS, watchNamespaces=[play.site.namespace], **over)
 
 
 def _revisions(rig: Rig, play: Play) -> dict[str, str]:
