@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools clean
+.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools hpa agreement clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -48,13 +48,21 @@ tools: setup ## Fetch or build the control plane (once; about ten minutes when i
 e2e: tools ## Tests on a real control plane
 	$(BIN)/pytest e2e/tests
 
-test: tools unit e2e ## All tests
+test: tools ## All tests
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory e2e
 
 demo: tools ## Static against the operator, on a real control plane, with real traffic
 	$(BIN)/python -m e2e.demo
 
 bench-policies: setup ## Every policy on every scenario of docs/results.yaml: writes docs/results.md (two hours; QUICK=1 a minute)
 	$(BIN)/tokenservice bench policies $(if $(QUICK),--quick)
+
+hpa: tools ## The demo's traffic under Kubernetes' own HPA as well (a quarter of an hour)
+	$(BIN)/python -m e2e.demo.hpa
+
+agreement: tools ## One scenario on a real control plane and in the simulator (eight minutes)
+	$(BIN)/pytest e2e/agreement
 
 mutants: tools ## Break the product on purpose; each break must be noticed by its test
 	$(BIN)/python -m tests.mutants
