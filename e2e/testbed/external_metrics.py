@@ -1,6 +1,6 @@
 """The external metrics API over Prometheus: what an HPA needs to scale on what engines report.
 
-`python -m e2e.testbed.external_metrics --prometheus URL --port P --certificate F --key F --metric NAME=REGEX…`
+`python -m e2e.testbed.external_metrics --prometheus URL --port P --metric NAME=REGEX…`
 
 It does what prometheus-adapter and KEDA's metrics server do for one kind of query: a metric's name stands for the
 series whose names match its expression, the label selector of the HPA goes into the query as it is, and the answer is
@@ -17,20 +17,16 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from e2e.testbed.cluster import Cluster
 from e2e.testbed.processes import Processes, free_port
+from tokenservice.edge import certificates
+from tokenservice.edge.certificates import Authority
 
 Json = dict[str, Any]
 GROUP, VERSION = "external.metrics.k8s.io", "v1beta1"
@@ -105,15 +101,12 @@ def application(source: Source) -> web.Application:
 def start(cluster: Cluster, processes: Processes, prometheus: str, metrics: Mapping[str, str]) -> None:
     """Starts it and registers it with the API server; returns when the API server answers for it."""
     port = free_port()
-    certificate, key = _certificate(cluster.folder)
     command = [
         sys.executable,
         "-m",
         "e2e.testbed.external_metrics",
         f"--prometheus={prometheus}",
         f"--port={port}",
-        f"--certificate={certificate}",
-        f"--key={key}",
         *(f"--metric={name}={expression}" for name, expression in metrics.items()),
     ]
     processes.start(_NAME, command)
@@ -148,45 +141,16 @@ def _objects(port: int) -> tuple[Json, Json]:
     return service, registered
 
 
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    """For loopback, for a week: aggregated APIs must speak TLS."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
-    now = datetime.now(UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=7))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / f"{_NAME}.crt", folder / f"{_NAME}.key"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    paths[1].touch(mode=0o600)
-    paths[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        )
-    )
-    return paths
-
-
 def main() -> None:
     """Serves until it is stopped."""
     parser = argparse.ArgumentParser(prog="python -m e2e.testbed.external_metrics")
     parser.add_argument("--prometheus", required=True, metavar="URL")
     parser.add_argument("--port", required=True, type=int)
-    parser.add_argument("--certificate", required=True, metavar="FILE")
-    parser.add_argument("--key", required=True, metavar="FILE")
     parser.add_argument("--metric", action="append", default=[], metavar="NAME=REGEX")
     asked = parser.parse_args()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(asked.certificate, asked.key)
+    now = datetime.now(UTC)
+    certificates.load(context, *Authority.create(now).issue(["localhost"], now))
     metrics = dict(pair.split("=", 1) for pair in asked.metric)
     web.run_app(
         application(Source(asked.prometheus, metrics)),
