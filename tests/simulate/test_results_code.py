@@ -98,6 +98,7 @@ def test_the_operators_row_rests_on_its_decision() -> None:
     ("unit", "own"),
     [
         (Task(QUICK, 0, "static-p99"), "simulate.policies.static"),
+        (Task(QUICK, 0, "static-pooled"), "simulate.run"),
         (Task(QUICK, 0, "melange"), "simulate.policies.melange"),
         (Search(QUICK, "chat"), "simulate.oracle"),
     ],

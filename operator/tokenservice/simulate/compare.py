@@ -22,6 +22,7 @@ from tokenservice.simulate.run import label, run
 from tokenservice.simulate.scenario import Scenario, load
 
 STATIC = "static-p99"
+POOLED = "static-pooled"
 ORACLE = "oracle"
 ATTAINMENT = 0.99
 

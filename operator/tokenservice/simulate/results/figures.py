@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tokenservice.simulate.compare import STATIC, Row
+from tokenservice.simulate.compare import POOLED, STATIC, Row
 from tokenservice.simulate.oracle import Foresight
 from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import PARTS, Result
@@ -58,9 +58,9 @@ class Outcome:
 
     @property
     def ranked(self) -> list[Row]:
-        """Ours, static, then peers: those that keep 99 % by cost, then the others by attainment."""
+        """Ours, static ones, then peers: those that keep 99 % by cost, then the others by attainment."""
         peers = [row for name, row in self.rows.items() if name in POLICIES]
-        first = [row for row in (self.operator, self.static) if row is not None]
+        first = [self.rows[name] for name in (OPERATOR, STATIC, POOLED) if name in self.rows]
         return first + sorted(peers, key=lambda row: (not row.kept, merit(row.results[0])[1]))
 
     @property
@@ -77,7 +77,7 @@ class Outcome:
 def outcome(plan: Plan, study: Study, cold: float | None, known: Known) -> Outcome:
     """What is known of a study at one cold start; seeds that were not run are left out of a row."""
     rows = {}
-    for policy in (STATIC, OPERATOR, *plan.peers(study, cold, known)):
+    for policy in (*plan.statics(study), OPERATOR, *plan.peers(study, cold, known)):
         chosen = plan.chosen(study, cold, policy, known)
         if chosen is not None:
             found = [known.results(study, cold, policy, seed) for seed in range(study.seeds)]

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from statistics import mean
 
-from tokenservice.simulate.compare import STATIC, best, kept
+from tokenservice.simulate.compare import POOLED, STATIC, best, kept
 from tokenservice.simulate.oracle import Foresight
 from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import Result
@@ -60,13 +60,17 @@ class Plan:
     def of(self, study: Study, known: Known) -> Iterator[Unit]:
         """Those of one study."""
         for cold in study.colds:
-            for policy in (STATIC, OPERATOR, *self.peers(study, cold, known)):
+            for policy in (*self.statics(study), OPERATOR, *self.peers(study, cold, known)):
                 first = self.first(study, cold, policy, known)
                 yield from first
                 chosen = self.chosen(study, cold, policy, known)
                 if chosen is not None:
                     yield from (replace(chosen, seed=seed) for seed in range(1, study.seeds))
         yield from self.searches(study, known)
+
+    def statics(self, study: Study) -> tuple[str, ...]:
+        """Static fleets; the pooled one where all policies are run."""
+        return (STATIC, POOLED) if study.peers == "all" else (STATIC,)
 
     def peers(self, study: Study, cold: float | None, known: Known) -> tuple[str, ...]:
         """The peers that are run; none yet where another study has not chosen them."""

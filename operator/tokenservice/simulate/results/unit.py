@@ -53,6 +53,8 @@ _FLEET: tuple[Name, ...] = ((f"{_RUN}.assemble", "fleet"), (f"{_RUN}.result", "r
 DECISION: frozenset[Name] = frozenset({(f"{_RUN}.control", "Operator"), (f"{_RUN}.assemble", "operator")})
 """Where the operator's own decision begins: no other policy's result rests on what lies behind."""
 
+_PEERS: frozenset[Name] = frozenset({(f"{_RUN}.policies", "POLICIES")})
+
 
 def rests_on(unit: Unit) -> tuple[tuple[Name, ...], frozenset[Name]]:
     """Where the code of a run begins, and what is not its own."""
@@ -60,12 +62,12 @@ def rests_on(unit: Unit) -> tuple[tuple[Name, ...], frozenset[Name]]:
         return (*_EVERY, (f"{_RUN}.oracle", "search")), DECISION
     if unit.policy == OPERATOR:
         return (*_EVERY, *_FLEET), frozenset()
+    if unit.policy not in POLICIES:
+        return (*_EVERY, *_FLEET, (f"{_RUN}.run", "decider")), DECISION | _PEERS
     return (*_EVERY, *_FLEET, *everything(module_of(unit.policy))), DECISION
 
 
 def module_of(policy: str) -> str:
-    """The module that a policy stands in."""
-    if policy not in POLICIES:
-        return f"{_RUN}.policies.static"
+    """The module that a peer stands in."""
     make = POLICIES[policy].sweep[0].make
     return str(getattr(make, "func", make).__module__)
