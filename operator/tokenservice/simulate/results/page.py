@@ -155,7 +155,7 @@ class Page:
             "or the code that it rests on changed, so an interrupted run goes on where it stopped. The same code, data "
             "and seeds give the same figures on any machine. One scenario by hand:"
         )
-        first = self._studies[-1]
+        first = max(self._studies, key=lambda study: study.seeds)
         yield (
             "```sh\ntokenservice compare docs/scenarios/"
             f"{first.scenario.name} --policies all --seeds {max(first.seeds, 2)} --oracle --picture out.png\n```"
@@ -275,7 +275,7 @@ def _sensitivity(at: Outcome) -> tuple[str, ...]:
         f"{at.cold:g} s",
         *("not run" if ours is None else spread(ours, measure, form) for measure, form in measures),
         of_static,
-        "none" if peer is None else peer.policy,
+        peer.policy if peer is not None else "none" if len(at.rows) > 2 else "",
         "" if peer is None else spread(peer, hours, "{:,.1f}"),
     )
 

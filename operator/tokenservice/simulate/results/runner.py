@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -51,6 +51,11 @@ class Plan:
     """What a list asks for, given what is known: later runs depend on what earlier ones found."""
 
     studies: Studies
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Processor time that a run takes, about, by scenario."""
+        return {study.name: study.seconds_per_run for study in self.studies.studies}
 
     def wanted(self, known: Known) -> list[Unit]:
         """All units that can be named by now, ours last: while they are worked on, the others' stay."""
@@ -139,6 +144,10 @@ def _cold(other: Study, cold: float | None) -> float | None:
     return cold if cold in other.colds else other.colds[0]
 
 
+_PATIENCE_SECONDS = 15.0
+"""Without a word while runs are made."""
+
+
 # --- Running -------------------------------------------------------------------------------------------------------
 
 
@@ -176,41 +185,52 @@ def run_all(
     """Runs what is missing, and what that makes known to be missing, until nothing is; `only` names scenarios."""
     began = time.monotonic()
     known, missing = recall(plan, store)
-    done, worked = 0, 0.0
+    done, worked, last = 0, 0.0, "beginning"
     while todo := [unit for unit in missing if not only or unit.scenario.stem in only]:
-        for unit, kept_one in _run(in_order(todo), jobs):
-            store.put(unit, kept_one)
-            known.kept[unit] = kept_one
-            done, worked = done + 1, worked + kept_one.seconds
-            todo.remove(unit)
+        for finished in _run(in_order(todo, plan.seconds), jobs):
+            if finished is not None:
+                unit, result = finished
+                store.put(unit, result)
+                known.kept[unit] = result
+                todo.remove(unit)
+                done, worked, last = done + 1, worked + result.seconds, _words(unit)
             spent = time.monotonic() - began
-            left = _left(plan, known, todo) * spent / max(worked, 1e-3)
-            told(Progress(done, done + len(todo), spent, left, _words(unit)))
+            pace = spent / worked if worked else 1 / jobs
+            told(Progress(done, done + len(todo), spent, _left(plan, known, todo) * pace, last))
         known, missing = recall(plan, store)
     return known, missing
 
 
-def in_order(units: Sequence[Unit]) -> list[Unit]:
-    """Ours last; else as listed, those of one scenario, seed and cold start together: a process reads each once."""
+def in_order(units: Sequence[Unit], seconds: Mapping[str, float]) -> list[Unit]:
+    """Ours last, the longest first so that no process ends long before the others; `seconds` a run, by scenario.
+
+    The others as listed, those of one scenario, seed and cold start together: a process reads each once.
+    """
     places = {scenario: place for place, scenario in enumerate(dict.fromkeys(unit.scenario for unit in units))}
 
-    def place(unit: Unit) -> tuple[bool, int, bool, int, float]:
+    def place(unit: Unit) -> tuple[bool, float, int, bool, int, float]:
+        ours = unit.policy == OPERATOR
         seed, cold = (unit.seed, unit.cold_start_seconds or 0.0) if isinstance(unit, Task) else (0, 0.0)
-        return unit.policy == OPERATOR, places[unit.scenario], isinstance(unit, Search), seed, cold
+        longest = -seconds[unit.scenario.stem] if ours else 0.0
+        return ours, longest, places[unit.scenario], isinstance(unit, Search), seed, cold
 
     return sorted(units, key=place)
 
 
-def _run(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, Kept]]:
-    """Each with its result, as they are done."""
+def _run(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, Kept] | None]:
+    """Each with its result, as they are done; None at the start and now and then in between."""
+    yield None
     if jobs == 1:
         yield from ((unit, _timed(unit)) for unit in units)
         return
     with ProcessPoolExecutor(jobs) as pool:
         futures = {pool.submit(_timed, unit): unit for unit in units}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while futures:
+                finished, _ = wait(futures, timeout=_PATIENCE_SECONDS, return_when=FIRST_COMPLETED)
+                yield from ((futures.pop(future), future.result()) for future in finished)
+                if not finished:
+                    yield None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -226,8 +246,8 @@ def _left(plan: Plan, known: Known, todo: Iterable[Unit]) -> float:
     seen: dict[tuple[str, bool], list[float]] = defaultdict(list)
     for unit, it in known.kept.items():
         seen[_sort(unit)].append(it.seconds)
-    hints = {study.name: study.seconds_per_run for study in plan.studies.studies}
-    return sum(mean(seen[_sort(unit)]) if seen[_sort(unit)] else hints[unit.scenario.stem] for unit in todo)
+    known_or_said = {unit: seen[_sort(unit)] or [plan.seconds[unit.scenario.stem]] for unit in todo}
+    return sum(mean(seconds) for seconds in known_or_said.values())
 
 
 def _sort(unit: Unit) -> tuple[str, bool]:
