@@ -203,6 +203,14 @@ Requests within both objectives under the operator: chat (Guaranteed) 99.20 %.
     )
 
 
+def test_a_glance_has_a_line_a_scenario_that_was_run(tmp_path: Path) -> None:
+    one = plan(tmp_path, {"peers": ["melange"], "oracle": True}, {"scenario": str(minute(tmp_path))})
+    glance = text(one, CANNED, oracle=8.0).partition("## The operator at a glance")[2].partition("\n## ")[0]
+    assert glance.strip().splitlines()[2:] == [
+        "| quick ‡ | 0.600 | 99.20 % | 0.500 | 0.800 | melange (headroom=0.15) | 1.250 |"
+    ]
+
+
 def targets(folder: Path, outcomes: Mapping[Unit, Result], *asked: dict[str, object]) -> list[str]:
     """The rows of the targets' table, without their first two cells."""
     one = plan(folder, {"peers": ["melange", "kubeai"], "oracle": True, "targets": list(asked)})

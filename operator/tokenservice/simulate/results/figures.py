@@ -51,17 +51,21 @@ class Outcome:
         return self.rows.get(OPERATOR)
 
     @property
+    def peers(self) -> list[Row]:
+        """Those that were run."""
+        return [row for name, row in self.rows.items() if name in POLICIES]
+
+    @property
     def best_peer(self) -> Row | None:
         """The cheapest peer that keeps 99 %."""
-        peers = [row for name, row in self.rows.items() if name in POLICIES and row.kept]
-        return min(peers, key=lambda row: row.mean(lambda one: one.dollars), default=None)
+        kept = [row for row in self.peers if row.kept]
+        return min(kept, key=lambda row: row.mean(lambda one: one.dollars), default=None)
 
     @property
     def ranked(self) -> list[Row]:
         """Ours, static ones, then peers: those that keep 99 % by cost, then the others by attainment."""
-        peers = [row for name, row in self.rows.items() if name in POLICIES]
         first = [self.rows[name] for name in (OPERATOR, STATIC, POOLED) if name in self.rows]
-        return first + sorted(peers, key=lambda row: (not row.kept, merit(row.results[0])[1]))
+        return first + sorted(self.peers, key=lambda row: (not row.kept, merit(row.results[0])[1]))
 
     @property
     def oracle_hours(self) -> float:

@@ -65,6 +65,7 @@ class Page:
             f"<!-- Written by `{self.command}` from results.yaml. Do not edit: a change here is lost. -->",
             _INTRODUCTION,
             *self._not_run(),
+            *self._glance(),
             *self._targets(),
             *self._cold_starts(),
             *(part for study in self._studies for part in self._study(study)),
@@ -92,6 +93,11 @@ class Page:
                 f"depend on them: {each}. What rests on them is left out below. `{self.command}` makes them and writes "
                 "this page anew."
             )
+
+    def _glance(self) -> Iterator[str]:
+        yield "## The operator at a glance"
+        found = [self.at(study, study.colds[0]) for study in self._studies]
+        yield table(_GLANCE, [_glance(at) for at in found if at.operator is not None], left=(0, 5))
 
     def _targets(self) -> Iterator[str]:
         found = [self._judged(study, number) for study in self._studies for number in range(len(study.targets))]
@@ -188,6 +194,9 @@ engines that were measured: no step of an MI300X or L40S is public."""
 _HEAD = ("policy", "U", "attained", "hours", "of static", "$/Mtok", "J/token", *PARTS.values())
 
 
+_GLANCE = ("scenario", "U", "attained", "hours of static's", "of the best peer's", "which", "of the oracle's")
+
+
 # --- Rows ----------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +212,24 @@ def _line(row: Row, at: Outcome) -> tuple[str, ...]:
         f"{row.mean(lambda one: one.joules_per_token):.2f}",
         *(f"{row.mean(_part(part)):.3f}" for part in PARTS),
     )
+
+
+def _glance(at: Outcome) -> tuple[str, ...]:
+    ours, static, peer = at.operator, at.static, at.best_peer
+    assert ours is not None
+    return (
+        f"{at.study.name}{_mark(load(at.study.scenario, needs_data=False))}{'' if ours.kept else ' †'}",
+        spread(ours, utilization, "{:.3f}"),
+        spread(ours, attainment, _PERCENT),
+        "" if static is None else f"{ours.mean(hours) / static.mean(hours):.3f}",
+        "" if peer is None else f"{ours.mean(hours) / peer.mean(hours):.3f}",
+        peer.policy if peer is not None else _no_peer(at),
+        f"{ours.mean(hours) / at.oracle_hours:.3f}" if at.oracle else "",
+    )
+
+
+def _no_peer(at: Outcome) -> str:
+    return "none keeps 99 %" if at.peers else "not run"
 
 
 def _part(part: str) -> Measure:
@@ -236,7 +263,7 @@ def _compared(at: Outcome) -> Iterator[str]:
         yield f"Its accelerator-hours: {'; '.join(against)}."
     if at.oracle:
         yield f"Its U is {ours.mean(utilization) / at.oracle_utilization:.3f} of the oracle's."
-    if peer is None and len(at.rows) > 2:
+    if peer is None and at.peers:
         yield "No peer that was run keeps 99 %."
 
 
@@ -275,7 +302,7 @@ def _sensitivity(at: Outcome) -> tuple[str, ...]:
         f"{at.cold:g} s",
         *("not run" if ours is None else spread(ours, measure, form) for measure, form in measures),
         of_static,
-        peer.policy if peer is not None else "none" if len(at.rows) > 2 else "",
+        peer.policy if peer is not None else _no_peer(at),
         "" if peer is None else spread(peer, hours, "{:,.1f}"),
     )
 
