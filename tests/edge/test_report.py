@@ -106,6 +106,13 @@ async def test_one_event_that_fails_does_not_stop_the_others() -> None:
     assert sink.events == [EVENT]
 
 
+async def test_nobody_is_told_in_a_namespace_that_is_going(caplog: pytest.LogCaptureFixture) -> None:
+    await make_reporter(make_server(), Sink(NotFound("the namespace is being terminated"))).report(
+        Plan(events=(EVENT,))
+    )
+    assert caplog.records == []
+
+
 async def test_what_is_gone_is_forgotten() -> None:
     server = make_server()
     reporter = make_reporter(server)
