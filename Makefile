@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools hpa agreement clean
+.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools hpa agreement faults clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -45,8 +45,13 @@ unit: setup ## Tests of the pure core, without a cluster
 tools: setup ## Fetch or build the control plane (once; about ten minutes when it must be built)
 	$(BIN)/python -m e2e.testbed.tools
 
-e2e: tools ## Tests on a real control plane
+e2e: tools ## Tests on a real control plane, and a slice of the faults
 	$(BIN)/pytest e2e/tests
+	$(BIN)/pytest e2e/faults -m slice
+
+faults: tools ## Every fault pattern, within an hour; writes docs/faults.md and e2e/out/faults.json
+	rm -f e2e/out/faults.json
+	$(BIN)/pytest e2e/faults -q -s --show-capture=no; status=$$?; $(BIN)/python -m e2e.faults.report; exit $$status
 
 test: tools ## All tests
 	@$(MAKE) --no-print-directory unit

@@ -253,6 +253,21 @@ def test_nothing_is_removed_while_no_replica_is_ready(faulty: Rig, stage: Stage)
         faulty.end()
 
 
+def test_a_namespace_that_is_deleted_is_left_in_peace(faulty: Rig, stage: Stage, log: Log) -> None:
+    """Nothing can be made in it any more: that is no error, and nobody is left to be told."""
+    with stage("leaving") as play:
+        door = faulty.door()
+        faulty.start(door, watchNamespaces=[play.site.namespace])
+        for name in ("auto", "fixed", "other"):
+            play.site.serving(name, replicas=1)
+        faulty.bed.cluster.kubectl("delete", "namespace", play.site.namespace, "--wait=false")
+        gone = lambda: faulty.api.get("namespaces", play.site.namespace) is None  # noqa: E731
+        eventually(gone, "the namespace is gone", 120)
+        assert log.errors() == []
+        assert [r.getMessage() for r in log.records if "terminat" in r.getMessage()] == []
+        faulty.end()
+
+
 def _serves_or_waits(play: Play, survivor: str) -> bool:
     living = [pod["metadata"]["name"] for pod in play.site.pods("auto")]
     others = [pod for pod in play.site.ready_pods("auto") if pod["metadata"]["name"] != survivor]
