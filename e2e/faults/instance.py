@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 import traceback
@@ -21,7 +22,7 @@ from tokenservice.app import loop, runtime
 from tokenservice.app.loop import Decide
 from tokenservice.app.runtime import Operator
 from tokenservice.app.settings import Settings
-from tokenservice.core.model import Plan, Snapshot
+from tokenservice.core.model import Plan, ServiceMetrics, Snapshot
 from tokenservice.edge.kube import Kube, connect
 from tokenservice.edge.metrics import Metrics
 
@@ -94,6 +95,16 @@ class Instance:
         """Whether the last passes since then found nothing to do and nothing to write."""
         recent = [plan for at, _, plan in self.plans[-passes:] if at > moment]
         return len(recent) == passes and not any(plan.actions or plan.statuses for plan in recent)
+
+    @property
+    def informed(self) -> bool:
+        """Whether the last decision knew of every service what is asked of it, the recent peak included."""
+        if not self.plans:
+            return False
+        _, snapshot, _ = self.plans[-1]
+        known = (m for m in snapshot.metrics.values() if isinstance(m, ServiceMetrics))
+        peaks = [metrics.peak_requests_per_second for metrics in known]
+        return len(peaks) == len(snapshot.services) and all(peak < math.inf for peak in peaks)
 
     def kill(self) -> None:
         """No goodbye. The door must have been shut before, or what is under way may still arrive."""

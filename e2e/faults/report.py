@@ -20,11 +20,11 @@ FINDINGS = Path(__file__).with_name("findings.yaml")
 
 INTRODUCTION = """# Faults
 
-What happens to TokenService when its neighbours, its nodes or it itself fail. `make faults` tries what is listed here and
-writes this page. The API server, etcd, scheduler, controllers, Prometheus and the operator's own code are real; nodes and
-engines are simulated. A proxy between the operator and the API server, and one before Prometheus, do to single requests,
-answers and watch events what a case asks for. The patterns are those of Sieve, Acto and Anvil, which found most of the
-bugs known in operators of others.
+What happens to TokenService when its neighbours, its nodes or it itself fail. `make faults` tries what is listed here
+and writes this page. The API server, etcd, scheduler, controllers, Prometheus and the operator's own code are real;
+nodes and engines are simulated. A proxy between the operator and the API server, and one before Prometheus, do to
+single requests, answers and watch events what a case asks for. The patterns are those that found most of the known
+bugs of other operators (Sieve, Acto, Anvil).
 """
 
 

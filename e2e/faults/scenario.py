@@ -90,7 +90,7 @@ class Play:
         while True:
             now = time.monotonic()
             missing = self.missing()
-            since = None if missing else since or now
+            since = None if missing or not life.informed else since or now
             if since is not None and life.idle_since(since):
                 self.births.settle()
                 return now - began

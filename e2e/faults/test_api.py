@@ -65,7 +65,7 @@ def test_gets_there(faulty: Rig, stage: Stage, reference: Reference, log: Log, c
         for name in TRIED:
             STEPS[name](play)
             play.rest(life, PATIENCE_SECONDS)
-            assert reference.differs(name, play.outcome()) == []
+            assert (wrong := reference.differs(name, play.outcome())) == [], wrong
         _judge(door, play, log)
         faulty.end()
 
@@ -109,7 +109,7 @@ def test_backs_off_and_comes_back(faulty: Rig, stage: Stage, reference: Referenc
         assert life.is_alive, f"the operator ended: {life.error!r}"
         door.clear()
         play.rest(life, PATIENCE_SECONDS)
-        assert reference.differs("move", play.outcome()) == []
+        assert (wrong := reference.differs("move", play.outcome())) == [], wrong
         _judge(door, play, log)
         faulty.end()
 
@@ -130,7 +130,9 @@ def test_the_api_server_restarts(faulty: Rig, stage: Stage, reference: Reference
         faulty.restart_api_server()
         life = _revived(faulty, life, door, play)
         play.rest(life, PATIENCE_SECONDS)
-        assert reference.differs("move", {**play.outcome(), "counts": reference.outcomes["move"]["counts"]}) == []
+        assert (
+            wrong := reference.differs("move", {**play.outcome(), "counts": reference.outcomes["move"]["counts"]})
+        ) == [], wrong
         _judge(door, play, log)
         faulty.end()
 
@@ -152,7 +154,7 @@ def test_etcd_hangs(faulty: Rig, stage: Stage, reference: Reference, log: Log) -
         STEPS["move"](play)
         life = _revived(faulty, life, door, play)
         play.rest(life, PATIENCE_SECONDS)
-        assert reference.differs("move", play.outcome()) == []
+        assert (wrong := reference.differs("move", play.outcome())) == [], wrong
         _judge(door, play, log)
         faulty.end()
 

@@ -39,7 +39,7 @@ def test_two_undisturbed_runs_are_equal(faulty: Rig, stage: Stage, reference: Re
     """What they differed by would have to be masked below, and could hide a fault."""
     with stage("undisturbed") as play:
         second = undisturbed(faulty, play)
-    assert difference(reference.outcomes, second.outcomes) == []
+    assert (wrong := difference(reference.outcomes, second.outcomes)) == [], wrong
     assert log.errors() == []
 
 

@@ -151,7 +151,7 @@ def test_a_leader_frozen_while_it(faulty: Rig, stage: Stage, log: Log, case: str
         changed = [name for name, (old, new) in effect.items() if old != new]
         assert changed == [], f"{kept.call} came late, was answered {kept.answer.status}, and changed {changed}"
         play.rest(successor)
-        assert difference(before, play.outcome()["state"]) == []
+        assert (wrong := difference(before, play.outcome()["state"])) == [], wrong
         assert not (wrong := misdeeds([*first.writes(), *second.writes()], [play.site.namespace])), wrong
         assert log.errors() == []
         faulty.end()
@@ -212,7 +212,7 @@ def test_two_that_both_believe_they_lead(faulty: Rig, stage: Stage, log: Log) ->
                 found[name] = play.outcome()
             outcomes.append(found)
             faulty.end()
-    assert difference(*outcomes) == []
+    assert (wrong := difference(*outcomes)) == [], wrong
     assert log.errors() == []
 
 

@@ -81,7 +81,7 @@ def _whole_scenario(rig: Rig, play: Play, door: Door, reference: Reference, log:
     for name, step in STEPS.items():
         step(play)
         play.rest(life, 90)
-        assert reference.differs(name, play.outcome()) == []
+        assert (wrong := reference.differs(name, play.outcome())) == [], wrong
     _judge(rig, play, door, log)
 
 
