@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -25,6 +26,8 @@ Try = Callable[[str], AbstractContextManager[None]]
 
 @pytest.fixture(scope="session")
 def whole_rig() -> Iterator[Rig]:
+    if os.environ.get("CLUSTER") == "existing":
+        pytest.skip("faults are put before an API server of the tests' own")
     with rig() as made, quick():
         yield made
 

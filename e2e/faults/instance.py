@@ -22,7 +22,7 @@ from tokenservice.app import loop, runtime
 from tokenservice.app.loop import Decide
 from tokenservice.app.runtime import Operator
 from tokenservice.app.settings import Settings
-from tokenservice.core.model import Plan, ServiceMetrics, Snapshot
+from tokenservice.core.model import Delete, Plan, Reason, ServiceMetrics, Snapshot
 from tokenservice.edge.kube import Kube, connect
 from tokenservice.edge.metrics import Metrics
 
@@ -147,6 +147,16 @@ class Instance:
         plan = self._decide(snapshot, now)
         self.plans.append((time.monotonic(), snapshot, plan))
         return plan
+
+
+def removed_on_stale_views(life: Instance) -> list[str]:
+    """What was to be removed by plans that knew that a view of theirs was old."""
+    return [
+        f"{action.message}, while {', '.join(snapshot.stale_kinds)} were stale"
+        for _, snapshot, plan in life.plans
+        for action in plan.actions
+        if snapshot.stale_kinds and (isinstance(action, Delete) or action.reason is Reason.SCALED_DOWN)
+    ]
 
 
 @contextmanager

@@ -28,15 +28,14 @@ from hypothesis.stateful import (
 )
 
 from e2e.faults.faults import answering, beside_lease, every, lost, only, reset, slow
-from e2e.faults.instance import Log, logged
+from e2e.faults.instance import Log, logged, removed_on_stale_views
 from e2e.faults.oracle import births, misdeeds
 from e2e.faults.record import Ledger
 from e2e.faults.rig import Rig
 from e2e.faults.scenario import Play
 from e2e.faults.test_nodes import overcommitted
 from e2e.tests.conftest import make_site
-from e2e.tests.support.api import Json, eventually
-from tokenservice.core.model import Reason
+from e2e.tests.support.api import Json
 
 pytestmark = pytest.mark.cluster
 
@@ -267,11 +266,8 @@ class Cluster(RuleBasedStateMachine):
         assert wrong == [], self._told(str(wrong))
 
     def _judge_plans(self) -> None:
-        """No plan removes anything on a stale view, nor for want of metrics."""
-        for _, snapshot, plan in self.life.plans:
-            for action in plan.actions:
-                removes = action.reason in (Reason.SCALED_DOWN, Reason.REMOVED)
-                assert not (removes and snapshot.stale_kinds), self._told(f"{action.message} on {snapshot.stale_kinds}")
+        """No plan removes anything on a stale view."""
+        assert (removed := removed_on_stale_views(self.life)) == [], self._told(str(removed))
         self.life.plans[:] = self.life.plans[-5:]
 
     def _region(self, node: str) -> str | None:
@@ -311,6 +307,3 @@ def test_whatever_happens_next_the_invariants_hold(faulty: Rig, ledger: Ledger) 
             run_state_machine_as_test(Cluster, settings=chosen)
     finally:
         ledger.count("test_explore", runs=FOUND.runs, steps=FOUND.steps, states=len(FOUND.states))
-
-
-__all__ = ["eventually"]

@@ -16,11 +16,11 @@ import pytest
 import requests
 
 from e2e.faults.conftest import Stage
-from e2e.faults.instance import Instance, Log
+from e2e.faults.instance import Log
 from e2e.faults.oracle import misdeeds
 from e2e.faults.rig import Rig
 from e2e.faults.scenario import Play
-from e2e.tests.support.api import Json, eventually, is_true, throughout
+from e2e.tests.support.api import Json, eventually, throughout
 from e2e.tests.support.nodes import silence
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -291,6 +291,3 @@ def _crash(play: Play, pod: str) -> None:
 def _deployment(play: Play) -> str:
     (found,) = play.site.deployments("auto")
     return str(found["metadata"]["name"])
-
-
-__all__ = ["Instance", "is_true"]

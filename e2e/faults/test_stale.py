@@ -16,7 +16,7 @@ import requests
 
 from e2e.faults.conftest import Stage
 from e2e.faults.faults import Frozen, additions_unseen, answering, coalesced, every, late, repeated
-from e2e.faults.instance import Instance, Log
+from e2e.faults.instance import Log, removed_on_stale_views
 from e2e.faults.oracle import misdeeds
 from e2e.faults.proxy import Answer, Call, Door, Forward, Lines, Stream
 from e2e.faults.rig import Rig
@@ -236,6 +236,7 @@ def test_still(faulty: Rig, stage: Stage, log: Log, case: str) -> None:
         throughout(lambda: len(play.site.endpoints("auto")) >= trouble.least, "they serve", FROZEN_SECONDS, 0.1)
         frozen.on = False
         play.rest(life, 90)
+        assert (removed := removed_on_stale_views(life)) == [], removed
         _judge(faulty, play, door, log)
 
 
@@ -258,6 +259,3 @@ def test_a_service_is_deleted_and_its_deletion_is_not_seen(faulty: Rig, stage: S
         again = {name: n for name, n in play.outcome()["counts"].items() if name.startswith("added")}
         assert again == {}, f"made again for nobody: {again}"
         _judge(faulty, play, door, log)
-
-
-__all__ = ["Instance"]
