@@ -35,6 +35,7 @@ FIGURES = {
     "waiting": 2.0,
     "kv_usage": 0.5,
     "engines_reporting": 3.0,
+    "counter_resets": 0.0,
     "age_seconds": 4.0,
 }
 BUCKETS = [("0.1", 1.0), ("1.0", 3.0), ("+Inf", 4.0)]
@@ -80,7 +81,8 @@ async def ask(server: Prometheus, answers: Callable[[str], Reply], query: str | 
 async def test_a_healthy_service_has_all_its_figures(server: Prometheus) -> None:
     answer = await ask(server, healthy())
     buckets = ((0.1, 1.0), (1.0, 3.0), (math.inf, 4.0))
-    want = {name: value for name, value in FIGURES.items() if name != "age_seconds"}
+    judged = ("age_seconds", "counter_resets")
+    want = {name: value for name, value in FIGURES.items() if name not in judged}
     want |= {"engines_reporting": 3, "ttft_buckets": buckets, "tpot_buckets": buckets}  # type: ignore[dict-item]
     assert answer.services[CHAT] == ServiceMetrics(**want)  # type: ignore[arg-type]
 
@@ -112,6 +114,7 @@ NOT_ENOUGH: dict[str, tuple[dict[str, float | str | None], str]] = {
     "no queue length": ({"waiting": None}, "NotANumber"),
     "KV usage is NaN": ({"kv_usage": "NaN"}, "NotANumber"),
     "running is infinite": ({"running": "-Inf"}, "NotANumber"),
+    "counters begin anew all the time": ({"counter_resets": 2.0}, "CounterResets"),
     "nobody reports freshly": ({"engines_reporting": None}, "NotANumber"),
 }
 
@@ -122,6 +125,11 @@ async def test_what_is_not_known_is_missing_and_never_zero(server: Prometheus, n
     missing = (await ask(server, healthy(**changes))).services[CHAT]
     assert isinstance(missing, Missing)
     assert missing.reason == want
+
+
+async def test_an_engine_that_restarted_once_is_measured(server: Prometheus) -> None:
+    for resets in (1.0, None):
+        assert isinstance((await ask(server, healthy(counter_resets=resets))).services[CHAT], ServiceMetrics)
 
 
 async def test_lengths_are_not_known_before_anything_finished(server: Prometheus) -> None:

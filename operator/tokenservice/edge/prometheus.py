@@ -212,8 +212,14 @@ def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Mi
         )
     if "requests_per_second" not in own:
         return Missing("TooFewSamples", f"{model} in {namespace} was scraped once; a rate needs two samples")
+    if (resets := own.get("counter_resets", 0.0)) >= _RESETS:
+        fix = "check that its engines do not restart, and that each of them is scraped at an address of its own"
+        return Missing("CounterResets", f"counters of {model} in {namespace} began anew {resets:.0f} times: {fix}")
     return _checked(own, found, row)
 
+
+_RESETS = 2
+"""Within the window of rates: a restart is seen once and counted rightly, what begins anew all the time is not."""
 
 _REQUIRED = (
     "requests_per_second",
