@@ -24,7 +24,7 @@ from e2e.tests.support.api import eventually
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 PATIENCE_SECONDS = 120.0
-TRIED = ("create", "move", "scale")
+TRIED = ("create", "move")
 
 
 def write(call: Call) -> bool:
