@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 import threading
 import time
 import traceback
@@ -176,7 +177,5 @@ def _shown(record: logging.LogRecord) -> str:
 
 
 def _where(thread: threading.Thread) -> str:
-    import sys
-
     frame = sys._current_frames().get(thread.ident or 0)
     return "".join(traceback.format_stack(frame)) if frame else ""

@@ -12,6 +12,10 @@ import functools
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenservice.edge.lease import Terms
 
 
 def main() -> int:
@@ -23,11 +27,11 @@ def main() -> int:
     from tokenservice.edge.lease import Lease
 
     if lasts := os.environ.get("TAAS_LEASE_SECONDS"):
-        runtime.Lease = functools.partial(Lease, terms=terms(float(lasts)))  # type: ignore[misc,assignment]
+        runtime.Lease = functools.partial(Lease, terms=terms(float(lasts)))  # type: ignore[attr-defined]
     return __main__.main()
 
 
-def terms(seconds: float):  # type: ignore[no-untyped-def]
+def terms(seconds: float) -> Terms:
     """The Lease's times in the proportion of the defaults."""
     from tokenservice.edge.lease import Terms
 

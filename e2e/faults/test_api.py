@@ -16,7 +16,7 @@ from e2e.faults.conftest import Stage
 from e2e.faults.faults import answering, beside_lease, every, lost, only, page, reset, slow
 from e2e.faults.instance import Instance, Log
 from e2e.faults.oracle import misdeeds
-from e2e.faults.proxy import Call, Door, Fault
+from e2e.faults.proxy import Answer, Call, Door, Fault, Forward
 from e2e.faults.rig import Rig
 from e2e.faults.scenario import STEPS, Play, Reference
 from e2e.tests.support.api import eventually
@@ -51,7 +51,8 @@ FAULTS: dict[str, Callable[[], Fault]] = {
 }
 
 
-async def _late_504(call, forward):  # type: ignore[no-untyped-def]
+async def _late_504(call: Call, forward: Forward) -> Answer:
+    """The API server gives up waiting for what etcd does all the same."""
     await forward(call)
     return await answering(504, "Timeout")(call, forward)
 

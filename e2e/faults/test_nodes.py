@@ -6,6 +6,7 @@ the fault itself took away, accelerators of a node are never promised twice, and
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,8 +98,10 @@ def node_flaps(play: Play) -> None:
     node = node_of(play)
     for _ in range(3):
         for ready in ("False", "True"):
-            condition = {"type": "Ready", "status": ready, "reason": "Flapping"}
-            _node_status(play, node, {"conditions": [condition]})
+            found = play.rig.api.get("nodes", node) or {}
+            others = [c for c in found["status"]["conditions"] if c["type"] != "Ready"]
+            flapped = {"type": "Ready", "status": ready, "reason": "Flapping", "message": "injected"}
+            _node_status(play, node, {"conditions": [*others, flapped]})
             time.sleep(0.7)
 
 
@@ -136,11 +139,11 @@ def accelerators_lost(play: Play) -> None:
 
 
 def pod_evicted(play: Play) -> None:
+    """Refused while the disruption budget says so, which is fine too."""
     pod = pod_of(play)["metadata"]["name"]
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": play.site.namespace}}
-    api = play.rig.api
-    address = f"{api._cluster.server}/api/v1/namespaces/{play.site.namespace}/pods/{pod}/eviction"
-    api._session.post(address, json=body, timeout=30)  # refused while the budget says so, which is fine too
+    address = f"/api/v1/namespaces/{play.site.namespace}/pods/{pod}/eviction"
+    play.rig.bed.cluster.kubectl("create", "--raw", address, "-f", "-", stdin=json.dumps(body), check=False)
 
 
 def pod_deleted(play: Play) -> None:
@@ -275,12 +278,7 @@ def _serves_or_waits(play: Play, survivor: str) -> bool:
 
 
 def _node_status(play: Play, node: str, status: Json) -> None:
-    api = play.rig.api
-    address = f"{api._cluster.server}/api/v1/nodes/{node}/status"
-    import json
-
-    headers = {"Content-Type": "application/strategic-merge-patch+json"}
-    api._session.patch(address, data=json.dumps({"status": status}), headers=headers, timeout=30).raise_for_status()
+    play.rig.api.patch("nodes", node, {"status": status}, subresource="status")
 
 
 def _crash(play: Play, pod: str) -> None:

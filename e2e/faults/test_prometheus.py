@@ -18,6 +18,7 @@ from e2e.faults.faults import (
     Restarting,
     answering,
     crowded,
+    every,
     lost,
     moved,
     nothing,
@@ -214,17 +215,8 @@ def test_restarted_empty(calm: Scene) -> None:
 
 def test_it_flaps(calm: Scene) -> None:
     """Every second query fails."""
-    count = iter(range(10**9))
-
-    async def flap(call, forward):  # type: ignore[no-untyped-def]
-        return await (reset if next(count) % 2 else _straight)(call, forward)
-
-    calm.rig.to_metrics.fault = flap
+    calm.rig.to_metrics.fault = every(2, lambda call: True, reset)
     held(calm, noticed=False)
-
-
-async def _straight(call, forward):  # type: ignore[no-untyped-def]
-    return await forward(call)
 
 
 def _scraped(scene: Scene, change: Callable[[str, str], str]) -> None:
