@@ -27,7 +27,7 @@ def main() -> int:
     from tokenservice.edge.lease import Lease
 
     if lasts := os.environ.get("TAAS_LEASE_SECONDS"):
-        runtime.Lease = functools.partial(Lease, terms=terms(float(lasts)))  # type: ignore[attr-defined]
+        runtime.Lease = functools.partial(Lease, terms=terms(float(lasts)))  # type: ignore[attr-defined,assignment]
     return __main__.main()
 
 

@@ -288,6 +288,10 @@ class Proxy:
             with suppress(TimeoutError):
                 await asyncio.wait_for(runner.cleanup(), 2)
         await self._session.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await asyncio.sleep(0.25)  # TLS connections need a moment of the loop to end
 
 

@@ -106,11 +106,9 @@ class Play:
 
 
 def _rolled_out(deployment: Json) -> bool:
-    status = deployment.get("status") or {}
-    wanted = deployment["spec"]["replicas"]
-    return status.get("observedGeneration") == deployment["metadata"]["generation"] and status.get(
-        "updatedReplicas", 0
-    ) == wanted == status.get("replicas", 0)
+    status, wanted = deployment.get("status") or {}, deployment["spec"]["replicas"]
+    seen = status.get("observedGeneration") == deployment["metadata"]["generation"]
+    return seen and status.get("updatedReplicas", 0) == wanted and status.get("replicas", 0) == wanted
 
 
 def _busy(life: Instance) -> str:

@@ -246,7 +246,7 @@ class Cluster(RuleBasedStateMachine):
             self._stack.close()
 
     def _start(self) -> Any:
-        over = {"watchNamespaces": [self.play.site.namespace], "prometheus": self.rig.prometheus()}
+        over: dict[str, Any] = {"watchNamespaces": [self.play.site.namespace], "prometheus": self.rig.prometheus()}
         return self.rig.start(self.door, **over)
 
     def _heal(self) -> None:

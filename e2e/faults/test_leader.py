@@ -201,7 +201,10 @@ def test_two_that_both_believe_they_lead(faulty: Rig, stage: Stage, log: Log) ->
             watched = [play.site.namespace]
             life = faulty.start(faulty.door(), watchNamespaces=watched)
             if twins:
-                twin = {"lease": {"name": "twin", "namespace": "tokenservice-system"}, "webhook": {"enabled": False}}
+                twin: dict[str, Any] = {
+                    "lease": {"name": "twin", "namespace": "tokenservice-system"},
+                    "webhook": {"enabled": False},
+                }
                 other = faulty.start(faulty.door(), watchNamespaces=watched, **twin)
             found: dict[str, Json] = {}
             for name, step in STEPS.items():
@@ -212,7 +215,7 @@ def test_two_that_both_believe_they_lead(faulty: Rig, stage: Stage, log: Log) ->
                 found[name] = play.outcome()
             outcomes.append(found)
             faulty.end()
-    assert (wrong := difference(*outcomes)) == [], wrong
+    assert (wrong := difference(outcomes[0], outcomes[1])) == [], wrong
     assert log.errors() == []
 
 
