@@ -177,6 +177,8 @@ def _start_api_server(home: Path, processes: Processes, tokens: dict[str, str], 
         f"--cert-dir={home / 'certs'}",
         f"--token-auth-file={home / 'tokens.csv'}",
         "--authorization-mode=Node,RBAC",
+        # Off by default, on in OpenShift: it asks for rights that nothing else shows.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={key}",
         f"--service-account-signing-key-file={key}",
