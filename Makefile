@@ -64,8 +64,6 @@ test: tools ## All tests
 e2e-real: tools ## Real vLLM on two real nodes: Linux, root, 30 GB of disk; exit code 77 where that is not
 	$(BIN)/python -m e2e.real
 
-test: tools unit e2e ## All tests
-
 demo: tools ## Static against the operator, on a real control plane, with real traffic
 	$(BIN)/python -m e2e.demo
 
