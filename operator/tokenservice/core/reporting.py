@@ -153,6 +153,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         loading=_loading(pods, seen, now),
         without_room=sum(pod.unschedulable for pod in pods),
         room_message=_room_message(seen, pods),
+        limited=grant.limited if grant is not None else "",
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
         requests_per_second=metrics.requests_per_second if metrics else _missing(seen),
