@@ -174,7 +174,8 @@ def judged(site: Site, since: float) -> None:
 
 def own(bed: Bed, since: float) -> list[Json]:
     """What the operator itself asked for."""
-    return [entry for entry in audit(bed, since=since) if TRESPASSER not in entry.get("userAgent", "")]
+    asked = [*audit(bed, since=since), *audit(bed, since=since, stage="ResponseStarted")]
+    return [entry for entry in asked if TRESPASSER not in entry.get("userAgent", "")]
 
 
 def _writes(entry: Json) -> bool:
@@ -401,7 +402,7 @@ def test_with_the_operators_token_a_pod_can_be_placed_and_drained_and_no_more(ne
         ("pods", {"metadata": {"labels": {"mark": "1"}}}),
         ("pods", {"metadata": {"finalizers": ["taas.dev/stay"]}}),
         ("pods", {"spec": {"containers": [{"name": image, "image": "example.org/mine:1"}]}}),
-        ("pods", {"spec": {"tolerations": [{"operator": "Exists"}]}}),
+        ("pods", {"spec": {"tolerations": [*pod["spec"]["tolerations"], {"operator": "Exists"}]}}),
         ("pods", {"spec": {"activeDeadlineSeconds": 1}}),
         ("pods/status", {"status": {"podIPs": [{"ip": "10.0.0.9"}], "podIP": "10.0.0.9"}}),
         ("pods/status", {"status": {"phase": "Failed"}}),
@@ -463,13 +464,16 @@ def test_the_roles_that_kubernetes_has_include_the_right_part(site: Site, api: A
     for asked, may in USERS[role].items():
         verb, _, resource = asked.partition(" ")
         eventually(
-            lambda verb=verb, resource=resource, may=may: (
-                site.kubectl("auth", "can-i", verb, f"{resource}.taas.dev", "--as=somebody", check=False).split()[0]
-                == ("yes" if may else "no")
-            ),
+            lambda verb=verb, resource=resource, may=may: _may(site, verb, resource) is may,
             f"{role}: {asked}",
             10,
         )
+
+
+def _may(site: Site, verb: str, resource: str) -> bool:
+    kind, _, part = resource.partition("/")
+    asked = ["auth", "can-i", verb, f"{kind}.taas.dev", "--as=somebody", *([f"--subresource={part}"] if part else [])]
+    return site.kubectl(*asked, check=False).split()[0] == "yes"
 
 
 def test_only_the_operator_is_bound(monitored: None, site: Site) -> None:
