@@ -178,8 +178,8 @@ scenario asks.
   the rest went, and add up to 1 with it. **attained** is the worst share of requests within both objectives among
   Guaranteed services. **hours** are accelerator-hours, all that existed, **of static** over those of a fleet that
   stands at each service's p99 for the whole time. Energy is estimated from watts.
-- A peer stands at the setting of its sweep that keeps 99 % at the least cost; in brackets is what differs from its
-  published defaults. † marks one that no setting of its sweep brings to 99 %: it stands at the one that comes nearest.
+- A peer stands at the setting of its sweep that keeps 99 % at the least cost, or where none does at the one that comes
+  nearest; in brackets is what differs from its published defaults. † marks policies that do not keep 99 %.
 - The **oracle** knows the future and its replicas start at once: the cheapest counts that a search found.
 - ± is half the width of the 95 % interval of the mean over seeds (Student's t)."""
 
@@ -192,7 +192,6 @@ The engines are modelled; [capacity.md](capacity.md) has their errors. ‡ marks
 engines that were measured: no step of an MI300X or L40S is public."""
 
 _HEAD = ("policy", "U", "attained", "hours", "of static", "$/Mtok", "J/token", *PARTS.values())
-
 
 _GLANCE = ("scenario", "U", "attained", "hours of static's", "of the best peer's", "which", "of the oracle's")
 
