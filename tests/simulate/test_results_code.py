@@ -17,14 +17,15 @@ from tokenservice.simulate.results.unit import Search, Task, Unit, rests_on
 MAIN = '''
 """A module."""
 from toy.other import helper, unused
-from toy import deep
+from toy import deep, plugin
 
 LIMIT = 3
+TABLE = {"a": plugin}
 
 class Thing:
     """A class."""
     def run(self):
-        return helper(LIMIT) + deep.below()
+        return helper(LIMIT) + deep.below() + TABLE["a"].run()
 
 def begin():
     # says something
@@ -34,9 +35,10 @@ def elsewhere():
     return unused()
 '''
 OTHER = "def helper(x):\n    return x\n\ndef unused():\n    return 1\n"
-DEEP = "def below():\n    return 2\n"
+DEEP = "def below():\n    return 2\n\ndef above():\n    return 3\n"
+PLUGIN = "def run():\n    return 5\n"
 Files = dict[str, str]
-FILES: Files = {"main": MAIN, "other": OTHER, "deep": DEEP}
+FILES: Files = {"main": MAIN, "other": OTHER, "deep": DEEP, "plugin": PLUGIN}
 
 
 def digest(folder: Path, files: Files, without: frozenset[tuple[str, str]] = frozenset()) -> str:
@@ -48,16 +50,18 @@ def digest(folder: Path, files: Files, without: frozenset[tuple[str, str]] = fro
 
 
 COUNTS = {
-    "a method": ("main", "deep.below()", "deep.below() + 1"),
+    "a method": ("main", "deep.below()", "7 + deep.below()"),
     "a constant": ("main", "LIMIT = 3", "LIMIT = 4"),
     "an imported function": ("other", "return x", "return x + 1"),
-    "a function of an imported module": ("deep", "return 2", "return 3"),
+    "a function of an imported module": ("deep", "return 2", "return 7"),
+    "anything of a module that stands in a table": ("plugin", "return 5", "return 6"),
 }
 COUNTS_NOT = {
     "a comment": ("main", "# says something", "# says something else"),
     "a docstring": ("main", "A class.", "One class."),
     "a function that is not reached": ("main", "return unused()", "return unused() + 1"),
     "what only that one uses": ("other", "return 1", "return 2"),
+    "what is not taken from an imported module": ("deep", "return 3", "return 4"),
 }
 
 

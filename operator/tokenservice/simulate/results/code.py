@@ -112,14 +112,19 @@ def _used(
     package: str,
     folder: Path,
 ) -> Iterator[Name]:
-    """Names of this package in these statements; of a module that is named, what is taken from it."""
-    for node in (node for statement in statements for node in ast.walk(statement)):
+    """Names of this package in these statements; of a module what is taken from it, or all where it stands alone."""
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    taken_from = {node.value for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imports:
             module, inside = imports[node.value.id]
-            if not inside and _defines(_module(package, folder, module), node.attr):
+            if inside:
+                yield module, inside
+            elif _defines(_module(package, folder, module), node.attr):
                 yield module, node.attr
-        elif isinstance(node, ast.Name) and node.id in imports:
-            yield imports[node.id]
+        elif isinstance(node, ast.Name) and node not in taken_from and node.id in imports:
+            module, inside = imports[node.id]
+            yield from [(module, inside)] if inside else everything(module, package=package, folder=folder)
         elif isinstance(node, ast.Name) and node.id in own:
             yield name, node.id
 

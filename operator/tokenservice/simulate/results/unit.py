@@ -50,7 +50,13 @@ def _setting(scenario: Path) -> Setting:
 _RUN = "tokenservice.simulate"
 _EVERY: tuple[Name, ...] = ((f"{_RUN}.scenario", "load"), (f"{_RUN}.assemble", "setting"))
 _FLEET: tuple[Name, ...] = ((f"{_RUN}.assemble", "fleet"), (f"{_RUN}.result", "result"))
-DECISION: frozenset[Name] = frozenset({(f"{_RUN}.control", "Operator"), (f"{_RUN}.assemble", "operator")})
+DECISION: frozenset[Name] = frozenset(
+    {
+        (f"{_RUN}.control", "Operator"),
+        (f"{_RUN}.assemble", "operator"),
+        ("tokenservice.core.engines", "command"),  # what a simulated engine is started with is read by nobody
+    }
+)
 """Where the operator's own decision begins: no other policy's result rests on what lies behind."""
 
 _PEERS: frozenset[Name] = frozenset({(f"{_RUN}.policies", "POLICIES")})
