@@ -170,6 +170,43 @@ async def test_what_was_made_since_by_another_leader_is_not_written_over() -> No
     assert server.objects[key]["spec"] == {"replicas": 3}
 
 
+def child(name: str, owner_uid: str) -> Apply:
+    owner = {"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "name": "chat", "uid": owner_uid}
+    made = manifest(name, labels=OURS, ownerReferences=[owner])
+    return Apply(id=name, reason=Reason.CREATED, message="", manifest=made)
+
+
+def owner(**metadata: Any) -> Json:
+    named = {"namespace": "team", "name": "chat", "uid": "u1", **metadata}
+    return {"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "metadata": named}
+
+
+async def test_children_are_made_for_an_owner_that_is_there_and_it_is_asked_for_once() -> None:
+    server = Server()
+    server.put(owner())
+    report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
+    assert {outcome.result for outcome in report.outcomes} == {Result.DONE}
+    assert [verb for verb, _, _ in server.calls].count("get") == 1
+
+
+GONE_OWNERS: dict[str, Json | None] = {
+    "it is not there": None,
+    "it was made anew": owner(uid="u2"),
+    "it is being deleted": owner(deletionTimestamp="2026-01-01T00:00:00Z"),
+}
+
+
+@pytest.mark.parametrize("name", GONE_OWNERS)
+async def test_no_child_is_made_for_an_owner_that_is_gone(name: str) -> None:
+    """Its deletion has not come through yet, and that of its children has."""
+    server = Server()
+    if (there := GONE_OWNERS[name]) is not None:
+        server.put(there)
+    report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
+    assert {outcome.result for outcome in report.outcomes} == {Result.GONE}
+    assert [verb for verb, _, _ in server.calls] == ["get"]
+
+
 async def test_a_child_that_lost_our_label_is_taken_back() -> None:
     """Our watches do not see it, so it looks as if it had to be made."""
     server = Server()

@@ -127,10 +127,12 @@ class Applier:
         self._versions = versions
         self._wall_clock = wall_clock
         self._slots = asyncio.Semaphore(parallel)
+        self._owners: dict[ObjectKey, asyncio.Future[Json]] = {}
 
     async def apply(self, actions: Sequence[Action]) -> Report:
         """Runs all actions in the order they ask for. Raises ValueError for a plan that has none."""
         run = _Run(actions)
+        self._owners = {}
         pending: set[asyncio.Task[Outcome]] = set()
         try:
             while run.active:
@@ -193,6 +195,7 @@ class Applier:
 
         What is there without our label is not seen by our watches, and would be in the way for ever: it is taken over.
         """
+        await self._check_owner(manifest)
         try:
             return await self._writer.apply(_expecting(manifest, resourceVersion=_NEVER))
         except Conflict:
@@ -201,6 +204,19 @@ class Applier:
             if seen or not self._fence.held():
                 raise
             return await self._over(manifest, live["metadata"]["uid"], live["metadata"]["resourceVersion"])
+
+    async def _check_owner(self, manifest: Json) -> None:
+        """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew.
+
+        The owner is asked for once a plan, however many children it lacks.
+        """
+        for owner in manifest["metadata"].get("ownerReferences") or ():
+            key = ObjectKey(owner["kind"], manifest["metadata"]["namespace"], owner["name"])
+            if key not in self._owners:
+                self._owners[key] = asyncio.ensure_future(self._writer.get(key))
+            live = (await self._owners[key])["metadata"]
+            if live["uid"] != owner["uid"] or live.get("deletionTimestamp"):
+                raise NotFound(f"{owner['kind']} {owner['name']} is gone")
 
     async def _over(self, manifest: Json, uid: str, revision: str) -> Json:
         return await self._writer.apply(_expecting(manifest, uid=uid, resourceVersion=revision))
