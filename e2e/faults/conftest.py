@@ -101,11 +101,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _ledger.add(module, _words(report.nodeid), report.duration, _why(report))
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Writes what is known at the end of each pattern; a part of a pattern is not its result."""
-    config = item.config
-    chosen = config.getoption("-k") or config.getoption("-m") or any("::" in argument for argument in config.args)
-    if not chosen and (nextitem is None or _module(nextitem.nodeid) != _module(item.nodeid)):
+def pytest_runtest_teardown() -> None:
+    """Writes what is known so far."""
+    if _ledger.cases:
         _ledger.write()
 
 

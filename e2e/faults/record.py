@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +71,22 @@ class Ledger:
         return [f"{case.name}: {case.why}" for case in self.cases[since:] if case.why]
 
     def write(self) -> None:
-        """The result, pattern by pattern; those that were not tried now keep what they came to last."""
+        """The result: of each case the last time that it was tried, by pattern."""
         OUT.mkdir(exist_ok=True)
         before = json.loads(RESULT.read_text())["patterns"] if RESULT.exists() else {}
-        tried = {case.pattern for case in self.cases}
-        patterns = {
-            title: self._pattern(title) if title in tried else before[title]
-            for title in PATTERNS.values()
-            if title in tried or title in before
-        }
+        patterns = {title: self._pattern(title, before.get(title, {})) for title in PATTERNS.values()}
         total = {name: sum(found[name] for found in patterns.values()) for name in ("cases", "failed", "seconds")}
         RESULT.write_text(json.dumps({**total, "patterns": patterns}, indent=1, ensure_ascii=False) + "\n")
 
-    def _pattern(self, title: str) -> dict[str, Any]:
-        mine = [case for case in self.cases if case.pattern == title]
+    def _pattern(self, title: str, before: dict[str, Any]) -> dict[str, Any]:
+        tried = {case["name"]: case for case in before.get("tried", [])}
+        for case in self.cases:
+            if case.pattern == title:
+                tried[case.name] = {"name": case.name, "seconds": case.seconds, "why": case.why}
         return {
-            "cases": len(mine),
-            "failed": sum(bool(case.why) for case in mine),
-            "seconds": round(sum(case.seconds for case in mine)),
-            "figures": self.figures.get(title, {}),
-            "tried": [{key: value for key, value in asdict(case).items() if key != "pattern"} for case in mine],
+            "cases": len(tried),
+            "failed": sum(bool(case["why"]) for case in tried.values()),
+            "seconds": round(sum(case["seconds"] for case in tried.values())),
+            "figures": self.figures.get(title) or before.get("figures", {}),
+            "tried": list(tried.values()),
         }

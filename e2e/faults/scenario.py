@@ -108,7 +108,7 @@ class Play:
 def _rolled_out(deployment: Json) -> bool:
     status, wanted = deployment.get("status") or {}, deployment["spec"]["replicas"]
     seen = status.get("observedGeneration") == deployment["metadata"]["generation"]
-    return seen and status.get("updatedReplicas", 0) == wanted and status.get("replicas", 0) == wanted
+    return bool(seen and status.get("updatedReplicas", 0) == wanted and status.get("replicas", 0) == wanted)
 
 
 def _busy(life: Instance) -> str:
