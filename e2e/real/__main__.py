@@ -14,7 +14,6 @@ from types import FrameType
 
 from e2e.real import bed, machine
 from e2e.real.machine import CANNOT, CannotError
-from e2e.real.report import Report
 from e2e.real.scenario import Scenario
 
 OUT = Path(__file__).resolve().parents[1] / "out/real.json"

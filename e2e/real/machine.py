@@ -28,7 +28,7 @@ PROGRAMS = {
     "iptables": "iptables",
     "buildah": "buildah",
     "debootstrap": "debootstrap",
-    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "/usr/lib/cni/ptp": "containernetworking-plugins",
 }
 """Program -> Debian package that brings it."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -121,19 +120,13 @@ class Node:
         """Makes the model with the engine's own libraries, in the folder that pods mount."""
         folder = self.folder / "models"
         folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)  # the image's user is not root
         shutil.copyfile(script, folder / "make.py")
         mount = f"type=bind,src={HOME}/models,dst=/models,options=rbind:rw"
         words = ("python", "/models/make.py", "/models/tiny")
-        self.ctr("run", "--rm", "--user=0", f"--mount={mount}", image, "make-model", *words)
+        self.ctr("run", "--rm", f"--mount={mount}", image, "make-model", *words)
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-
-    def resident_bytes(self, container: str) -> int:
-        """Anonymous memory and the like of a container: what would have to be there, caches apart."""
-        found = json.loads(
-            run(*self.command("ctr", "--namespace=k8s.io", "task", "metrics", "--format=json", container))
-        )
-        return int(found["memory"]["usage"]["usage"]) - int(found["memory"].get("total_inactive_file", 0))
 
     def _containerd_answers(self) -> bool:
         with suppress(network.CommandError):
@@ -198,16 +191,11 @@ runtime_type = "io.containerd.runc.v2"
 
 
 def _cni(number: int) -> dict[str, object]:
+    """Every pod is routed: on a bridge, answers of a pod on the same node would pass kube-proxy's translation by."""
     ranges = [[{"subnet": network.pods(number)}]]
-    bridge = {
-        "type": "bridge",
-        "bridge": "cni0",
-        "isGateway": True,
-        "hairpinMode": True,
-        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}], "dataDir": f"{HOME}/cni"},
-    }
+    ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}], "dataDir": f"{HOME}/cni"}
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-    return {"cniVersion": "0.4.0", "name": "taas", "plugins": [bridge, portmap]}
+    return {"cniVersion": "0.4.0", "name": "taas", "plugins": [{"type": "ptp", "ipam": ipam}, portmap]}
 
 
 def _kubelet(cgroup: str) -> dict[str, object]:
@@ -269,7 +257,7 @@ def _make_cgroup(name: str) -> None:
 def remove_cgroup(name: str, timeout_seconds: float = 10.0) -> None:
     """In every hierarchy, bottom up; a group whose last process is still going answers busy for a moment."""
     deadline = time.monotonic() + timeout_seconds
-    for hierarchy in {path.resolve() for path in _hierarchies()}:
+    for hierarchy in (CGROUPS, *(path for path in CGROUPS.iterdir() if path.is_dir())):
         folder = hierarchy / name
         while folder.exists() and not _removed(folder) and time.monotonic() < deadline:
             time.sleep(0.1)

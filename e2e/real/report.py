@@ -18,7 +18,7 @@ class Report:
     engine_version: str = ""
     operator_image_bytes: int = 0
     operator_resident_bytes: int = 0
-    operator_memory_request_bytes: int = 0
+    operator_peak_bytes: int = 0
     cold_start: dict[str, float] = field(default_factory=dict)
     columns: str = ""
     """`kubectl get tokenservices` at the high rate."""
@@ -37,7 +37,7 @@ class Report:
             "operator": {
                 "imageBytes": self.operator_image_bytes,
                 "residentBytes": self.operator_resident_bytes,
-                "memoryRequestBytes": self.operator_memory_request_bytes,
+                "peakResidentBytes": self.operator_peak_bytes,
             },
             "coldStartSeconds": {name: round(value, 1) for name, value in self.cold_start.items()},
             "kubectlGetTokenservices": self.columns.splitlines(),

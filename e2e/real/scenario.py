@@ -6,7 +6,7 @@ Each change has a phase of its own, which begins before the change and ends when
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -152,12 +152,12 @@ class Scenario:
         return len(now) == service.MAX_REPLICAS and not before & set(now) and self._ready() == len(now)
 
     def _measure_operator(self) -> None:
-        """Its memory as the kernel counts it for the container: what the kubelet would report."""
-        found = self._bed.cluster.get("pods", "-n", OPERATOR_NAMESPACE)["items"]
-        pod = next(item for item in found if item["status"]["phase"] == "Running")
-        node = next(node for node in self._bed.nodes if node.name == pod["spec"]["nodeName"])
-        name = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
-        self._report.operator_resident_bytes = node.resident_bytes(name)
+        """Its resident memory at the end and at its peak, as the kernel counts it; one process is all there is."""
+        at = ("-n", OPERATOR_NAMESPACE, f"deployment/{RELEASE}")
+        status = self._kubectl("exec", *at, "--", "cat", "/proc/1/status")
+        kib = {name: int(value) for name, value in re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status)}
+        self._report.operator_resident_bytes = kib["VmRSS"] * 1024
+        self._report.operator_peak_bytes = kib["VmHWM"] * 1024
 
     # --- How it goes on ------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the run asks the operator for: a class for the stand-in accelerator, what one delivers, the model, the service."""
+"""What the run asks the operator for: a class for the stand-in accelerator, what one delivers, model and service."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ HPA_SYNC_SECONDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """What real nodes need: an `address` of the API server that they reach, and users for them and their kube-proxies."""
+    """What real nodes need: an `address` of the API server that they reach, and users for what runs on them."""
 
     address: str = "127.0.0.1"
     nodes: tuple[str, ...] = ()

