@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import targets
 from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
@@ -141,6 +141,21 @@ class Facts:
     @cached_property
     def accelerators(self) -> Mapping[str, Accelerator]:
         return {accelerator.name: accelerator for accelerator in self.snapshot.accelerators}
+
+    def limit_of(self, namespace: str) -> NamespaceLimit | None:
+        """What the fleet's policy lets the services of a namespace take; None without a limit."""
+        return self._limits.get(namespace)
+
+    @cached_property
+    def _limits(self) -> Mapping[str, NamespaceLimit]:
+        return {limit.name: limit for limit in self.snapshot.fleet.namespaces}
+
+    def allowed_classes(self, namespace: str) -> tuple[Accelerator, ...]:
+        """The classes that services of a namespace may use."""
+        limit = self.limit_of(namespace)
+        if limit is None or not limit.accelerators:
+            return self.snapshot.accelerators
+        return tuple(one for one in self.snapshot.accelerators if one.name in limit.accelerators)
 
     @cached_property
     def services(self) -> Mapping[ServiceKey, Service]:

@@ -9,7 +9,7 @@ from math import inf
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.allocation import Ranked, Want
 from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for, targets
-from tokenservice.core.checks import problems, with_image
+from tokenservice.core.checks import no_class, not_allowed, problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
 from tokenservice.core.margin import usable, within
@@ -117,13 +117,18 @@ def _candidates(
     facts: Facts, service: Service, spec: TokenServiceSpec
 ) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
     """Who names no accelerator gets one that there is; one that nodes must be bought for only if no other will do."""
-    snapshot = facts.snapshot
+    snapshot, classes = facts.snapshot, facts.allowed_classes(service.key.namespace)
+    limit = facts.limit_of(service.key.namespace)
+    if not_allowed(spec, limit):
+        return (), ()  # the checks say it
+    if limit is not None and not classes:
+        return (), (no_class(limit),)
     if not spec.placement.accelerators:
-        there = tuple(a for a in snapshot.accelerators if facts.present(a) or _used(facts, service, a))
+        there = tuple(a for a in classes if facts.present(a) or _used(facts, service, a))
         found, wrong = candidates(spec, there, snapshot.profiles, snapshot.architectures)
         if found:
             return found, wrong
-    return candidates(spec, snapshot.accelerators, snapshot.profiles, snapshot.architectures)
+    return candidates(spec, classes, snapshot.profiles, snapshot.architectures)
 
 
 def _used(facts: Facts, service: Service, accelerator: Accelerator) -> bool:

@@ -186,6 +186,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         loading=_loading(crew, seen, now),
         without_room=crew.stuck,
         room_message=_room_message(seen, crew.stuck),
+        limited=grant.limited if grant is not None else "",
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
         requests_per_second=metrics.requests_per_second if metrics else _missing(seen),
@@ -304,19 +305,16 @@ def _missing(seen: Outlook) -> Missing:
 
 
 def _utilization(seen: Outlook, crew: _Crew) -> Figure:
+    """Against what the ready replicas' own profiles promise, as the fleet's: what is learned moves decisions alone."""
     if seen.want is None or isinstance(seen.metrics, Missing):
         return _missing(seen)
-    reference = seen.want.capacity.requests_per_second
     ready = crew.ready_by_variant
-    serving = sum(
-        ready[variant.name] * capacity.requests_per_second / reference
-        for variant, capacity in seen.ranked
+    able = sum(
+        capacity.requests_per_second * ready[variant.name]
+        for variant, capacity in _pinned(seen)
         if variant.name in ready
     )
-    if serving <= 0:
-        return Missing(Reason.UNKNOWN, "no replica serves")
-    share = service_utilization(seen.metrics.requests_per_second, 1, seen.want.capacity)
-    return share if isinstance(share, Missing) else share / serving
+    return service_utilization(seen.metrics.requests_per_second, able)
 
 
 def _latency(seen: Outlook, which: str) -> Figure:

@@ -71,8 +71,9 @@ class ServiceReport:
 
     `floor` replicas must serve before the service is Ready. `acting` is False where the operator only looks: mode
     Observe or Recommend, paused, or a namespace that it must not touch. `changing` says that Deployments are to be
-    applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `metrics`
-    is None when they are fresh. Latencies are at the percentiles of the objectives.
+    applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `limited`
+    says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
+    Latencies are at the percentiles of the objectives.
     """
 
     service: Service
@@ -88,6 +89,7 @@ class ServiceReport:
     loading: LoadingReport | None = None
     without_room: int = 0
     room_message: str = "no node that the service may use has room"
+    limited: str = ""
     metrics: Missing | None = None
     tokens_per_second: Figure = NOT_MEASURED
     requests_per_second: Figure = NOT_MEASURED
@@ -190,7 +192,7 @@ def _ready(report: ServiceReport) -> Verdict:
         return Verdict(TRUE, Reason.SERVING, serving)
     if not report.acting:
         return Verdict(FALSE, _idle_reason(report), f"{serving}, and the operator only looks on")
-    if report.desired == 0:
+    if report.desired == 0 and not report.limited:
         return Verdict(FALSE, Reason.NOT_SERVING, "no replicas are asked for")
     return Verdict(FALSE, *_on_the_way(report, serving))
 
@@ -201,6 +203,8 @@ def _on_the_way(report: ServiceReport, serving: str) -> tuple[Reason, str]:
         return Reason.STARTING, f"{serving}, {report.loading.replicas} start"
     if report.without_room:
         return Reason.INSUFFICIENT, f"{serving}: {report.room_message}"
+    if report.limited:
+        return Reason.NAMESPACE_LIMIT, f"{serving}: {report.limited}"
     if report.existing == 0:
         return Reason.PENDING, f"{serving}: they are being created"
     return Reason.NOT_SERVING, serving
@@ -252,6 +256,8 @@ def _capacity_available(report: ServiceReport) -> Verdict:
         return Verdict(
             FALSE, Reason.INSUFFICIENT, shortened(f"{report.without_room} replicas wait: {report.room_message}")
         )
+    if report.limited:
+        return Verdict(FALSE, Reason.NAMESPACE_LIMIT, shortened(f"not every replica is asked for: {report.limited}"))
     return Verdict(TRUE, Reason.AVAILABLE, "every replica that is wanted has room")
 
 

@@ -87,10 +87,11 @@ def work_per_request(variant: Variant, capacity: Capacity) -> float | Missing:
     return variant.accelerators / capacity.requests_per_second
 
 
-def service_utilization(requests_per_second: float, ready_replicas: int, capacity: Capacity) -> float | Missing:
+def service_utilization(requests_per_second: float, able_per_second: float) -> float | Missing:
     """Demand as a share of what the ready replicas take within the objectives; above 1 when they are too few."""
-    able = ready_replicas * capacity.requests_per_second
-    return requests_per_second / able if able > 0 else Missing(Reason.UNKNOWN, "no replica serves")
+    if able_per_second <= 0:
+        return Missing(Reason.UNKNOWN, "no replica serves")
+    return requests_per_second / able_per_second
 
 
 def fleet_utilization(served: Iterable[Served], counts: Counts) -> Interval | Missing:

@@ -23,7 +23,7 @@ from tokenservice.core.engines.base import (
 )
 from tokenservice.core.engines.sources import adapter_sources, draft_source, model_source, sources
 from tokenservice.core.engines.vllm import MAX_LORAS_IN_BATCH, QUANTIZATION
-from tokenservice.core.model import ServiceKey, Variant
+from tokenservice.core.model import Problem, Reason, ServiceKey, Variant
 from tokenservice.core.names import ENGINE_PORT
 
 TTFT_BOUNDS = (
@@ -64,6 +64,18 @@ def own_environment(spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]:
     """The variables that the operator sets, without those of the source."""
     offline = {} if any(source.downloaded for source in sources(spec)) else {"HF_HUB_OFFLINE": "1"}
     return base_environment(vendor) | offline | ({"SGLANG_USE_AITER": "1"} if vendor is Vendor.AMD else {})
+
+
+def problems(spec: TokenServiceSpec) -> Iterator[Problem]:
+    """Combinations that SGLang refuses at start (`check_lora_server_args` of 0.5.18)."""
+    speculative = spec.engine.speculative
+    if spec.model.adapters and speculative is not None and speculative.method is not SpeculativeMethod.NGRAM:
+        yield Problem(
+            Reason.CONFLICTING_ARGUMENTS,
+            "spec.engine.speculative.method",
+            f"SGLang serves adapters with n-gram speculation only, not with {speculative.method}:"
+            " use NGram, or remove spec.engine.speculative or spec.model.adapters",
+        )
 
 
 def _arguments(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> Iterator[str]:
@@ -137,6 +149,7 @@ def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
 
 
 _MULTI = "replicas of several processes are planned by the operator"
+_RENAMED = "SGLang 0.5.18 gave it another name: use {}"
 
 VOCABULARY = Vocabulary(
     engine="SGLang",
@@ -192,10 +205,12 @@ VOCABULARY = Vocabulary(
         "--dp": _MULTI,
         "--data-parallel-size": _MULTI,
         "--disaggregation-mode": _MULTI,
+        "--cuda-graph-bs": _RENAMED.format("--cuda-graph-bs-decode"),
+        "--cuda-graph-max-bs": _RENAMED.format("--cuda-graph-max-bs-decode"),
+        "--disable-cuda-graph": _RENAMED.format("--cuda-graph-backend-decode=disabled"),
     },
     switches=frozenset(
         {
-            "--disable-cuda-graph",
             "--disable-custom-all-reduce",
             "--disable-overlap-schedule",
             "--enable-cache-report",
@@ -211,7 +226,9 @@ VOCABULARY = Vocabulary(
         {
             "--attention-backend",
             "--chat-template",
-            "--cuda-graph-max-bs",
+            "--cuda-graph-backend-decode",
+            "--cuda-graph-backend-prefill",
+            "--cuda-graph-max-bs-decode",
             "--decode-attention-backend",
             "--dtype",
             "--ep-size",
@@ -240,7 +257,7 @@ VOCABULARY = Vocabulary(
             "--watchdog-timeout",
         }
     ),
-    listed=frozenset({"--cuda-graph-bs", "--lora-target-modules"}),
+    listed=frozenset({"--cuda-graph-bs-decode", "--lora-target-modules"}),
     environment=SHARED_ENVIRONMENT
     | {
         "SGLANG_ENABLE_JIT_DEEPGEMM",
