@@ -84,10 +84,15 @@ def _not_tried(entries: list[dict[str, str]]) -> str:
 
 
 def _seen_to_fail() -> str:
-    """Each oracle was seen to fail with the product broken on purpose: `python -m tests.mutants`."""
+    """Mutants that a case here must notice."""
     cases = [case for case in every_case(FOLDER) if case.test.startswith("e2e/faults/")]
     rows = [f"| {case.breaks} | {_title(case.test)}: `{case.test.partition('::')[2]}` |" for case in cases]
-    head = ["## What these tests notice", "", "The product broken on purpose, and the case that fails then.", ""]
+    head = [
+        "## What these tests must notice",
+        "",
+        "Mutants, which `make mutants` runs: the product broken on purpose.",
+        "",
+    ]
     return "\n".join([*head, "| broken | noticed by |", "|---|---|", *rows, ""])
 
 
