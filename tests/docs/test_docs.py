@@ -101,3 +101,15 @@ def test_metrics_of_the_engines_table_are_those_that_are_asked_for() -> None:
     asked = [value for value in vars(promql).values() if isinstance(value, promql.Dialects)]
     assert shown[2] == {dialects.vllm for dialects in asked}
     assert shown[3] == {dialects.sglang for dialects in asked}
+
+
+def test_every_boundary_of_the_threat_table_names_tests_that_exist() -> None:
+    table = text("docs/security.md").partition("## Threats")[2].partition("## Supply chain")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`((?:tests|e2e)/[^`]+)`", row)
+        assert named, f"nothing guards {row.split('|')[1]}"
+        for test in named:
+            file, _, function = test.partition("::")
+            assert re.search(rf"^(async )?def {function}\(", text(file), re.MULTILINE), test
