@@ -162,7 +162,13 @@ def check_names(given: Input) -> Iterable[Problem]:
     if name in taken:
         yield _taken(name, "spec.model.servedName", taken[name])
     for adapter in given.spec.model.adapters:
-        if adapter.name in taken:
+        if adapter.name == name:
+            yield Problem(
+                Reason.SERVED_NAME_TAKEN,
+                f"spec.model.adapters[{adapter.name}].name",
+                f"the model itself answers to {name!r}: requests could not tell them apart, rename the adapter",
+            )
+        elif adapter.name in taken:
             yield _taken(adapter.name, f"spec.model.adapters[{adapter.name}].name", taken[adapter.name])
 
 
