@@ -40,7 +40,7 @@ _NEEDLESS = (
     "var/cache/apt",
     "var/cache/debconf",
     "var/lib/apt/lists",
-    "var/log",
+    "var/log/*.log",
 )
 """Of the base: half of it, and nothing that runs."""
 

@@ -55,7 +55,7 @@ class Question:
     url: str
     model: str
     prompt_tokens: int = 64
-    output_tokens: int = 32
+    output_tokens: int = 256
 
     def body(self, number: int) -> bytes:
         """Prompts differ from the first token on, so that no cache answers for the engine."""

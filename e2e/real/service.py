@@ -13,9 +13,9 @@ CLAIM = "tiny-llama"
 URI = f"pvc://{CLAIM}/tiny"
 MAX_REPLICAS = 2
 
-LOW, HIGH = 0.8, 3.0
-"""Requests a second of 64 prompt and 64 output tokens. PROFILE's capacity is 2.2 of them, and what is learned moves it
-between 1.1 and 4.4: LOW is always one replica at the target of 0.7, HIGH always two."""
+LOW, HIGH = 0.75, 4.0
+"""Requests a second of 64 prompt and 256 output tokens. The profile's capacity is 2.2 of them, and what is learned
+moves it between 1.1 and 4.4: LOW is always one replica at the target of 0.7, HIGH always two."""
 
 
 def accelerator() -> Json:
@@ -51,7 +51,7 @@ def profile() -> Json:
             "accelerator": ACCELERATOR,
             "tensorParallelSize": 1,
             "precision": "bf16",
-            "step": {"alphaMs": 30, "betaMs": 6, "kappaMs": 0, "deltaMs": 0.25},
+            "step": {"alphaMs": 10, "betaMs": 1.5, "kappaMs": 0, "deltaMs": 0.06},
             "kvCapacityTokens": 100_000,
             "maxNumSeqs": 64,
             "maxNumBatchedTokens": 2048,
