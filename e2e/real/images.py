@@ -76,6 +76,9 @@ _NEEDLESS_AT_RUN_TIME = (
 )
 """What installs and what administers; time zones come with the Python package `tzdata`."""
 
+STORAGE_BYTES = 4 * 10**9
+"""What buildah may keep between runs: the bases, and the operator's layers."""
+
 _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 _PIP = Path("/etc/pip.conf")
 
@@ -93,6 +96,7 @@ class Workshop:
     def cached(cls, say: Say) -> Workshop:
         folder = cache_root() / "images"
         folder.mkdir(parents=True, exist_ok=True)
+        _trim(folder / "storage")
         return cls(folder, say)
 
     def engine_store(self) -> Path:
@@ -123,6 +127,8 @@ class Workshop:
 
     def buildah(self, *words: str | Path) -> str:
         return run(
+            "env",
+            f"TMPDIR={self.folder}",  # where it spools whole layers; /var/tmp may be small
             "buildah",
             "--storage-driver=overlay",
             f"--root={self.folder / 'storage'}",
@@ -240,6 +246,13 @@ def _key(folder: Path, more: str) -> str:
     for path in sorted(folder.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _trim(storage: Path) -> None:
+    """Each change of the operator leaves layers behind; when they are many, all are made anew."""
+    sizes = (path.lstat().st_size for path in storage.rglob("*") if path.is_file())
+    if sum(sizes) > STORAGE_BYTES:
+        shutil.rmtree(storage)
 
 
 def _drop(folders: Iterable[Path]) -> None:

@@ -96,7 +96,7 @@ class Scenario:
         applied = time.time()
         self._bed.cluster.apply(service.token_service())
         self._say("kubectl apply of the TokenService")
-        self._until(lambda: self._ready() == 1, "a replica that serves")
+        self._kubectl("wait", "--for=condition=Ready", f"tokenservice/{NAME}", "-n", NAMESPACE, "--timeout=15m")
         found = self._bed.cluster.get("service", NAME, "-n", NAMESPACE)["spec"]
         url = f"http://{found['clusterIP']}:{found['ports'][0]['port']}"
         self._report.engine_version = json.loads(_get(f"{url}/version"))["version"]
