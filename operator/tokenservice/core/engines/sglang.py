@@ -137,6 +137,7 @@ def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
 
 
 _MULTI = "replicas of several processes are planned by the operator"
+_DEPRECATED = "SGLang 0.5.18 deprecates it, use {} instead"
 
 VOCABULARY = Vocabulary(
     engine="SGLang",
@@ -183,6 +184,8 @@ VOCABULARY = Vocabulary(
         "--log-requests": "it writes prompts to the log",
         "--crash-dump-folder": "it writes prompts to disk",
         "--grpc-mode": "engines are reached over HTTP",
+        "--smg-grpc-mode": "engines are reached over HTTP",
+        "--grpc-port": "engines are reached over HTTP",
         "--fastapi-root-path": "engines are reached by their Service",
         "--otlp-traces-endpoint": "the network policy lets engines reach their model's source only",
         "--nnodes": _MULTI,
@@ -192,10 +195,12 @@ VOCABULARY = Vocabulary(
         "--dp": _MULTI,
         "--data-parallel-size": _MULTI,
         "--disaggregation-mode": _MULTI,
+        "--cuda-graph-bs": _DEPRECATED.format("--cuda-graph-bs-decode"),
+        "--cuda-graph-max-bs": _DEPRECATED.format("--cuda-graph-max-bs-decode"),
+        "--disable-cuda-graph": _DEPRECATED.format("--cuda-graph-backend-decode=disabled"),
     },
     switches=frozenset(
         {
-            "--disable-cuda-graph",
             "--disable-custom-all-reduce",
             "--disable-overlap-schedule",
             "--enable-cache-report",
@@ -211,7 +216,10 @@ VOCABULARY = Vocabulary(
         {
             "--attention-backend",
             "--chat-template",
-            "--cuda-graph-max-bs",
+            "--cuda-graph-backend-decode",
+            "--cuda-graph-backend-prefill",
+            "--cuda-graph-max-bs-decode",
+            "--cuda-graph-max-bs-prefill",
             "--decode-attention-backend",
             "--dtype",
             "--ep-size",
@@ -240,7 +248,7 @@ VOCABULARY = Vocabulary(
             "--watchdog-timeout",
         }
     ),
-    listed=frozenset({"--cuda-graph-bs", "--lora-target-modules"}),
+    listed=frozenset({"--cuda-graph-bs-decode", "--cuda-graph-bs-prefill", "--lora-target-modules"}),
     environment=SHARED_ENVIRONMENT
     | {
         "SGLANG_ENABLE_JIT_DEEPGEMM",
