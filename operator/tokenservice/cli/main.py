@@ -8,6 +8,7 @@ from tokenservice.cli.bench import bench
 from tokenservice.cli.capacity import capacity
 from tokenservice.cli.compare import compare
 from tokenservice.cli.crd import crd
+from tokenservice.cli.engine import engine
 from tokenservice.cli.explain import explain
 from tokenservice.cli.lint import lint
 from tokenservice.cli.run import run
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(capacity, name="capacity")
+app.add_typer(engine, name="engine")
 app.command()(compare)
 app.command()(crd)
 app.command()(explain)
