@@ -169,6 +169,13 @@ def test_a_version_of_which_one_replica_serves_is_not_given_up() -> None:
     assert failure(pods) is None
 
 
+def test_a_version_that_fails_says_nothing_of_its_successor() -> None:
+    old = make_pod("a", ready=False, template_hash="old", failure=SAID, created_at=1.0)
+    new = make_pod("b", ready=False, template_hash="new", created_at=2.0)
+    assert failure([old, new]) is None
+    assert failure([old]) == SAID
+
+
 # --- Surge or in place
 
 

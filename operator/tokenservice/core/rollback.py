@@ -25,10 +25,17 @@ from tokenservice.core.names import (
 
 
 def failure(pods: Sequence[Pod]) -> str | None:
-    """What is said of a version none of whose pods serves and one of which fails; None while there is hope."""
-    serving = {pod.template_hash for pod in pods if pod.ready}
-    failing = sorted((pod.name, pod.failure) for pod in pods if pod.failure and pod.template_hash not in serving)
-    return failing[0][1] if failing else None
+    """What is said of the newest version if none of its pods serves and one fails; None while there is hope.
+
+    Of the newest alone: a version that is being replaced because it fails says nothing of its successor.
+    """
+    if not pods:
+        return None
+    newest = max(pods, key=lambda pod: (pod.created_at, pod.name)).template_hash
+    mine = sorted((pod for pod in pods if pod.template_hash == newest), key=lambda pod: pod.name)
+    if any(pod.ready for pod in mine):
+        return None
+    return next((pod.failure for pod in mine if pod.failure), None)
 
 
 def rolled_back(live: Child | None) -> str | None:
