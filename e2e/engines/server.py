@@ -82,17 +82,13 @@ def make_app(fleet: Fleet, port: int) -> web.Application:
     return app
 
 
-async def serve(fleet: Fleet, port: int, app: web.Application | None = None) -> tuple[web.AppRunner, int]:
-    """Listen on the loopback address; port 0 takes a free one. Returns the runner to clean up, and the port.
-
-    `app` is what to serve instead of `make_app` of the fleet: tests spoil answers in it.
-    """
+async def serve(fleet: Fleet, port: int) -> tuple[web.AppRunner, int]:
+    """Listen on the loopback address; port 0 takes a free one. Returns the runner to clean up, and the port."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     bound = int(listener.getsockname()[1])
-    application = make_app(fleet, bound) if app is None else app
-    runner = web.AppRunner(application, handler_cancellation=True, access_log=None, keepalive_timeout=75)
+    runner = web.AppRunner(make_app(fleet, bound), handler_cancellation=True, access_log=None, keepalive_timeout=75)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=1024).start()
     return runner, bound

@@ -19,12 +19,14 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from e2e.testbed.processes import Processes, free_port
 from e2e.testbed.tools import tool
@@ -44,6 +46,24 @@ _USERS = {
     "kwok": "system:masters",
 }
 NODE_GRACE_SECONDS = 10
+HPA_SYNC_SECONDS = 2
+"""Of the HPA controller, for 15 by default: the pace that the operator has in the testbed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What real nodes need: an `address` of the API server that they reach, and users for what runs on them."""
+
+    address: str = "127.0.0.1"
+    nodes: tuple[str, ...] = ()
+
+    def users(self) -> dict[str, str]:
+        """Users and the group of each, beside those of every cluster."""
+        kubelets = {f"system:node:{name}": "system:nodes" for name in self.nodes}
+        return kubelets | ({"system:kube-proxy": ""} if self.nodes else {})
+
+
+LOOPBACK = Wiring()
 
 
 @dataclass
@@ -78,6 +98,11 @@ class Cluster:
         """Applies objects with kubectl."""
         return self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
 
+    def apply_server_side(self, *objects: dict[str, Any]) -> str:
+        """Applies parts of objects, which are the caller's from then on."""
+        arguments = ("apply", "--server-side", "--force-conflicts", "--field-manager=testbed", "-f", "-")
+        return self.kubectl(*arguments, stdin=yaml.safe_dump_all(objects))
+
     def helm(self, *arguments: str) -> str:
         """Runs helm against this cluster."""
         done = subprocess.run(
@@ -86,6 +111,15 @@ class Cluster:
         if done.returncode != 0:
             raise TestbedError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
+
+    def user_kubeconfig(self, user: str) -> Path:
+        """The kubeconfig of one of the control plane's own users."""
+        return _user_path(self.folder, user)
+
+    @property
+    def kubelet_client_certificate(self) -> Path:
+        """What the API server shows to kubelets; of a cluster that was started with nodes."""
+        return self.folder / "kubelet-client.crt"
 
     def service_account_kubeconfig(self, namespace: str, name: str, seconds: int = 86400) -> Path:
         """A kubeconfig with a token of the ServiceAccount and nothing more."""
@@ -98,7 +132,7 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start(folder: Path | None = None) -> Cluster:
+def start(folder: Path | None = None, wiring: Wiring = LOOPBACK) -> Cluster:
     """A control plane that is ready, in about ten seconds once the programs are there."""
     if os.environ.get("CLUSTER") == "existing":
         return _existing()
@@ -106,24 +140,24 @@ def start(folder: Path | None = None) -> Cluster:
     home.mkdir(parents=True, exist_ok=True)
     processes = Processes(home / "logs")
     try:
-        return _start(home, processes)
+        return _start(home, processes, wiring)
     except BaseException:
         processes.stop()
         raise
 
 
-def _start(home: Path, processes: Processes) -> Cluster:
-    tokens = {user: secrets.token_hex(16) for user in _USERS}
+def _start(home: Path, processes: Processes, wiring: Wiring) -> Cluster:
+    users = _USERS | wiring.users()
+    tokens = {user: secrets.token_hex(16) for user in users}
+    rows = [f'{token},{user},{user},"{users[user]}"' for user, token in tokens.items()]
+    _private(home / "tokens.csv", "\n".join(rows))
     etcd_url = _start_etcd(home, processes)
-    server = _start_api_server(home, processes, tokens, etcd_url)
+    server = _start_api_server(home, processes, etcd_url, wiring)
     certificate = home / "certs/apiserver.crt"
     processes.wait_until(
         lambda: _ready(server, certificate, tokens["admin"]), what="API server ready", timeout_seconds=60
     )
-    configs = {
-        user: _kubeconfig(home / f"{user.replace(':', '-')}.kubeconfig", server, certificate, token)
-        for user, token in tokens.items()
-    }
+    configs = {user: _kubeconfig(_user_path(home, user), server, certificate, token) for user, token in tokens.items()}
     cluster = Cluster(
         folder=home, server=server, certificate=certificate, kubeconfig=configs["admin"], processes=processes
     )
@@ -156,31 +190,42 @@ def _start_etcd(home: Path, processes: Processes) -> str:
     return client
 
 
-def _start_api_server(home: Path, processes: Processes, tokens: dict[str, str], etcd_url: str) -> str:
+def _start_api_server(home: Path, processes: Processes, etcd_url: str, wiring: Wiring) -> str:
     port = free_port()
     key = _service_account_key(home / "sa.key")
-    rows = [f'{token},{user},{user},"{_USERS[user]}"' for user, token in tokens.items()]
-    _private(home / "tokens.csv", "\n".join(rows))
     command = [
         tool("kube-apiserver"),
         f"--etcd-servers={etcd_url}",
-        "--bind-address=127.0.0.1",
-        "--advertise-address=127.0.0.1",
+        f"--bind-address={wiring.address}",
+        f"--advertise-address={wiring.address}",
         f"--secure-port={port}",
         f"--cert-dir={home / 'certs'}",
         f"--token-auth-file={home / 'tokens.csv'}",
         "--authorization-mode=Node,RBAC",
+        # Off by default, on in OpenShift: it asks for rights that nothing else shows.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={key}",
         f"--service-account-signing-key-file={key}",
         "--service-cluster-ip-range=10.96.0.0/16",
-        "--endpoint-reconciler-type=none",
         f"--audit-policy-file={_HERE / 'audit-policy.yaml'}",
         f"--audit-log-path={home / 'audit.log'}",
         "--allow-privileged=true",
+        *(_towards_nodes(home) if wiring.nodes else ["--endpoint-reconciler-type=none"]),
     ]
     processes.start("kube-apiserver", command)
-    return f"https://127.0.0.1:{port}"
+    return f"https://{wiring.address}:{port}"
+
+
+def _towards_nodes(home: Path) -> list[str]:
+    """Pods find the API server by its Service, and it finds kubelets by address, with a certificate of its own."""
+    certificate, key = home / "kubelet-client.crt", home / "kubelet-client.key"
+    _client_certificate(certificate, key)
+    return [
+        f"--kubelet-client-certificate={certificate}",
+        f"--kubelet-client-key={key}",
+        "--kubelet-preferred-address-types=InternalIP",
+    ]
 
 
 def _controller_manager(home: Path, kubeconfig: Path, certificate: Path) -> list[str | Path]:
@@ -191,6 +236,7 @@ def _controller_manager(home: Path, kubeconfig: Path, certificate: Path) -> list
         f"--root-ca-file={certificate}",
         f"--node-monitor-grace-period={NODE_GRACE_SECONDS}s",
         "--node-monitor-period=2s",
+        f"--horizontal-pod-autoscaler-sync-period={HPA_SYNC_SECONDS}s",
         "--bind-address=127.0.0.1",
         f"--secure-port={free_port()}",
         "--leader-elect=false",
@@ -248,6 +294,30 @@ def _service_account_key(path: Path) -> Path:
     )
     _private(path, pem.decode())
     return path
+
+
+def _user_path(home: Path, user: str) -> Path:
+    return home / f"{user.replace(':', '-')}.kubeconfig"
+
+
+def _client_certificate(certificate: Path, key: Path) -> None:
+    """Signed by itself: who trusts this one certificate trusts nobody else."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kube-apiserver-kubelet-client")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(subject_name=name, issuer_name=name, public_key=secret.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(secret, hashes.SHA256())
+    )
+    pem = secret.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _private(key, pem.decode())
+    _private(certificate, made.public_bytes(serialization.Encoding.PEM).decode())
 
 
 def _private(path: Path, text: str) -> None:

@@ -47,13 +47,13 @@ class Operator:
 
     def start(self, name: str = "operator") -> None:
         """Starts the process."""
-        self._run(name, self._config(name))
+        self._run(name, self.configured(name))
 
     def start_standby(self, name: str) -> int:
         """Starts another process beside the first, on ports of its own; returns that of its webhook."""
         webhook, metrics, health = free_port(), free_port(), free_port()
         ports = {"webhook": {"port": webhook}, "metrics": {"port": metrics}, "health": {"port": health}}
-        self._run(name, self._config(name, ports))
+        self._run(name, self.configured(name, ports))
         return webhook
 
     def _run(self, name: str, config: Path) -> None:
@@ -80,11 +80,11 @@ class Operator:
         }
         return _merged(base, self.values)
 
-    def _config(self, name: str, ports: dict[str, Any] | None = None) -> Path:
-        """What the chart wrote, listening on loopback."""
+    def configured(self, name: str, changes: dict[str, Any] | None = None) -> Path:
+        """What the chart wrote, listening on loopback, with `changes`."""
         found = self.cluster.get("configmap", RELEASE, "-n", NAMESPACE)["data"]["config.yaml"]
         path = self.cluster.folder / f"{name}-config.yaml"
-        over = {"listenAddress": "127.0.0.1", **(ports or {})}
+        over = {"listenAddress": "127.0.0.1", **(changes or {})}
         path.write_text(yaml.safe_dump(_merged(yaml.safe_load(found), over)))
         return path
 

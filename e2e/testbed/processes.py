@@ -118,6 +118,14 @@ class Processes:
         if child := self._children.get(name):
             self._stop([child], grace_seconds)
 
+    def restart(self, name: str) -> Child:
+        """Kill one child, and start it again as it was, but for an environment of its own."""
+        command = self._children[name].process.args
+        self.signal(name, signal.SIGKILL)
+        self.stop_one(name)
+        assert isinstance(command, list)
+        return self.start(name, command)
+
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to one child, if it is there."""
         if child := self._children.get(name):

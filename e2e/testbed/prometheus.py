@@ -21,17 +21,18 @@ class Prometheus:
     folder: Path
     port: int
     processes: Processes
+    host: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         command = [
             tool("prometheus"),
             f"--config.file={self.folder / 'prometheus.yaml'}",
             f"--storage.tsdb.path={self.folder / 'data'}",
-            f"--web.listen-address=127.0.0.1:{self.port}",
+            f"--web.listen-address={self.host}:{self.port}",
             "--log.level=warn",
         ]
         self.processes.start("prometheus", command)
@@ -54,7 +55,6 @@ class Prometheus:
 
 def create(folder: Path, discovery_url: str, *, scrape_seconds: int = 5, targets: tuple[str, ...] = ()) -> Prometheus:
     """Configured and not yet started. `discovery_url` serves HTTP service discovery; `targets` are scraped as well."""
-    folder.mkdir(parents=True, exist_ok=True)
     jobs: list[dict[str, Any]] = [
         {
             "job_name": "engines",
@@ -64,6 +64,14 @@ def create(folder: Path, discovery_url: str, *, scrape_seconds: int = 5, targets
     ]
     if targets:
         jobs.append({"job_name": "operator", "static_configs": [{"targets": list(targets)}]})
+    return create_with(folder, jobs, scrape_seconds=scrape_seconds)
+
+
+def create_with(
+    folder: Path, jobs: list[dict[str, Any]], *, scrape_seconds: int = 5, host: str = "127.0.0.1"
+) -> Prometheus:
+    """As `create`, with scrape jobs of one's own; `host` is the address to listen on."""
+    folder.mkdir(parents=True, exist_ok=True)
     timing = {"scrape_interval": f"{scrape_seconds}s", "scrape_timeout": f"{scrape_seconds}s"}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump({"global": timing, "scrape_configs": jobs}))
-    return Prometheus(folder=folder, port=free_port(), processes=Processes(folder / "logs"))
+    return Prometheus(folder=folder, port=free_port(), processes=Processes(folder / "logs"), host=host)

@@ -79,11 +79,11 @@ def _prometheus(name: str) -> Tool:
     )
 
 
-def _kubernetes(name: str) -> Tool:
+def _kubernetes(name: str, module: str = "kubernetes") -> Tool:
     return Tool(
         name=name,
         version=re.escape(KUBERNETES_VERSION),
-        module="kubernetes",
+        module=module,
         package=f"k8s.io/kubernetes/cmd/{name}",
         ldflags=KUBERNETES_LDFLAGS,
     )
@@ -109,8 +109,12 @@ TOOLS: dict[str, Tool] = {
             package="helm.sh/helm/v3/cmd/helm",
             ldflags="-X helm.sh/helm/v3/internal/version.version=v3.22.0",
         ),
+        _kubernetes("kubelet", "node"),
+        _kubernetes("kube-proxy", "node"),
     )
 }
+REAL_NODES = ("kubelet", "kube-proxy")
+"""Built only when they are asked for by name: simulated nodes do without."""
 
 
 SOURCE_ONLY = ("prometheus-operator",)
@@ -123,8 +127,8 @@ def tool(name: str) -> Path:
 
 
 def obtain(*names: str) -> dict[str, Obtained]:
-    """Obtain the named programs, or all, in the order in which they are needed. Raises ToolError."""
-    wanted = names or tuple(TOOLS)
+    """Obtain the named programs, or all but REAL_NODES, in the order in which they are needed. Raises ToolError."""
+    wanted = names or tuple(name for name in TOOLS if name not in REAL_NODES)
     return {name: _obtain(TOOLS[name]) for name in TOOLS if name in wanted}
 
 

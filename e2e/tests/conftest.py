@@ -17,6 +17,14 @@ from e2e.tests.support.api import Api, eventually
 from e2e.tests.support.bed import TIME_SCALE, cleared, leads, mended, prepare
 from e2e.tests.support.site import Site
 
+LAST = ("test_rights",)
+"""Modules that judge what all others have led to: they read the audit log of the whole run."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts them at the end."""
+    items.sort(key=lambda item: item.path.stem in LAST)
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -89,7 +97,7 @@ def make_site(bed: Bed, api: Api, test: str) -> Iterator[Site]:
     _sweep(bed, api)
     _create_namespace(bed.cluster, name)
     yield Site(bed, api, name)
-    bed.cluster.kubectl("delete", "namespace", name, "--wait=false")
+    bed.cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 def _create_namespace(cluster: Cluster, name: str) -> None:

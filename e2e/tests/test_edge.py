@@ -35,7 +35,7 @@ from tokenservice.edge.apply import Applier, Report, Result
 from tokenservice.edge.catalogue import apply_catalogue
 from tokenservice.edge.events import Events
 from tokenservice.edge.expectations import Expectations
-from tokenservice.edge.kube import Kube, connect
+from tokenservice.edge.kube import Kube, connect, key_of
 from tokenservice.edge.lease import Lease, Terms
 from tokenservice.edge.projections import CHILDREN, PODS, PROJECTIONS, SERVICES
 from tokenservice.edge.reflector import Reflector
@@ -150,6 +150,17 @@ async def carry_out(kube: Kube, *actions: Action, seen: Seen | None = None) -> R
     return await Applier(kube, Leading(), seen or Seen()).apply(actions)
 
 
+async def changed(kube: Kube, manifest: Json) -> Report:
+    """Applied over the object as it is now; its controller may be writing its status meanwhile."""
+    async with asyncio.timeout(15):
+        while True:
+            seen = Seen()
+            revision = await seen.look(kube, key_of(manifest))
+            report = await carry_out(kube, applied(manifest, revision=revision), seen=seen)
+            if report.outcomes[0].result is not Result.CONFLICT:
+                return report
+
+
 def applied(manifest: Json, *, id_: str = "apply", revision: str | None = None, after: tuple[str, ...] = ()) -> Apply:
     return Apply(id=id_, reason=Reason.UPDATED, message="", manifest=manifest, resource_version=revision, after=after)
 
@@ -161,10 +172,10 @@ async def test_apply_creates_updates_and_leaves_alone_what_is_the_same(kube: Kub
     report = await carry_out(kube, applied(deployment(namespace)))
     assert [outcome.result for outcome in report.outcomes] == [Result.DONE]
     key, first = report.written[0]
-    again = (await carry_out(kube, applied(deployment(namespace)))).written
+    again = (await changed(kube, deployment(namespace))).written
     assert int((await kube.get(key))["metadata"]["generation"]) == 1
     assert again[0][0] == key
-    await carry_out(kube, applied(deployment(namespace, replicas=3)))
+    await changed(kube, deployment(namespace, replicas=3))
     live = await kube.get(key)
     assert live["spec"]["replicas"] == 3
     assert int(live["metadata"]["resourceVersion"]) > int(first)
@@ -174,10 +185,27 @@ async def test_apply_over_a_revision_that_is_not_the_last_conflicts(kube: Kube, 
     (key, _), *_ = (await carry_out(kube, applied(deployment(namespace)))).written
     seen = Seen()
     revision = await seen.look(kube, key)
-    await carry_out(kube, applied(deployment(namespace, replicas=2)))
+    await changed(kube, deployment(namespace, replicas=2))
     late = await carry_out(kube, applied(deployment(namespace, replicas=0), revision=revision), seen=seen)
     assert [outcome.result for outcome in late.outcomes] == [Result.CONFLICT]
     assert (await kube.get(key))["spec"]["replicas"] == 2
+
+
+async def test_what_is_there_already_is_not_created_over(kube: Kube, namespace: str) -> None:
+    """By a leader that was frozen on the way, and comes when its successor has made it and scaled it."""
+    (key, _), *_ = (await carry_out(kube, applied(deployment(namespace, replicas=3)))).written
+    late = await carry_out(kube, applied(deployment(namespace, replicas=1)))
+    assert [outcome.result for outcome in late.outcomes] == [Result.CONFLICT]
+    assert (await kube.get(key))["spec"]["replicas"] == 3
+
+
+async def test_a_child_that_lost_our_label_is_taken_back(kube: Kube, cluster: Cluster, namespace: str) -> None:
+    (key, _), *_ = (await carry_out(kube, applied(deployment(namespace)))).written
+    cluster.kubectl("label", "deployment", "-n", namespace, "chat", f"{MANAGED_BY_LABEL}-")
+    await until_settled(kube, key)
+    report = await carry_out(kube, applied(deployment(namespace)))
+    assert [outcome.result for outcome in report.outcomes] == [Result.DONE]
+    assert MANAGED_BY_LABEL in (await kube.get(key))["metadata"]["labels"]
 
 
 async def test_apply_over_a_live_object_does_not_bring_back_what_was_deleted(
@@ -215,7 +243,7 @@ async def test_apply_leaves_the_fields_of_others_alone(kube: Kube, cluster: Clus
     del without_count["spec"]["replicas"]
     await carry_out(kube, applied(without_count))
     cluster.kubectl("scale", "-n", namespace, "deployment/chat", "--replicas=4")
-    await carry_out(kube, applied(without_count))
+    await changed(kube, without_count)
     assert (await kube.get(ObjectKey("Deployment", namespace, "chat")))["spec"]["replicas"] == 4
 
 
@@ -237,7 +265,7 @@ async def test_what_depends_on_a_failure_is_not_tried_and_the_rest_is(kube: Kube
 async def test_delete_takes_only_the_object_that_was_seen(kube: Kube, namespace: str) -> None:
     (key, seen), *_ = (await carry_out(kube, applied(deployment(namespace)))).written
     uid = (await kube.get(key))["metadata"]["uid"]
-    await carry_out(kube, applied(deployment(namespace, replicas=2)))
+    await changed(kube, deployment(namespace, replicas=2))
 
     def delete(uid: str, revision: str) -> Delete:
         return Delete(id="delete", reason=Reason.REMOVED, message="", key=key, uid=uid, resource_version=revision)
@@ -347,7 +375,7 @@ async def test_a_store_follows_creation_change_and_deletion(kube: Kube, cluster:
     async with reflecting(kube, store, selector=f"{MANAGED_BY_LABEL}=tokenservice-operator"):
         (key, _), *_ = (await carry_out(kube, applied(deployment(namespace, owner=owner)))).written
         await until(lambda: [child.key for child in store.values()] == [key])
-        await carry_out(kube, applied(deployment(namespace, replicas=2, owner=owner)))
+        await changed(kube, deployment(namespace, replicas=2, owner=owner))
         await until(lambda: store.values()[0].body["spec"]["replicas"] == 2)
         cluster.kubectl("delete", "deployment", "-n", namespace, "chat")
         await until(lambda: not store.values())
@@ -387,7 +415,8 @@ async def test_the_next_plan_waits_for_our_own_writes(kube: Kube, namespace: str
         expectations = Expectations(Stores([store]))
         for replicas in range(1, 6):
             manifest = deployment(namespace, replicas=replicas, owner=owner)
-            expectations.add((await carry_out(kube, applied(manifest))).written)
+            wrote = await (carry_out(kube, applied(manifest)) if replicas == 1 else changed(kube, manifest))
+            expectations.add(wrote.written)
             assert await expectations.settle() == ()
             assert store.values()[0].body["spec"]["replicas"] == replicas
 

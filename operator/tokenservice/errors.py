@@ -6,7 +6,7 @@
     ├── LeaseLost             another process leads, or may by now: stop writing
     └── ApiError              the API server, or the way to it, said no
         ├── Conflict          409: someone else wrote first, or owns the field
-        ├── NotFound          404
+        ├── NotFound          404; 403 when the namespace is being deleted
         ├── Gone              410: the revision to continue from is compacted, list again
         ├── Forbidden         401, 403
         ├── Invalid           400, 413, 415, 422: the request is wrong and will stay wrong

@@ -413,6 +413,48 @@ BAD = (
         "spec.model.adapters[0].rank",
         "unknown field",
     ),
+    Bad(
+        "a revision that would read the environment",
+        _spec(model={"revision": "$(HF_TOKEN)"}),
+        "spec.model.revision",
+        "not a revision: write a branch, a tag or a commit",
+    ),
+    Bad(
+        "a Secret by path",
+        _spec(model={"credentials": {"name": "../admin"}}),
+        "spec.model.credentials.name",
+        "not the name of a Secret",
+    ),
+    Bad(
+        "a key by path",
+        _spec(model={"credentials": {"name": "hub", "key": "../token"}}),
+        "spec.model.credentials.key",
+        "not a key of a Secret",
+    ),
+    Bad(
+        "a fleet limit without a namespace",
+        _spec(namespaces=[{"maxAccelerators": 8}]),
+        "spec.namespaces[0].name",
+        "required",
+        "Required value",
+        base=FLEET,
+    ),
+    Bad(
+        "a limit below zero",
+        _spec(namespaces=[{"name": "team", "maxAccelerators": -1}]),
+        "spec.namespaces[0].maxAccelerators",
+        "at least 0",
+        "should be greater than or equal to 0",
+        base=FLEET,
+    ),
+    Bad(
+        "a tier that there is not",
+        _spec(namespaces=[{"name": "team", "tiers": ["Gold"]}]),
+        "spec.namespaces[0].tiers[0]",
+        "Guaranteed, Elastic",
+        '"Guaranteed", "Elastic"',
+        base=FLEET,
+    ),
 )
 
 GOOD: dict[str, Json] = {
@@ -447,4 +489,7 @@ GOOD: dict[str, Json] = {
     "an accelerator": ACCELERATOR,
     "memory as a number": changed(ACCELERATOR, _spec(memory=85899345920)),
     "a profile": PROFILE,
+    "limits of namespaces": changed(
+        FLEET, _spec(namespaces=[{"name": "team", "maxAccelerators": 0, "accelerators": ["h100"], "tiers": ["Spot"]}])
+    ),
 }

@@ -177,8 +177,62 @@ def test_everything_owned_can_be_watched_applied_and_deleted(arguments: tuple[st
     rights = granted(rendered(*arguments))
     for kind in owned:
         resource = RESOURCES[kind]
-        for verb in ("get", "list", "watch", "create", "patch", "delete"):
+        for verb in ("list", "watch", "create", "patch", "delete"):
             assert (resource.group, resource.plural, verb) in rights, (kind, verb)
+
+
+@each_install
+def test_rights_in_a_namespace_are_the_same_in_every_install(arguments: tuple[str, ...]) -> None:
+    """What an install uses was seen for both on a control plane (e2e/tests/test_rights.py)."""
+    everywhere = granted(rendered(*(it for it in arguments if "watchNamespaces" not in it)))
+    leader = {("coordination.k8s.io", "leases", verb) for verb in ("create", "get", "patch")}
+    assert granted(rendered(*arguments)) - leader == everywhere - leader
+
+
+@each_install
+def test_the_admission_policies_judge_the_operator_and_every_kind_that_it_writes(arguments: tuple[str, ...]) -> None:
+    policies = {it["metadata"]["name"]: it["spec"] for it in kinds(rendered(*arguments), "ValidatingAdmissionPolicy")}
+    for spec in policies.values():
+        assert spec["failurePolicy"] == "Fail"
+        (condition,) = spec["matchConditions"]
+        assert condition["expression"] == "request.userInfo.username == 'system:serviceaccount:taas:tokenservice'"
+    judged = {
+        (group, resource)
+        for spec in policies.values()
+        for rule in spec["matchConstraints"]["resourceRules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    written = {
+        (group, resource)
+        for kind, _, rule in rules(rendered(*arguments))
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        if {"create", "patch", "delete"} & set(rule["verbs"]) and group not in NOT_JUDGED
+    }
+    assert written <= judged
+    bound = {
+        it["spec"]["policyName"]: it["spec"] for it in kinds(rendered(*arguments), "ValidatingAdmissionPolicyBinding")
+    }
+    assert bound.keys() == policies.keys()
+    assert all(spec["validationActions"] == ["Deny"] for spec in bound.values())
+
+
+NOT_JUDGED = {"taas.dev", "coordination.k8s.io", "events.k8s.io", "admissionregistration.k8s.io"}
+"""Statuses and the catalogue, its Lease, events, and its webhook, which no admission policy is ever asked about."""
+
+
+def test_an_administrators_patch_may_give_engines_what_the_policy_would_refuse() -> None:
+    def said(*arguments: str) -> str:
+        return str([it["spec"]["validations"] for it in kinds(rendered(*arguments), "ValidatingAdmissionPolicy")])
+
+    assert "hostPath" in said()
+    assert "hostPath" not in said(*values(enginePodPatch={"spec": {"hostNetwork": True}}))
+    assert "taas.dev/service" in said(*values(enginePodPatch={"spec": {"hostNetwork": True}}))
+
+
+def test_the_admission_policies_can_be_left_out() -> None:
+    assert not kinds(rendered(*values(admissionPolicy__enabled=False)), "ValidatingAdmissionPolicy")
 
 
 @each_install

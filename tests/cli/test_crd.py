@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tokenservice.api.resources import KINDS
 from tokenservice.cli import crd
@@ -19,12 +19,23 @@ def test_without_a_place_the_definitions_are_printed() -> None:
     assert names == [kind.crd_name for kind in KINDS]
 
 
+def write(folder: Path) -> Result:
+    """Everything, into a folder."""
+    arguments = ["crd", f"--output={folder / 'crds'}", f"--chart={folder / 'chart'}", f"--docs={folder / 'd.md'}"]
+    return CliRunner().invoke(app, arguments)
+
+
 def test_everything_is_written_where_it_was_asked_for(tmp_path: Path) -> None:
-    arguments = ["crd", f"--output={tmp_path / 'crds'}", f"--chart={tmp_path / 'chart'}", f"--docs={tmp_path / 'd.md'}"]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0
+    assert write(tmp_path).exit_code == 0
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == {*(f"crds/{name}" for name in crd.crd_files()), "chart/templates/crds.yaml", "d.md"}
+
+
+def test_what_is_fresh_already_is_not_written_again(tmp_path: Path) -> None:
+    write(tmp_path)
+    stale = tmp_path / "crds" / next(iter(crd.crd_files()))
+    stale.write_text("old")
+    assert [line for line in write(tmp_path).stderr.splitlines() if line] == [f"wrote {stale}"]
 
 
 def test_nothing_is_hidden_behind_an_anchor() -> None:

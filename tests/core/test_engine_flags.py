@@ -1,7 +1,7 @@
-"""What can be rendered, against the command lines of the engines themselves.
+"""What can be rendered for vLLM, against its own command line.
 
-The files in `golden` say each flag's name, how many values it takes, its choices and whether it is deprecated;
-`record_sglang.py` and `record_vllm.py` there made them from the published wheel and from the installed package.
+The file in `golden` says each flag's name, how many values it takes, its choices and whether it is deprecated;
+`record_vllm.py` there made it from the parser of the installed package. SGLang's flags have a test of their own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.core.golden.record_sglang import flags as sglang_flags
 from tests.core.rendering import SPECS, VARIANTS, make_variant, spec_of
 from tests.support.build import make_spec
 from tokenservice.api.token_service import KVCacheDtype, Quantization, SpeculativeMethod, TokenServiceSpec
 from tokenservice.core.engines import command
-from tokenservice.core.engines import sglang as sglang_engine
 from tokenservice.core.engines import vllm as vllm_engine
 from tokenservice.core.engines.base import Vocabulary
 from tokenservice.core.model import ServiceKey
@@ -30,9 +28,8 @@ KEY = ServiceKey("tenant", "chat")
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED: dict[str, dict[str, Any]] = {
     "vLLM": json.loads((GOLDEN / "vllm-0.32.0.json").read_text()),
-    "SGLang": json.loads((GOLDEN / "sglang-0.5.18.json").read_text()),
 }
-VOCABULARIES = {"vLLM": vllm_engine.VOCABULARY, "SGLang": sglang_engine.VOCABULARY}
+VOCABULARIES = {"vLLM": vllm_engine.VOCABULARY}
 ENGINES = pytest.mark.parametrize("engine", RECORDED)
 VLLM_PYTHON = os.environ.get("TAAS_VLLM_PYTHON", "")
 
@@ -144,48 +141,12 @@ def test_an_unknown_flag_is_noticed(engine: str) -> None:
 
 def test_a_value_that_is_no_choice_is_noticed() -> None:
     with pytest.raises(RefusedError, match="invalid choice: 'fp7'"):
-        parser_of("SGLang").parse_args(["--model-path", "model", "--quantization", "fp7"])
+        parser_of("vLLM").parse_args(["model", "--kv-cache-dtype", "fp7"])
 
 
 def test_a_deprecated_flag_is_noticed() -> None:
-    with pytest.warns(DeprecatedFlagWarning, match="use --cuda-graph-max-bs-decode"):
-        warn_of_deprecated("SGLang", {"--cuda-graph-max-bs"})
-
-
-def test_what_is_refused_because_it_is_deprecated_is_deprecated() -> None:
-    for engine, vocabulary in VOCABULARIES.items():
-        theirs = RECORDED[engine]["flags"]
-        for name in (name for name, why in vocabulary.refused.items() if "deprecates it" in why):
-            assert "deprecated" in theirs[name], name
-
-
-def test_a_recording_reads_fields_aliases_lists_choices_and_deprecations() -> None:
-    source = """
-CHOICES = ["a", "b"]
-@dataclasses.dataclass
-class ServerArgs:
-    model_path: A[str, Arg(help="Where.", aliases=["--model"]), NS("model")]
-    tp_size: A[int, "Ways.", NS("parallel")] = 1
-    quick: A[bool, "Quick."] = False
-    bounds: A[Optional[List[float]], "Bounds."] = None
-    kind: A[Optional[str], Arg(help="Kind.", choices=CHOICES)] = None
-    hidden: A[bool, Arg(no_cli=True)] = False
-    slow: A[bool, "[Deprecated] Use nothing."] = False
-    def add_cli_args(parser):
-        parser.add_argument("--old", action=DeprecatedStoreTrueAction, new_flag="--new")
-        parser.add_argument("--config", type=str, help="A file.")
-"""
-    assert sglang_flags(source) == {
-        "--model-path": {"values": "one"},
-        "--model": {"values": "one"},
-        "--tp-size": {"values": "one"},
-        "--quick": {"values": "none"},
-        "--bounds": {"values": "many"},
-        "--kind": {"values": "one", "choices": ["a", "b"]},
-        "--slow": {"values": "none", "deprecated": "[Deprecated] Use nothing."},
-        "--old": {"values": "none", "deprecated": "use --new"},
-        "--config": {"values": "one"},
-    }
+    with pytest.warns(DeprecatedFlagWarning, match="has no effect"):
+        warn_of_deprecated("vLLM", {"--disable-cascade-attn"})
 
 
 @pytest.mark.timeout(600)

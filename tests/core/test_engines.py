@@ -381,7 +381,7 @@ def test_what_a_field_sets_conflicts_and_the_field_is_named(engine: str, arg: st
         ("vLLM", ["--enforce-eager=true"], "takes no value"),
         ("SGLang", ["--trust-remote-code"], "runs code"),
         ("SGLang", ["--gpu-memory-utilization=0.9"], "allow-list of SGLang"),
-        ("SGLang", ["--cuda-graph-max-bs=64"], "use --cuda-graph-max-bs-decode instead"),
+        ("SGLang", ["--cuda-graph-max-bs=64"], "use --cuda-graph-max-bs-decode"),
     ],
 )
 def test_what_gives_more_than_running_the_model_is_refused(engine: str, args: list[str], why: str) -> None:

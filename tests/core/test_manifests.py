@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import json
 from dataclasses import replace
 from typing import Any
@@ -439,6 +440,24 @@ def test_engines_reach_their_source_and_nothing_when_it_is_local(case: str, port
     dns, source = policy["egress"]
     assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(53, "UDP"), (53, "TCP")}
     assert [port["port"] for port in source["ports"]] == ports
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "fe80::a9fe:a9fe"])
+def test_no_engine_reaches_the_credentials_of_its_node(address: str) -> None:
+    """Where the source has a port of its own, that port is open too: AWS_ENDPOINT_URL may say any."""
+    host = f"[{address}]" if ":" in address else address
+    engine = {"env": [{"name": "AWS_ENDPOINT_URL", "value": f"http://{host}"}]}
+    policy = render(make_service(model={"uri": "s3://a/b"}, engine=engine))["NetworkPolicy"]["spec"]
+    _, source = policy["egress"]
+    asked = ipaddress.ip_address(address)
+    blocks = [peer["ipBlock"] for peer in source["to"] if "ipBlock" in peer]
+    inside = [block for block in blocks if _within(asked, [block["cidr"]]) and not _within(asked, block["except"])]
+    assert blocks
+    assert inside == []
+
+
+def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, blocks: list[str]) -> bool:
+    return any(address in ipaddress.ip_network(block) for block in blocks)
 
 
 def test_a_pod_monitor_exists_only_where_its_kind_does() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from tokenservice.core.model import (
     SetDeletionCost,
 )
 from tokenservice.core.model import ObjectKey as Key
+from tokenservice.core.room import residents, tenancy
 from tokenservice.core.status import (
     DecisionReport,
     FleetReport,
@@ -41,7 +43,7 @@ from tokenservice.core.status import (
     rounded,
     service_status,
 )
-from tokenservice.core.status_changes import changed, events
+from tokenservice.core.status_changes import changed, events, rests, urgent, urgent_of
 from tokenservice.core.utilization import Waterfall
 
 PROBLEM = Problem(Reason.UNKNOWN_ACCELERATOR, "spec.placement.accelerators[0]", "there is no AcceleratorClass 'h900'")
@@ -395,6 +397,35 @@ def test_what_was_never_written_is_written() -> None:
     assert changed({"conditions": initial_conditions()}, status, None, NOW) == status
 
 
+URGENT: dict[str, dict[str, Any]] = {
+    "serves": {},
+    "stands still": {"problems": (PROBLEM,)},
+    "starts": {"ready": 0, "loading": LOADING, "existing": 1},
+    "only looks on": {"acting": False, "ready": 0, "existing": 0},
+    "finds no room": {"without_room": 1, "ready": 1},
+    "knows nothing": {"metrics": STALE, "tokens_per_second": STALE, "ttft_seconds": STALE, "variants": ()},
+    "misses": {"ttft_seconds": 2.1},
+    "was decided on": {"decision": DecisionReport(reason=Reason.SCALED_UP, message="more")},
+    "was changed": {"service": replace(BORN, generation=7)},
+}
+
+
+@pytest.mark.parametrize("changes", URGENT.values(), ids=URGENT)
+def test_what_is_urgent_is_known_without_the_status(changes: dict[str, Any]) -> None:
+    made = report(**changes)
+    assert urgent_of(made) == urgent(json.loads(json.dumps(service_status(made, NOW))))
+
+
+def test_statuses_that_were_written_together_are_not_written_together_again() -> None:
+    after = [61.0, 70.0, 80.0, 89.0]
+    waiting = [sum(rests(NOW, NOW + seconds, f"uid-{number}") for number in range(1000)) for seconds in after]
+    assert waiting == sorted(waiting, reverse=True)
+    assert waiting[0] > 900
+    assert 500 < waiting[1] < 800
+    assert waiting[-1] < 100
+    assert not any(rests(NOW, NOW + 90, f"uid-{number}") for number in range(1000))
+
+
 def test_slow_drift_is_written_when_it_adds_up() -> None:
     first = service_status(report(utilization=0.50), NOW)
     shown = [u for u in (0.51, 0.52, 0.53) if changed(first, first | {"utilization": u}, NOW, LATER)]
@@ -558,7 +589,8 @@ def test_an_accelerator_class_counts_what_exists_and_what_anyone_holds() -> None
         make_pod("done", node="n1", phase="Succeeded"),
         make_pod("waiting", node=None),
     )
-    status = accelerator_status(H100, nodes, pods)
+    held = {name: tenancy(mine) for name, mine in residents(pods).items()}
+    status = accelerator_status(H100, nodes, held)
     assert status == {"nodes": 2, "accelerators": 12, "allocated": 3}
     AcceleratorClassStatus.model_validate(status)
-    assert accelerator_status(MI300X, nodes, pods) == {"nodes": 0, "accelerators": 0, "allocated": 0}
+    assert accelerator_status(MI300X, (), held) == {"nodes": 0, "accelerators": 0, "allocated": 0}

@@ -133,9 +133,9 @@ def test_more_idle_accelerators_never_raise_utilization(every: list[Served], hel
 
 
 def test_demand_against_what_serves() -> None:
-    assert service_utilization(12.0, 2, FULL) == pytest.approx(0.6)
-    assert service_utilization(30.0, 2, FULL) == pytest.approx(1.5)
-    assert isinstance(service_utilization(1.0, 0, FULL), Missing)
+    assert service_utilization(12.0, 20.0) == pytest.approx(0.6)
+    assert service_utilization(30.0, 20.0) == pytest.approx(1.5)
+    assert isinstance(service_utilization(1.0, 0.0), Missing)
 
 
 def test_cost_and_energy_per_token() -> None:

@@ -21,11 +21,12 @@ from tokenservice.core.model import (
     SetDeletionCost,
     SetServing,
 )
-from tokenservice.core.names import PLACEMENT_GATE, SERVING_CONDITION
+from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL, PLACEMENT_GATE, SERVING_CONDITION
 from tokenservice.edge.apply import Applier, Result
 from tokenservice.edge.kube import Patch
 from tokenservice.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Retryable
 
+OURS = {MANAGED_BY_LABEL: FIELD_MANAGER}
 POD = ObjectKey("Pod", "team", "chat-1")
 
 
@@ -106,6 +107,7 @@ FAILURES: dict[str, tuple[ApiError, Result, bool]] = {
 async def test_each_failure_has_its_result(name: str) -> None:
     error, want, told = FAILURES[name]
     server = Server()
+    server.put(manifest("a", labels=OURS))
     server.failures = [error]
     report = await make_applier(server).apply([applied("a")])
     assert report.outcomes[0].result is want
@@ -153,10 +155,84 @@ async def test_writing_over_a_live_object_names_uid_and_revision() -> None:
     assert sent["force"] is True
 
 
+async def test_what_was_made_since_by_another_leader_is_not_written_over() -> None:
+    """A leader that was frozen on the way to making it comes late: its successor's replicas stay as they are."""
+    server = Server()
+    key = server.put({**manifest("chat", labels=OURS), "spec": {"replicas": 3}})
+    late = Apply(
+        id="late",
+        reason=Reason.CREATED,
+        message="",
+        manifest={**manifest("chat", labels=OURS), "spec": {"replicas": 1}},
+    )
+    report = await make_applier(server).apply([late])
+    assert report.outcomes[0].result is Result.CONFLICT
+    assert server.objects[key]["spec"] == {"replicas": 3}
+
+
+def child(name: str, owner_uid: str) -> Apply:
+    owner = {"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "name": "chat", "uid": owner_uid}
+    made = manifest(name, labels=OURS, ownerReferences=[owner])
+    return Apply(id=name, reason=Reason.CREATED, message="", manifest=made)
+
+
+def owner(**metadata: Any) -> Json:
+    named = {"namespace": "team", "name": "chat", "uid": "u1", **metadata}
+    return {"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "metadata": named}
+
+
+async def test_children_are_made_for_an_owner_that_is_there_and_it_is_asked_for_once() -> None:
+    server = Server()
+    server.put(owner())
+    report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
+    assert {outcome.result for outcome in report.outcomes} == {Result.DONE}
+    assert [verb for verb, _, _ in server.calls].count("get") == 1
+
+
+GONE_OWNERS: dict[str, Json | None] = {
+    "it is not there": None,
+    "it was made anew": owner(uid="u2"),
+    "it is being deleted": owner(deletionTimestamp="2026-01-01T00:00:00Z"),
+}
+
+
+@pytest.mark.parametrize("name", GONE_OWNERS)
+async def test_no_child_is_made_for_an_owner_that_is_gone(name: str) -> None:
+    """Its deletion has not come through yet, and that of its children has."""
+    server = Server()
+    if (there := GONE_OWNERS[name]) is not None:
+        server.put(there)
+    report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
+    assert {outcome.result for outcome in report.outcomes} == {Result.GONE}
+    assert [verb for verb, _, _ in server.calls] == ["get"]
+
+
+async def test_a_child_that_lost_our_label_is_taken_back() -> None:
+    """Our watches do not see it, so it looks as if it had to be made."""
+    server = Server()
+    key = server.put(manifest("chat", uid="u7"))
+    report = await make_applier(server).apply(
+        [Apply(id="again", reason=Reason.CREATED, message="", manifest=manifest("chat", labels=OURS))]
+    )
+    assert report.outcomes[0].result is Result.DONE
+    assert server.objects[key]["metadata"]["labels"] == OURS
+    assert server.objects[key]["metadata"]["uid"] == "u7"
+
+
+async def test_a_child_that_lost_our_label_is_left_by_who_leads_no_more() -> None:
+    server = Server()
+    key = server.put(manifest("chat", uid="u7"))
+    report = await make_applier(server, Fence(1)).apply(
+        [Apply(id="again", reason=Reason.CREATED, message="", manifest=manifest("chat", labels=OURS))]
+    )
+    assert report.outcomes[0].result is Result.CONFLICT
+    assert "labels" not in server.objects[key]["metadata"]
+
+
 async def test_the_plan_is_not_changed_by_carrying_it_out() -> None:
     server = Server()
     server.put(manifest("chat"))
-    action = applied("chat", revision="1")
+    action = applied("chat", revision="2")
     await make_applier(server).apply([action])
     assert action.manifest == manifest("chat")
 

@@ -95,6 +95,10 @@ ERRORS: dict[str, tuple[web.Response, type[ApiError]]] = {
     "compacted": (status(410, "Expired"), Gone),
     "too large": (status(413, "RequestEntityTooLarge"), Invalid),
     "invalid": (status(422, "Invalid"), Invalid),
+    "namespace is going": (
+        status(403, "Forbidden", details={"causes": [{"reason": "NamespaceTerminating"}]}),
+        NotFound,
+    ),
     "made anew": (status(422, "Invalid", details={"causes": [{"field": "metadata.uid"}]}), Conflict),
     "broken": (status(500, "InternalError"), Retryable),
     "away": (status(503, "ServiceUnavailable"), Retryable),

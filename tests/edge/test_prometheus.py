@@ -35,6 +35,7 @@ FIGURES = {
     "waiting": 2.0,
     "kv_usage": 0.5,
     "engines_reporting": 3.0,
+    "counter_resets": 0.0,
     "age_seconds": 4.0,
 }
 BUCKETS = [("0.1", 1.0), ("1.0", 3.0), ("+Inf", 4.0)]
@@ -80,7 +81,8 @@ async def ask(server: Prometheus, answers: Callable[[str], Reply], query: str | 
 async def test_a_healthy_service_has_all_its_figures(server: Prometheus) -> None:
     answer = await ask(server, healthy())
     buckets = ((0.1, 1.0), (1.0, 3.0), (math.inf, 4.0))
-    want = {name: value for name, value in FIGURES.items() if name != "age_seconds"}
+    judged = ("age_seconds", "counter_resets")
+    want = {name: value for name, value in FIGURES.items() if name not in judged}
     want |= {"engines_reporting": 3, "ttft_buckets": buckets, "tpot_buckets": buckets}  # type: ignore[dict-item]
     assert answer.services[CHAT] == ServiceMetrics(**want)  # type: ignore[arg-type]
 
@@ -112,6 +114,7 @@ NOT_ENOUGH: dict[str, tuple[dict[str, float | str | None], str]] = {
     "no queue length": ({"waiting": None}, "NotANumber"),
     "KV usage is NaN": ({"kv_usage": "NaN"}, "NotANumber"),
     "running is infinite": ({"running": "-Inf"}, "NotANumber"),
+    "counters begin anew all the time": ({"counter_resets": 2.0}, "CounterResets"),
     "nobody reports freshly": ({"engines_reporting": None}, "NotANumber"),
 }
 
@@ -124,6 +127,11 @@ async def test_what_is_not_known_is_missing_and_never_zero(server: Prometheus, n
     assert missing.reason == want
 
 
+async def test_an_engine_that_restarted_once_is_measured(server: Prometheus) -> None:
+    for resets in (1.0, None):
+        assert isinstance((await ask(server, healthy(counter_resets=resets))).services[CHAT], ServiceMetrics)
+
+
 async def test_lengths_are_not_known_before_anything_finished(server: Prometheus) -> None:
     answer = await ask(server, healthy(mean_input_tokens="NaN", mean_output_tokens=None, prefix_hit_rate="NaN"))
     metrics = answer.services[CHAT]
@@ -134,10 +142,38 @@ async def test_lengths_are_not_known_before_anything_finished(server: Prometheus
 
 
 async def test_the_peak_is_never_below_what_arrives_now(server: Prometheus) -> None:
-    for peak in (1.0, None, "NaN"):
-        metrics = (await ask(server, healthy(peak_requests_per_second=peak))).services[CHAT]
-        assert isinstance(metrics, ServiceMetrics)
-        assert metrics.peak_requests_per_second == 4.0
+    metrics = (await ask(server, healthy(peak_requests_per_second=1.0))).services[CHAT]
+    assert isinstance(metrics, ServiceMetrics)
+    assert metrics.peak_requests_per_second == 4.0
+
+
+@pytest.mark.parametrize("peak", [None, "NaN", "+Inf", -1.0])
+async def test_a_peak_that_is_not_known_may_have_been_anything(server: Prometheus, peak: float | str | None) -> None:
+    metrics = (await ask(server, healthy(peak_requests_per_second=peak))).services[CHAT]
+    assert isinstance(metrics, ServiceMetrics)
+    assert metrics.peak_requests_per_second == math.inf
+
+
+@pytest.mark.parametrize("name", ["requests_per_second", "running", "engines_reporting"])
+async def test_two_servers_that_disagree_are_not_averaged_nor_chosen_from(server: Prometheus, name: str) -> None:
+    query = promql.figures(WINDOWS)[name]
+
+    def answer(asked: str) -> Reply:
+        return vector((row(), FIGURES[name]), (row(replica="b"), 0.0)) if asked == query else healthy()(asked)
+
+    missing = (await ask(server, answer)).services[CHAT]
+    assert isinstance(missing, Missing)
+    assert missing.reason == "NotANumber"
+
+
+@pytest.mark.parametrize("labels", [{}, {"le": "?"}])
+async def test_a_bucket_without_a_bound_is_left_out(server: Prometheus, labels: dict[str, str]) -> None:
+    def answer(asked: str) -> Reply:
+        return vector((row(**labels), 1.0)) if "_bucket" in asked else healthy()(asked)
+
+    metrics = (await ask(server, answer)).services[CHAT]
+    assert isinstance(metrics, ServiceMetrics)
+    assert metrics.ttft_buckets == ()
 
 
 async def test_a_prometheus_that_lost_its_data_does_not_lower_the_peak(server: Prometheus) -> None:

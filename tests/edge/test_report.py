@@ -57,10 +57,10 @@ async def test_a_status_is_applied_under_its_own_manager_on_the_revision_that_wa
     assert sent["manifest"] == {
         "apiVersion": "taas.dev/v1alpha1",
         "kind": "TokenService",
-        "metadata": {"namespace": "team", "name": "chat", "resourceVersion": "1"},
+        "metadata": {"namespace": "team", "name": "chat", "resourceVersion": "2"},
         "status": {"replicas": 2},
     }
-    assert written == ((KEY, "2"),)
+    assert written == ((KEY, "3"),)
     assert reporter.status_written_at() == {KEY: 1_800_000_000.0}
 
 
@@ -104,6 +104,13 @@ async def test_one_event_that_fails_does_not_stop_the_others() -> None:
     sink = Sink(Retryable("busy"))
     await make_reporter(make_server(), sink).report(Plan(events=(EVENT, EVENT)))
     assert sink.events == [EVENT]
+
+
+async def test_nobody_is_told_in_a_namespace_that_is_going(caplog: pytest.LogCaptureFixture) -> None:
+    await make_reporter(make_server(), Sink(NotFound("the namespace is being terminated"))).report(
+        Plan(events=(EVENT,))
+    )
+    assert caplog.records == []
 
 
 async def test_what_is_gone_is_forgotten() -> None:

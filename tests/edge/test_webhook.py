@@ -120,7 +120,7 @@ async def test_a_process_publishes_its_ca_where_it_is_lacking_and_only_once() ->
     await webhook.maintain()
     verb, _, sent = server.calls[-1]
     assert verb == "patch"
-    assert sent["body"]["metadata"] == {"resourceVersion": "1"}
+    assert sent["body"]["metadata"] == {"resourceVersion": "2"}
     assert sent["body"]["webhooks"] == [
         {"name": "hook-0", "clientConfig": {"caBundle": own}},
         {"name": "hook-2", "clientConfig": {"caBundle": own}},

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from types import MappingProxyType
 
 import pytest
 from typer.testing import CliRunner
 
 from tokenservice.cli.main import app
+from tokenservice.simulate.assemble import setting
 from tokenservice.simulate.compare import Row, Task, best
+from tokenservice.simulate.policies.static import Static
 from tokenservice.simulate.result import Result, ServiceResult, Waterfall
+from tokenservice.simulate.run import decider
+from tokenservice.simulate.run import run as simulated
+from tokenservice.simulate.scenario import load
 
 QUICK = Path(__file__).parents[2] / "docs" / "scenarios" / "quick.yaml"
 NOTHING = Waterfall(
@@ -36,6 +42,7 @@ def result(attainment: float, dollars: float, *, seed: int = 0) -> Result:
         deferrable=1.0,
         output_tokens=1,
         tokens_owed=0,
+        worth=1.0,
     )
     return Result(
         scenario="s",
@@ -76,8 +83,30 @@ def test_a_peer_is_shown_at_the_cheapest_setting_that_keeps_the_objectives(
 def test_an_interval_is_students_over_seeds() -> None:
     row = Row(policy="p", results=tuple(result(0.99, dollars) for dollars in (9.0, 10.0, 11.0)))
     assert row.mean(lambda one: one.dollars) == 10.0
-    assert row.half_width(lambda one: one.dollars) == pytest.approx(4.30 * 1.0 / 3**0.5)
+    assert row.half_width(lambda one: one.dollars) == pytest.approx(4.303 * 1.0 / 3**0.5)
     assert replace(row, results=row.results[:1]).half_width(lambda one: one.dollars) == 0.0
+
+
+def test_a_pooled_static_fleet_has_its_own_sizes_soon() -> None:
+    read = setting(load(QUICK).model_copy(update={"initial_replicas": {"chat": 6}}), seed=0)
+    sizes = decider(read, "static-pooled")
+    assert isinstance(sizes, Static)
+    wanted = {key.name: count for key, count in sizes.sizes.items()}
+    assert wanted["chat"] < 6
+    first, _, *later = (moment.asked for moment in simulated(read, "static-pooled").timeline)
+    assert first["chat"] == 6
+    assert later == [wanted] * len(later)
+
+
+def test_compare_prints_intervals_over_seeds(tmp_path: Path) -> None:
+    arguments = ["compare", str(QUICK), "--policies", "static-p99", "--seeds", "3", "--jobs", "1"]
+    ran = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "c.json")], env={"COLUMNS": "150"})
+    assert ran.exit_code == 0, ran.output
+    runs = json.loads((tmp_path / "c.json").read_text())["policies"]["static-p99"]
+    figures = [one["utilization"] for one in runs]
+    half = 4.303 * stdev(figures) / 3**0.5
+    assert f"{mean(figures):.3f} ± {half:.3f}" in ran.output
+    assert "3 seeds" in ran.output
 
 
 def test_compare_shows_static_first_and_writes_what_it_shows(tmp_path: Path) -> None:

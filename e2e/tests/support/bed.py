@@ -74,8 +74,11 @@ def health(bed: Bed) -> Json:
         return {}
 
 
-def audit(bed: Bed, user: str = OPERATOR, since: float = 0.0) -> list[Json]:
-    """What a user asked of the API server since a moment (seconds of the epoch), from its audit log."""
+def audit(bed: Bed, user: str = OPERATOR, since: float = 0.0, stage: str = "ResponseComplete") -> list[Json]:
+    """What a user asked of the API server since a moment (seconds of the epoch), from its audit log.
+
+    A watch that goes on has reached the stage ResponseStarted only.
+    """
     log, found = bed.cluster.folder / "audit.log", []
     if not bed.cluster.owned:
         pytest.skip("the audit log of a cluster that was there is not ours to read")
@@ -85,7 +88,7 @@ def audit(bed: Bed, user: str = OPERATOR, since: float = 0.0) -> list[Json]:
             if user not in line:
                 continue
             entry = json.loads(line)
-            mine = entry["user"]["username"] == user and entry["stage"] == "ResponseComplete"
+            mine = entry["user"]["username"] == user and entry["stage"] == stage
             if mine and entry["requestReceivedTimestamp"] >= moment:
                 found.append(entry)
     return found

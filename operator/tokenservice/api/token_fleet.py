@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenservice.api.base import ApiModel, field, matches
+from tokenservice.api.base import REQUIRED, ApiModel, field, matches
 from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
 from tokenservice.api.quantity import SHARE_OF_CAPACITY
+from tokenservice.api.token_service import Tier
 
 _ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 _LABELS: dict[str, Any] = {"additionalProperties": {"type": "string", "maxLength": 63}}
@@ -71,6 +72,30 @@ class NeverTouch(ApiModel):
     )
 
 
+class NamespaceLimit(ApiModel):
+    """What the TokenServices of one namespace may take; not kept on the namespace, which its owners may edit."""
+
+    name: str = field(REQUIRED, "Name of the namespace", min_length=1, max_length=63)
+    max_accelerators: int | None = field(
+        None,
+        "Accelerators that its engines may hold together; growth stops there, nothing that runs is taken away",
+        unit="accelerators",
+        default_text="no bound",
+        ge=0,
+        le=10**6,
+    )
+    accelerators: tuple[str, ...] = field(
+        (),
+        "AcceleratorClasses that it may use",
+        default_text="every class",
+        max_length=32,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 63, "minLength": 1}},
+    )
+    tiers: tuple[Tier, ...] = field(
+        (), "Tiers that it may use", default_text="every tier", max_length=3, schema=_ATOMIC
+    )
+
+
 class TokenFleetSpec(ApiModel):
     """Policy of the fleet."""
 
@@ -98,6 +123,13 @@ class TokenFleetSpec(ApiModel):
     )
     consolidation: Consolidation = field(Consolidation(), "When nodes are emptied")
     never_touch: NeverTouch = field(NeverTouch(), "What the operator leaves alone")
+    namespaces: tuple[NamespaceLimit, ...] = field(
+        (),
+        "What single namespaces may take",
+        default_text="no limits",
+        max_length=512,
+        schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
 
 
 class Waterfall(ApiModel):

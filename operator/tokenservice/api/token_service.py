@@ -37,6 +37,14 @@ _MODEL_NAME = matches(
     r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$",
     "not a model name: use letters, digits and . _ / - between them, for example chat-70b",
 )
+_REVISION = matches(
+    r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", "not a revision: write a branch, a tag or a commit, for example main"
+)
+_SECRET = matches(
+    r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+    "not the name of a Secret: use lower-case letters, digits, - and . between them",
+)
+_SECRET_KEY = matches(r"^[A-Za-z0-9._-]+$", "not a key of a Secret: use letters, digits and . _ -")
 _VARIABLE = matches(
     r"^[A-Z_][A-Z0-9_]*$", "not an environment variable: use capitals, digits and _, for example HF_HUB_OFFLINE"
 )
@@ -100,8 +108,8 @@ class Mode(StrEnum):
 class SecretReference(ApiModel):
     """A key of a Secret in the same namespace; mounted into the engine, never read by the operator."""
 
-    name: str = field(REQUIRED, "Name of the Secret", min_length=1, max_length=253)
-    key: str = field("token", "Key in the Secret", min_length=1, max_length=253)
+    name: str = field(REQUIRED, "Name of the Secret", min_length=1, max_length=253, rules=(_SECRET,))
+    key: str = field("token", "Key in the Secret", min_length=1, max_length=253, rules=(_SECRET_KEY,))
 
 
 class Architecture(ApiModel):
@@ -161,7 +169,11 @@ class ModelSource(ApiModel):
         rules=(_URI,),
     )
     revision: str | None = field(
-        None, "Branch, tag or commit of the source", default_text="the source's own", max_length=128
+        None,
+        "Branch, tag or commit of the source",
+        default_text="the source's own",
+        max_length=128,
+        rules=(_REVISION,),
     )
     digest: str | None = field(
         None,

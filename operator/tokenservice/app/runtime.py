@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from tokenservice import collection
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.app.framework import Connection, connection_info, run_kopf
 from tokenservice.app.gatekeeper import Gatekeeper
@@ -87,6 +88,7 @@ async def _main(options: Options, decide: Decide) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    collection.seldom()
     settings = load(options.config)
     _set_up_logging(settings.log_level)
     metrics = Metrics()

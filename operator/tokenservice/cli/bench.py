@@ -11,11 +11,13 @@ import typer
 from tokenservice.cli.bench_churn import churn
 from tokenservice.cli.bench_packing import packing
 from tokenservice.cli.bench_plan import plan
+from tokenservice.cli.bench_policies import policies
 
 bench = typer.Typer(help="Measure against published benchmarks.", no_args_is_help=True)
 bench.command()(churn)
 bench.command()(packing)
 bench.command()(plan)
+bench.command()(policies)
 
 
 @bench.callback()

@@ -72,6 +72,8 @@ def crd(
     if not files:
         typer.echo("---\n".join(crd_files().values()), nl=False)
     for path, text in files.items():
+        if path.exists() and path.read_text() == text:
+            continue  # whoever reads it meanwhile finds it whole
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         typer.echo(f"wrote {path}", err=True)

@@ -1,4 +1,4 @@
-"""`tokenservice engine check URL`: does a running engine keep what docs/engine-contract.md says?"""
+"""`tokenservice engine check`: whether an engine's server keeps what the operator counts on."""
 
 from __future__ import annotations
 
@@ -6,69 +6,65 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from tokenservice.edge.engine_contract import Engine, Report, Result, asked
+if TYPE_CHECKING:
+    from tokenservice.edge.engine_check import Outcome
 
-engine = typer.Typer(help="Engines: what the operator relies on.", no_args_is_help=True)
-_COLOURS = {Result.OK: "green", Result.FAILED: "red", Result.SKIPPED: "yellow"}
+engine = typer.Typer(help="Try an engine by itself, before the operator runs it.", no_args_is_help=True)
+
+_MARKS = {True: "[green]kept[/green]", False: "[red]broken[/red]", None: "not tried"}
 
 
 @engine.callback()
-def _engine() -> None:
-    """Keeps the name of the only subcommand."""
+def main() -> None:
+    """Keeps the names of subcommands, however many there are."""
 
 
 @engine.command()
 def check(
-    url: Annotated[str, typer.Argument(help="Where the engine listens, for example http://127.0.0.1:8000.")],
-    model: Annotated[str | None, typer.Option(help="Model to ask for; default: the first that is served.")] = None,
-    engine: Annotated[Engine | None, typer.Option(help="Default: whichever its metrics are.")] = None,
+    url: Annotated[str, typer.Argument(help="The engine's address, as http://127.0.0.1:8000.")],
+    model: Annotated[str | None, typer.Option(help="Served model to ask.", show_default="the first it serves")] = None,
     pid: Annotated[
-        int | None, typer.Option(help="Its process, on this machine: sent SIGTERM at the end.", min=2)
+        int | None, typer.Option(min=2, help="Its process, to try a graceful stop: it gets SIGTERM, last of all.")
     ] = None,
-    exit_seconds: Annotated[float, typer.Option(help="After its last answer it may take this long to exit.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    requests_at_once: Annotated[int, typer.Option(min=1, max=4096, help="Requests of the overload check.")] = 64,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the outcomes as JSON.")] = None,
 ) -> None:
-    """Ask a running engine everything that the operator relies on. Nothing else should use it meanwhile."""
+    """Ask a running vLLM or SGLang for everything in the engine contract; it must have no other users meanwhile."""
+    from tokenservice.edge import engine_check
 
-    async def stop() -> None:
-        assert pid is not None
-        os.kill(pid, signal.SIGTERM)
-
-    async def gone() -> bool:
-        return pid is None or _ended(pid)
-
-    given = {"stop": stop, "gone": gone} if pid is not None else {}
-    report = asyncio.run(asked(url, model=model, engine=engine, exit_seconds=exit_seconds, **given))  # type: ignore[arg-type]
-    if as_json:
-        print(json.dumps(asdict(report) | {"kept": report.kept}, indent=2))
-    else:
-        _print(report)
-    raise typer.Exit(0 if report.kept else 1)
-
-
-def _ended(pid: int) -> bool:
-    """Also a zombie has ended: who started it has only not asked yet."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
-
-
-def _print(report: Report) -> None:
-    table = Table(
-        "check", "result", "what was seen, and the fix", title=f"{report.engine} {report.model} at {report.url}"
+    notes = Console(stderr=True)
+    stop = None if pid is None else lambda: os.kill(pid, signal.SIGTERM)
+    found = asyncio.run(
+        engine_check.check(url, model=model, stop=stop, requests_at_once=requests_at_once, told=_teller(notes))
     )
-    for one in report.checks:
-        colour = _COLOURS[one.result]
-        fix = f"\nfix: {one.fix}" if one.result is Result.FAILED else ""
-        table.add_row(one.name, f"[{colour}]{one.result}[/{colour}]", f"{one.says}{fix}".replace("[", r"\["))
+    if isinstance(found, engine_check.Unreachable):
+        typer.echo(found.message, err=True)
+        raise typer.Exit(2)
+    _show(found.outcomes, f"{found.engine} at {url}, model {found.model}")
+    if json_file is not None:
+        report = {"engine": found.engine, "model": found.model, "outcomes": [asdict(one) for one in found.outcomes]}
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    raise typer.Exit(0 if found.kept else 1)
+
+
+def _teller(notes: Console) -> Callable[[Outcome], None]:
+    def tell(outcome: Outcome) -> None:
+        notes.print(f"{outcome.name}: {_MARKS[outcome.kept]}")
+
+    return tell
+
+
+def _show(outcomes: list[Outcome], title: str) -> None:
+    table = Table("check", "", "seen", "what to do", title=title)
+    for outcome in outcomes:
+        table.add_row(outcome.name, _MARKS[outcome.kept], outcome.seen, outcome.fix)
     Console().print(table)

@@ -9,8 +9,9 @@ otherwise it is asked for all the same, so that it is Unschedulable and a node a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from tokenservice.api.token_service import Tier
 from tokenservice.core.capacity import Capacity
@@ -52,21 +53,41 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What it gets: replicas by variant name, and how many of them have no room yet."""
+    """What it gets: replicas by variant name, and how many of them have no room yet.
+
+    `limited` says why it gets less than it wants where its namespace may hold no more; empty otherwise.
+    """
 
     want: Want
     counts: Mapping[str, int]
     without_room: int = 0
     notes: tuple[str, ...] = ()
+    limited: str = ""
 
 
 def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
     """Grants in the order of `wants`; room is given by tier and age."""
-    left = after_pending(facts)
     limit = facts.snapshot.fleet.budget_per_hour
     budget = _Budget(limit, sum(_price(want, want.current) for want in wants) if limit is not None else 0.0)
-    grants = {want.service.key: _recalled(facts, want, left, budget) for want in sorted(wants, key=_precedence)}
-    return tuple(grants[want.service.key] for want in wants)
+    left = cache(lambda: after_pending(facts))
+    quotas = _quotas(wants, facts)
+    asking = {want.service.key: (want,) for want in _by_precedence(wants, facts)}
+    grants = facts.memo.recall_each(
+        "grant",
+        asking,
+        lambda new: [_grant(asking[key][0], left, budget, quotas.get(key.namespace)) for key in new],
+        lambda grant: not _grows(grant),  # a grant without growth depends on nobody else
+    )
+    return tuple([grants[want.service.key] for want in wants])
+
+
+def _by_precedence(wants: Sequence[Want], facts: Facts) -> list[Want]:
+    """By tier, then by age."""
+    services = tuple([want.service for want in wants])
+    order = facts.memo.recall(
+        "precedence", None, (services,), lambda: sorted(range(len(wants)), key=lambda n: _precedence(services[n]))
+    )
+    return [wants[number] for number in order]
 
 
 def stock(facts: Facts) -> dict[str, int]:
@@ -80,21 +101,13 @@ def stock(facts: Facts) -> dict[str, int]:
     return free
 
 
-def _recalled(facts: Facts, want: Want, left: Yard, budget: _Budget) -> Grant:
-    """A grant without growth depends on nobody else."""
-    return facts.memo.recall(
-        "grant", want.service.key, (want,), lambda: _grant(want, left, budget), lambda grant: not _grows(grant)
-    )
-
-
 def _grows(grant: Grant) -> bool:
     return bool(grant.notes) or any(count > grant.want.current.get(name, 0) for name, count in grant.counts.items())
 
 
-def _precedence(want: Want) -> tuple[int, float, str, str]:
-    spec = want.service.spec
-    tier = _ORDER[spec.tier] if spec is not None else len(_ORDER)
-    return (tier, want.service.created_at, want.service.key.namespace, want.service.key.name)
+def _precedence(service: Service) -> tuple[int, float, str, str]:
+    tier = _ORDER[service.spec.tier] if service.spec is not None else len(_ORDER)
+    return (tier, service.created_at, service.key.namespace, service.key.name)
 
 
 def after_pending(facts: Facts) -> Yard:
@@ -119,23 +132,67 @@ class _Budget:
         return True
 
 
-def _grant(want: Want, left: Yard, budget: _Budget) -> Grant:
+@dataclass
+class _Quota:
+    """Accelerators that a namespace may hold, and how many its engines hold or were granted so far."""
+
+    namespace: str
+    limit: int
+    held: int
+
+    def allows(self, variant: Variant) -> bool:
+        return self.held + variant.accelerators <= self.limit
+
+    @property
+    def message(self) -> str:
+        return (
+            f"namespace {self.namespace} may hold {self.limit} accelerators, and {self.held} are given:"
+            " make do with fewer, or have maxAccelerators raised in the TokenFleet"
+        )
+
+
+def _quotas(wants: Sequence[Want], facts: Facts) -> dict[str, _Quota]:
+    """Of each namespace with a bound. What stays counts before anything is added, whoever is served first.
+
+    Replicas that are to be replaced do not: they serve until the others do, so for that time both are there.
+    """
+    bounds = {limit.name: limit.max_accelerators for limit in facts.snapshot.fleet.namespaces}
+    quotas = {name: _Quota(name, bound, 0) for name, bound in bounds.items() if bound is not None}
+    decided = {want.service.key for want in wants}
+    for want in wants:
+        if (quota := quotas.get(want.service.key.namespace)) is not None:
+            sizes = {variant.name: variant.accelerators for variant, _ in want.ranked}
+            quota.held += sum(sizes[name] * count for name, count in _kept(want).items())
+    for service in facts.snapshot.services:
+        quota = quotas.get(service.key.namespace)
+        if quota is not None and service.key not in decided:
+            quota.held += sum(sum(pod.accelerators.values()) for pod in facts.pods_of(service.key))
+    return quotas
+
+
+def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota | None) -> Grant:
     counts = _kept(want)
     deficit = want.replicas - _worth(want, counts)
-    without_room, notes = 0, list[str]()
+    without_room, notes, limited = 0, list[str](), ""
     while deficit > 1e-6:
-        choice, has_room = _choice(want, left)
+        choice, has_room = _choice(want, left())
+        if quota is not None and not quota.allows(choice[0]):
+            limited = quota.message
+            notes.append(limited)
+            break
         owed = _worth(want, counts) < want.owed
         if not budget.take(choice[0].price_per_hour, owed=owed):
             notes.append("the fleet's budgetPerHour is used up")
             break
         counts[choice[0].name] = counts.get(choice[0].name, 0) + 1
+        if quota is not None:
+            quota.held += choice[0].accelerators
         deficit -= _relative(want, choice[1])
         if has_room:
-            left.fill(replica(want.service, choice[0]))
+            left().fill(replica(want.service, choice[0]))
         else:
             without_room += 1
-    return Grant(want=want, counts=counts, without_room=without_room, notes=tuple(notes))
+    return Grant(want=want, counts=counts, without_room=without_room, notes=tuple(notes), limited=limited)
 
 
 def _kept(want: Want) -> dict[str, int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tokenservice.api.token_fleet import NamespaceLimit
 from tokenservice.api.token_service import Architecture, EngineName, TokenServiceSpec
 from tokenservice.core.capacity import Workload, targets
 from tokenservice.core.deployment import engine_image
@@ -39,7 +40,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """What the checks may know. `older` are the namespace's services that came first; `nodes` one of each site."""
+    """What the checks may know.
+
+    `older` are the namespace's services that came first; `nodes` one of each site; `limit` is what the fleet's policy
+    lets the namespace take.
+    """
 
     key: ServiceKey
     spec: TokenServiceSpec
@@ -47,6 +52,7 @@ class Input:
     older: tuple[Service, ...]
     nodes: tuple[Node, ...]
     images: EngineImages
+    limit: NamespaceLimit | None = None
 
 
 Check = Callable[[Input], Iterable[Problem]]
@@ -65,6 +71,7 @@ def problems(
         older=older(service, facts.rivals(service.key)),
         nodes=tuple(facts.sites.values()),
         images=facts.snapshot.settings.images,
+        limit=facts.limit_of(service.key.namespace),
     )
     return _unique([problem for check in CHAIN for problem in check(given)] + list(found))
 
@@ -86,6 +93,38 @@ def with_image(spec: TokenServiceSpec, variants: Iterable[Variant], images: Engi
     return tuple(variant for variant in variants if engine_image(spec, variant, images) is not None)
 
 
+def not_allowed(spec: TokenServiceSpec, limit: NamespaceLimit | None) -> tuple[Problem, ...]:
+    """What the spec names and the namespace may not use."""
+    if limit is None:
+        return ()
+    found = list[Problem]()
+    if limit.tiers and spec.tier not in limit.tiers:
+        found.append(_refused("spec.tier", f"tier {spec.tier}", limit, limit.tiers))
+    for index, name in enumerate(spec.placement.accelerators):
+        if limit.accelerators and name not in limit.accelerators:
+            found.append(_refused(f"spec.placement.accelerators[{index}]", name, limit, limit.accelerators))
+    return tuple(found)
+
+
+def no_class(limit: NamespaceLimit) -> Problem:
+    """None of the classes that the namespace may use exists."""
+    return Problem(
+        Reason.NOT_ALLOWED_IN_NAMESPACE,
+        "spec.placement.accelerators",
+        f"namespace {limit.name} may use {listed(limit.accelerators)} only, and there is no such AcceleratorClass:"
+        " have one allowed in spec.namespaces of the TokenFleet",
+    )
+
+
+def _refused(field: str, what: str, limit: NamespaceLimit, allowed: Sequence[str]) -> Problem:
+    return Problem(
+        Reason.NOT_ALLOWED_IN_NAMESPACE,
+        field,
+        f"{what} is not for namespace {limit.name}: use {listed([str(it) for it in allowed])},"
+        " or have it allowed in spec.namespaces of the TokenFleet",
+    )
+
+
 def older(service: Service, services: Iterable[Service]) -> tuple[Service, ...]:
     """Services of the same namespace whose claims go first: created before, or at once and first by name."""
     mine = (service.created_at, service.key.name)
@@ -99,6 +138,11 @@ def older(service: Service, services: Iterable[Service]) -> tuple[Service, ...]:
 
 
 # --- The checks ----------------------------------------------------------------------------------------------------
+
+
+def check_limits(given: Input) -> Iterable[Problem]:
+    """The fleet's policy lets the namespace use the tier and the accelerators."""
+    return not_allowed(given.spec, given.limit)
 
 
 def check_source(given: Input) -> Iterable[Problem]:
@@ -161,6 +205,7 @@ def check_location(given: Input) -> Iterable[Problem]:
 
 
 CHAIN: tuple[Check, ...] = (
+    check_limits,  # whether at all
     check_source,  # what is served
     check_names,  # under which name
     check_arguments,  # how

@@ -8,15 +8,16 @@ total and deterministic: equal snapshots give equal plans, and after a plan was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tokenservice.api.token_service import Rollback
-from tokenservice.core.allocation import Grant, allocate, stock
+from tokenservice.core.allocation import Grant, Ranked, Want, allocate, stock
+from tokenservice.core.capacity import Targets
 from tokenservice.core.choice import chosen
 from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts
-from tokenservice.core.hindsight import Hindsight, begun, lived
+from tokenservice.core.hindsight import Hindsight, Look, all_lived, begun
 from tokenservice.core.manifests import deployment, shared_children
 from tokenservice.core.margin import moved
 from tokenservice.core.memo import Memo
@@ -30,14 +31,16 @@ from tokenservice.core.model import (
     Reason,
     Service,
     ServiceKey,
+    ServiceMetrics,
     Snapshot,
 )
 from tokenservice.core.moves import placements, repacking
-from tokenservice.core.outlook import Outlook, outlook, started_with
+from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollback import failure, with_history
 from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, retired, step
 from tokenservice.core.scaling import utilization_target
+from tokenservice.core.utilization import Interval
 
 _DETECTION_SECONDS = 20.0
 """From a change of demand until it is seen: a window of rates and a round of decisions."""
@@ -50,21 +53,20 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     """
     facts = Facts(snapshot, Memo() if memo is None else memo)
     facts.memo.begin(service.key for service in snapshot.services)
-    outlooks = _chosen(facts, [outlook(facts, service) for service in snapshot.services if not service.deleting])
-    grants = {grant.want.service.key: grant for grant in allocate([o.want for o in outlooks if o.want], facts)}
-    acted_on = [grant for grant in grants.values() if acting(facts, grant.want.service)]
-    actions: list[Action] = list(placements(facts, acted_on, now))
-    for seen in outlooks:
-        grant = grants.get(seen.service.key)
-        if grant is not None and acting(facts, seen.service):
-            actions += _recalled_actions(facts, seen, grant)
-    moves, proposals = repacking(facts, _settled(outlooks, grants, actions), now)
+    seen = _chosen(facts, outlooks(facts))
+    grants = {grant.want.service.key: grant for grant in allocate([one.want for one in seen if one.want], facts)}
+    acted_on = {key: grant for key, grant in grants.items() if acting(facts, grant.want.service)}
+    actions: list[Action] = [*placements(facts, list(acted_on.values()), now), *_actions(facts, seen, acted_on)]
+    moves, proposals = repacking(facts, _settled(seen, grants, actions), now)
     actions += moves
-    plan = told(Decided(facts=facts, outlooks=outlooks, grants=grants, actions=actions), now)
-    full = _full(facts, plan)
-    margins = {seen.service.key: _margin(facts, seen, now, full) for seen in outlooks if seen.targets is not None}
-    hindsights = {seen.service.key: record for seen in outlooks if (record := _hindsight(facts, seen, now)) is not None}
-    return replace(plan, proposals=proposals, margins=margins, hindsights=hindsights)
+    met = attained(facts, seen)
+    plan = told(Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met), now)
+    return replace(
+        plan,
+        proposals=proposals,
+        margins=_margins(facts, seen, met, now, full=_full(facts, plan)),
+        hindsights=_hindsights(facts, seen, now),
+    )
 
 
 def _full(facts: Facts, plan: Plan) -> bool:
@@ -74,31 +76,46 @@ def _full(facts: Facts, plan: Plan) -> bool:
     return bool(now >= facts.snapshot.fleet.target_utilization)
 
 
-def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
-    """The record of the service's demand, one look longer; a new one when replicas take another time to load."""
-    record = facts.snapshot.hindsights.get(seen.service.key)
-    if seen.want is None or seen.targets is None:
-        return record
-    lead = seen.want.variant.cold_start_seconds + _DETECTION_SECONDS
-    if record is None or record.lead_seconds != lead:
-        return begun(lead, now)
-    if isinstance(seen.metrics, Missing) or record.knows(seen.metrics, now):
-        return record
-    margin = facts.margin(seen.service.key).factor
-    assert seen.service.spec is not None
-    filled = utilization_target(seen.service.spec, facts.snapshot.fleet)
-    able = seen.want.capacity.requests_per_second * margin * filled
-    fewest = max(1, seen.service.spec.scaling.min_replicas)
-    rate, tolerated = seen.metrics.requests_per_second, seen.targets.ttft_seconds
-    return lived(record, rate, able, tolerated, fewest, now, told_by=seen.metrics)
+def _hindsights(facts: Facts, outlooks: Iterable[Outlook], now: float) -> dict[ServiceKey, Hindsight]:
+    """The records of demand, one look longer where there is something new to see."""
+    found, looks = dict[ServiceKey, Hindsight](), dict[ServiceKey, Look]()
+    for seen in outlooks:
+        key = seen.service.key
+        record = facts.snapshot.hindsights.get(key)
+        if seen.want is not None and seen.targets is not None:
+            lead = seen.want.variant.cold_start_seconds + _DETECTION_SECONDS
+            if record is None or record.lead_seconds != lead:
+                record = begun(lead, now)  # replicas take another time to load: what was learned holds no more
+            elif not isinstance(seen.metrics, Missing) and not record.knows(seen.metrics, now):
+                looks[key] = _look(facts, seen, seen.want, seen.targets, seen.metrics, record)
+        if record is not None:
+            found[key] = record
+    return found | dict(zip(looks, all_lived(list(looks.values()), now), strict=True))
 
 
-def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:
-    """What this moment teaches about the service's capacity."""
-    assert seen.targets is not None
-    margin = facts.margin(seen.service.key)
-    load = seen.load(margin.factor, facts.ready(seen.service.key))
-    return moved(margin, seen.metrics, seen.targets, now, load=load, enough=full)
+def _look(
+    facts: Facts, seen: Outlook, want: Want, targets: Targets, metrics: ServiceMetrics, record: Hindsight
+) -> Look:
+    spec = seen.service.spec
+    assert spec is not None
+    able = want.capacity.requests_per_second * facts.margin(seen.service.key).factor
+    filled = utilization_target(spec, facts.snapshot.fleet)
+    fewest = max(1, spec.scaling.min_replicas)
+    return Look(record, metrics.requests_per_second, able * filled, targets.ttft_seconds, fewest, metrics)
+
+
+def _margins(
+    facts: Facts, outlooks: Iterable[Outlook], met: Mapping[ServiceKey, Interval | Missing], now: float, *, full: bool
+) -> dict[ServiceKey, Margin]:
+    """What this moment teaches about each service's capacity."""
+    found: dict[ServiceKey, Margin] = {}
+    for seen in outlooks:
+        if seen.targets is not None:
+            key = seen.service.key
+            margin = facts.margin(key)
+            load = seen.load(margin.factor, facts.ready(key))
+            found[key] = moved(margin, seen.metrics, seen.targets, now, load=load, enough=full, seen=met[key])
+    return found
 
 
 def _chosen(facts: Facts, outlooks: list[Outlook]) -> list[Outlook]:
@@ -112,16 +129,26 @@ def _chosen(facts: Facts, outlooks: list[Outlook]) -> list[Outlook]:
     ]
 
 
+def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceKey, Grant]) -> list[Action]:
+    """What is to do for each service.
+
+    Only silence is remembered: what is done may depend on the whole fleet's room, that nothing is to do does not.
+    """
+    stale, scope = facts.snapshot.stale_kinds, facts.scope
+    asked = {seen.service.key: seen for seen in outlooks if seen.service.key in grants}
+    given = {key: (seen, grants[key], facts.belongings(key), stale, scope) for key, seen in asked.items()}
+    done = facts.memo.recall_each(
+        "quiet", given, lambda new: [_recalled_actions(facts, asked[key], grants[key]) for key in new], _nothing
+    )
+    return [action for mine in done.values() for action in mine]
+
+
 def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
-    """Only silence is remembered: what is done may depend on the whole fleet's room, that nothing is to do does not."""
-    key, around = seen.service.key, (facts.belongings(seen.service.key), facts.snapshot.stale_kinds, facts.scope)
-
-    def by_what_is_rendered() -> list[Action]:
-        ways = [variant for variant, _ in seen.ranked]
-        given = (seen.service.spec, seen.service.uid, ways, grant.counts, seen.needed, seen.owed, *around)
-        return facts.memo.recall("actions", key, given, lambda: _service_actions(facts, seen, grant), _nothing)
-
-    return facts.memo.recall("quiet", key, (seen, grant, *around), by_what_is_rendered, _nothing)
+    """New demand alone gives no other manifests: those that were compared with the same objects need no second look."""
+    key, ways = seen.service.key, [variant for variant, _ in seen.ranked]
+    around = (facts.belongings(key), facts.snapshot.stale_kinds, facts.scope)
+    given = (seen.service.spec, seen.service.uid, ways, grant.counts, seen.needed, seen.owed, *around)
+    return facts.memo.recall("actions", key, given, lambda: _service_actions(facts, seen, grant), _nothing)
 
 
 def _nothing(actions: list[Action]) -> bool:
@@ -200,11 +227,11 @@ def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
 
 def _settled(
     outlooks: list[Outlook], grants: dict[ServiceKey, Grant], actions: list[Action]
-) -> dict[ServiceKey, float]:
-    """Services with nothing to do, and the seconds that a start of theirs takes."""
+) -> dict[ServiceKey, Ranked]:
+    """Services with nothing to do, and the ways in which they may run."""
     busy = {action.service for action in actions}
     return {
-        seen.service.key: max(variant.cold_start_seconds for variant, _ in seen.ranked)
+        seen.service.key: seen.ranked
         for seen in outlooks
         if seen.service.key in grants and seen.service.key not in busy
     }

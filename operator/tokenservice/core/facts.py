@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from tokenservice.api.token_fleet import TokenFleetSpec
-from tokenservice.core.margin import UNTRIED
+from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
+from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.capacity import targets
+from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
+from tokenservice.core.margin import UNTRIED, allowed
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot
 from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
 from tokenservice.core.repack import LEAVING
-from tokenservice.core.room import Room, of_class, rooms, tolerates
+from tokenservice.core.room import Room, Tenancy, of_class, residents, room, tenancy, tolerates
 
 
 class Site(NamedTuple):
@@ -23,13 +26,20 @@ class Site(NamedTuple):
     taints: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engines:
-    """Pods of ours; by variant and by service only those that live."""
+    """Pods of ours; by variant and by service only those that live, of which so many serve.
+
+    `gated` are held back by our gate alone, `moving` are marked by a move, `stuck` find no room.
+    """
 
     all: tuple[Pod, ...]
     by_variant: Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]
     by_service: Mapping[ServiceKey, tuple[Pod, ...]]
+    ready: Mapping[ServiceKey, int]
+    gated: tuple[Pod, ...]
+    moving: tuple[Pod, ...]
+    stuck: tuple[Pod, ...]
 
 
 def engines(pods: Iterable[Pod]) -> Engines:
@@ -42,10 +52,15 @@ def engines(pods: Iterable[Pod]) -> Engines:
     by_service: dict[ServiceKey, list[Pod]] = {}
     for (service, _), mine in found.items():
         by_service.setdefault(service, []).extend(mine)
+    staying = [pod for pod in ours if not pod.deleting]
     return Engines(
-        ours,
-        {key: tuple(mine) for key, mine in found.items()},
-        {service: tuple(mine) for service, mine in by_service.items()},
+        all=ours,
+        by_variant={key: tuple(mine) for key, mine in found.items()},
+        by_service={service: tuple(mine) for service, mine in by_service.items()},
+        ready={service: sum([pod.ready for pod in mine]) for service, mine in by_service.items()},
+        gated=tuple([pod for pod in staying if pod.gated and not pod.other_gates]),
+        moving=tuple([pod for pod in staying if pod.deletion_cost <= LEAVING]),
+        stuck=tuple([pod for pod in staying if pod.unschedulable]),
     )
 
 
@@ -70,10 +85,29 @@ class Facts:
         return self.memo.same("seen pods", self.snapshot.pods)
 
     @cached_property
+    def residents(self) -> Mapping[str, tuple[Pod, ...]]:
+        """Pods on every node, or on their way there, by node name."""
+        pods = self._seen_pods
+        return self.memo.recall("residents", None, (pods,), lambda: residents(pods))
+
+    @cached_property
     def rooms(self) -> Mapping[str, Room]:
         """What is left of every node of the fleet, by node name."""
-        nodes, pods = self.fleet_nodes, self._seen_pods
-        return self.memo.recall("rooms", None, (nodes, pods), lambda: rooms(nodes, pods))
+        return self.memo.recall("rooms", None, (self.fleet_nodes, self.residents), self._rooms)
+
+    def _rooms(self) -> Mapping[str, Room]:
+        on = self.residents
+        given = {node.name: (node, on.get(node.name, ())) for node in self.fleet_nodes}
+        return self.memo.recall_each("room", given, lambda new: [room(*given[name]) for name in new])
+
+    @cached_property
+    def tenancies(self) -> Mapping[str, Tenancy]:
+        """What is held of every node that somebody is on, by node name."""
+        return self.memo.recall("tenancies", None, (self.residents,), self._tenancies)
+
+    def _tenancies(self) -> Mapping[str, Tenancy]:
+        given = {name: (mine,) for name, mine in self.residents.items()}
+        return self.memo.recall_each("tenancy", given, lambda new: [tenancy(*given[name]) for name in new])
 
     @cached_property
     def fleet_nodes(self) -> tuple[Node, ...]:
@@ -108,23 +142,39 @@ class Facts:
     def accelerators(self) -> Mapping[str, Accelerator]:
         return {accelerator.name: accelerator for accelerator in self.snapshot.accelerators}
 
+    def limit_of(self, namespace: str) -> NamespaceLimit | None:
+        """What the fleet's policy lets the services of a namespace take; None without a limit."""
+        return self._limits.get(namespace)
+
+    @cached_property
+    def _limits(self) -> Mapping[str, NamespaceLimit]:
+        return {limit.name: limit for limit in self.snapshot.fleet.namespaces}
+
+    def allowed_classes(self, namespace: str) -> tuple[Accelerator, ...]:
+        """The classes that services of a namespace may use."""
+        limit = self.limit_of(namespace)
+        if limit is None or not limit.accelerators:
+            return self.snapshot.accelerators
+        return tuple(one for one in self.snapshot.accelerators if one.name in limit.accelerators)
+
     @cached_property
     def services(self) -> Mapping[ServiceKey, Service]:
         return {service.key: service for service in self.snapshot.services}
 
     @cached_property
-    def _pods(self) -> Engines:
+    def engines(self) -> Engines:
+        """Pods of ours, sorted out."""
         pods = self._seen_pods
         return self.memo.recall("pods", None, (pods,), lambda: engines(pods))
 
     @property
     def engine_pods(self) -> tuple[Pod, ...]:
-        return self._pods.all
+        return self.engines.all
 
     @property
     def pods(self) -> Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]:
         """Living engine pods by (service, variant)."""
-        return self._pods.by_variant
+        return self.engines.by_variant
 
     @cached_property
     def _children(self) -> tuple[Mapping[ServiceKey, tuple[Child, ...]], Mapping[ServiceKey, Mapping[str, Child]]]:
@@ -141,35 +191,58 @@ class Facts:
 
         Were they counted, a count that is held would grow by them, and call for more to stand in, in every pass.
         """
-        deployments = self.deployments.get(service, {})
-        return {variant: max(0, replicas(child) - surge(child)) for variant, child in deployments.items()}
-
-    def belongings(self, service: ServiceKey) -> tuple[object, ...]:
-        """Everything of one service that stands in the cluster: children, living pods, and the nodes of these."""
-        found = self._belongings.get(service)
-        if found is None:
-            pods = self.pods_of(service)
-            nodes = tuple([self.nodes.get(pod.node or "") for pod in pods])
-            given = (self._children[0].get(service, ()), pods, nodes)
-            found = self._belongings[service] = self.memo.recall("belongings", service, given, lambda: given)
-        return found
+        return self._counts.get(service, {})
 
     @cached_property
-    def _belongings(self) -> dict[ServiceKey, tuple[object, ...]]:
-        """Filled as services are asked for."""
-        return {}
+    def _counts(self) -> Mapping[ServiceKey, Mapping[str, int]]:
+        given = (self.deployments,)
+        return self.memo.recall("replicas", None, given, lambda: _asked_for(self.deployments))
+
+    def belongings(self, service: ServiceKey) -> tuple[object, ...]:
+        """Everything of one service that stands in the cluster: children, living pods, and the nodes of these.
+
+        One and the same object for as long as nothing of it changes.
+        """
+        return self._belongings.get(service, ())
+
+    @cached_property
+    def _belongings(self) -> Mapping[ServiceKey, tuple[object, ...]]:
+        services = tuple([service.key for service in self.snapshot.services])
+        given = (services, self._children, self.engines, self.nodes)
+        return self.memo.recall("belongings", None, given, self._belongings_of_all)
+
+    def _belongings_of_all(self) -> Mapping[ServiceKey, tuple[object, ...]]:
+        children, pods, nodes = self._children[0], self.engines.by_service, self.nodes
+        given: dict[ServiceKey, tuple[object, ...]] = {}
+        for service in self.snapshot.services:
+            mine = pods.get(service.key, ())
+            on = tuple([nodes.get(pod.node or "") for pod in mine])
+            given[service.key] = (children.get(service.key, ()), mine, on)
+        return self.memo.recall_each("belongings", given, lambda new: [given[key] for key in new])
 
     def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
         """Living engine pods of a service, whatever their variant."""
-        return self._pods.by_service.get(service, ())
+        return self.engines.by_service.get(service, ())
 
     def margin(self, service: ServiceKey) -> Margin:
         """What was learned of the service's capacity."""
         return self.snapshot.margins.get(service, UNTRIED)
 
+    def holding(self, service: ServiceKey) -> Advice | None:
+        """What hindsight advises; None where the user's own window rules."""
+        return self._holdings.get(service)
+
+    @cached_property
+    def _holdings(self) -> Mapping[ServiceKey, Advice]:
+        if self.snapshot.fleet.consolidation.scale_down_window_seconds is not None:
+            return {}
+        records = self.snapshot.hindsights
+        given = {one.key: (records.get(one.key), one.spec) for one in self.snapshot.services if one.spec is not None}
+        return self.memo.recall_each("holding", given, lambda new: _advice([given[key] for key in new]))
+
     def ready(self, service: ServiceKey) -> int:
         """Pods of the service that serve."""
-        return sum(pod.ready for pod in self.pods_of(service))
+        return self.engines.ready.get(service, 0)
 
     @cached_property
     def _rivals(self) -> Mapping[ServiceKey, tuple[Service, ...]]:
@@ -228,10 +301,40 @@ class Facts:
         """Class of a node; the first by name where labels match several."""
         return self._classes[self.site(node)]
 
+    def nodes_of(self, accelerator: Accelerator) -> tuple[Node, ...]:
+        """Nodes of the fleet that carry every label of the class."""
+        given = (accelerator.spec, self.fleet_nodes)
+        return self.memo.recall(
+            f"nodes of {accelerator.name}",
+            None,
+            given,
+            lambda: tuple([node for node in self.fleet_nodes if of_class(node, accelerator)]),
+        )
+
+    @cached_property
+    def existing(self) -> Mapping[str, int]:
+        """Accelerators that there are, by class."""
+        return self.memo.recall("existing", None, (self.fleet_nodes, self.scope), self._existing)
+
+    def _existing(self) -> Mapping[str, int]:
+        found: dict[str, int] = {}
+        for node in self.fleet_nodes:
+            accelerator = self.class_of(node)
+            if accelerator is not None:
+                found[accelerator.name] = found.get(accelerator.name, 0) + sum(node.allocatable.values())
+        return found
+
     @cached_property
     def _classes(self) -> Mapping[Site, Accelerator | None]:
         classes = self.snapshot.accelerators
         return {site: next((one for one in classes if of_class(node, one)), None) for site, node in self.sites.items()}
+
+
+def _advice(given: Sequence[tuple[Hindsight | None, TokenServiceSpec]]) -> list[Advice]:
+    """Advice for services with these records and specs."""
+    known = [(record, allowed(targets(spec.objectives))) for record, spec in given if record is not None]
+    found = iter(all_advice([record for record, _ in known], [share for _, share in known]))
+    return [UNWATCHED if record is None else next(found) for record, _ in given]
 
 
 def _in_fleet(node: Node, fleet: TokenFleetSpec) -> bool:
@@ -274,10 +377,16 @@ def _rivals_among(services: Sequence[Service]) -> dict[ServiceKey, tuple[Service
     for service in services:
         for name in names[service.key]:
             claims.setdefault((service.key.namespace, name), []).append(service)
-    return {
-        key: tuple({rival.key: rival for name in mine for rival in claims[key.namespace, name]}.values())
-        for key, mine in names.items()
-    }
+    return {key: _rivals_of(key, mine, claims) for key, mine in names.items()}
+
+
+def _rivals_of(
+    key: ServiceKey, names: tuple[str, ...], claims: Mapping[tuple[str, str], list[Service]]
+) -> tuple[Service, ...]:
+    """Each rival once, however many names it has in common."""
+    if len(names) == 1:
+        return tuple(claims[key.namespace, names[0]])
+    return tuple({rival.key: rival for name in names for rival in claims[key.namespace, name]}.values())
 
 
 def _carries(node: Node, labels: Mapping[str, str]) -> bool:
@@ -290,6 +399,13 @@ def model_names(service: Service) -> tuple[str, ...]:
         return ()
     model = service.spec.model
     return (model.served_name or service.key.name, *(adapter.name for adapter in model.adapters))
+
+
+def _asked_for(deployments: Mapping[ServiceKey, Mapping[str, Child]]) -> dict[ServiceKey, Mapping[str, int]]:
+    return {
+        service: {variant: max(0, replicas(child) - surge(child)) for variant, child in mine.items()}
+        for service, mine in deployments.items()
+    }
 
 
 def replicas(deployment: Child) -> int:

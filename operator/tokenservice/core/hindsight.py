@@ -8,12 +8,14 @@ are asked for and a queue in front of them. The rule in force is the one that wo
 least cost. Windows are multiples of the lead, for that is the time that a mistake lasts; so the hysteresis follows from
 the cold start and the traffic, a slope counts only where it has paid, and nobody has to set either.
 
-All rules are run at once, as arrays; a step costs some tens of microseconds.
+All rules of many services are run at once, as arrays whose first axis is the service: a step of a thousand records
+costs what fifty would cost one by one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import exp, inf
 from typing import NamedTuple
 
@@ -43,6 +45,9 @@ _LONGER, _KEPT_LONGER = 2, 0.5
 _LONGER_WINDOWS = np.minimum(np.arange(len(LEADS)) + _LONGER, len(LEADS) - 1)
 _ONE = np.ones(1)
 
+_TOGETHER = 64
+"""Records of one step: enough to spread numpy's overhead, few enough to stay in the processor's cache."""
+
 _SLOPE_SECONDS, _HORIZON_SECONDS, _HIGHEST_GROWTH = 30.0, 60.0, 1.5
 """A slope over so short a time says nothing of more than a minute, or of more than half as much again."""
 
@@ -63,12 +68,25 @@ class Hold:
     factor: float
 
 
+_HOLDS = tuple(
+    Hold(window, growth, factor)
+    for growth in range(len(GROWTHS))
+    for window in range(len(LEADS))
+    for factor in FACTORS.tolist()
+)
+"""In the order of the arrays."""
+
+
 class Advice(NamedTuple):
     """What to hold: the peak that capacity is kept for and demand now, requests per second, and the share of both."""
 
     peak: float
     ahead: float
     share: float
+
+
+UNWATCHED = Advice(inf, 0.0, 1.0)
+"""Until a record is long enough nobody knows how demand comes back: any peak may."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,12 +127,27 @@ def begun(lead_seconds: float, now: float) -> Hindsight:
         recent=(),
         peaks=np.zeros((len(GROWTHS), len(LEADS), _BUCKETS)),
         peaks_since=np.full(len(LEADS), now),
-        targets=np.full((rules, _BUCKETS), np.inf),
+        targets=np.full((rules, _BUCKETS), np.inf, dtype=np.float32),  # whole numbers: exact, in half the memory
         targets_since=np.array([now]),
         queues=np.zeros(rules),
         missed=np.zeros(rules),
         cost=np.zeros(rules),
     )
+
+
+class Look(NamedTuple):
+    """One more look at a service's demand.
+
+    `capacity` is one replica's, requests per second; a queue of more than `tolerated_seconds` of work is a miss;
+    no rule goes below `fewest` replicas.
+    """
+
+    record: Hindsight
+    requests_per_second: float
+    capacity: float
+    tolerated_seconds: float
+    fewest: int
+    told_by: object = None
 
 
 def lived(
@@ -127,63 +160,117 @@ def lived(
     *,
     told_by: object = None,
 ) -> Hindsight:
-    """The record after one more look at demand.
+    """The record after one more look at demand."""
+    look = Look(record, requests_per_second, capacity, tolerated_seconds, fewest, told_by)
+    return all_lived([look], now)[0]
 
-    `capacity` is one replica's, requests per second; a queue of more than `tolerated_seconds` of work is a miss;
-    no rule goes below `fewest` replicas.
-    """
-    seconds = min(now - record.at, _LONGEST_STEP_SECONDS)
-    if seconds <= 0:
-        return record
-    recent = (*(one for one in record.recent if one[0] >= now - _SLOPE_SECONDS), (now, requests_per_second))
-    peaks, peaks_since = _moved(record.peaks, record.peaks_since, record.lead_seconds * LEADS, now, 0.0)
-    np.maximum(peaks[..., 0], _signals(recent, record.lead_seconds)[:, None], out=peaks[..., 0])
-    wanted = np.maximum(np.ceil(_held(peaks).ravel() / capacity - 1e-9), fewest)
-    targets, since = _moved(record.targets, record.targets_since, record.lead_seconds * _ONE, now, np.inf)
-    np.minimum(targets[:, 0], wanted, out=targets[:, 0])
-    able = targets.min(axis=1) * capacity
-    queues = np.maximum(record.queues + (requests_per_second - able) * seconds, 0.0)
-    late = queues > able * tolerated_seconds
-    kept = exp(-seconds / max(_MEMORY_LEADS * record.lead_seconds, _SHORTEST_MEMORY_SECONDS))
-    came = requests_per_second * seconds
-    return replace(
-        record,
-        at=now,
-        recent=recent,
-        peaks=peaks,
-        peaks_since=peaks_since,
-        targets=targets,
-        targets_since=since,
-        queues=queues,
-        missed=record.missed * kept + late * came,
-        cost=record.cost * kept + wanted * seconds,
-        arrived=record.arrived * kept + came,
-        seconds=record.seconds + seconds,
-        told_by=told_by,
+
+def all_lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
+    """The records after one more look at each; a record that is not older than `now` stays as it is."""
+    after = [look.record for look in looks]
+    due = [number for number, record in enumerate(after) if now > record.at]
+    for first in range(0, len(due), _TOGETHER):
+        some = due[first : first + _TOGETHER]
+        for number, record in zip(some, _lived([looks[number] for number in some], now), strict=True):
+            after[number] = record
+    return after
+
+
+def _lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
+    records = [look.record for look in looks]
+    rate, fewest = _column([look.requests_per_second for look in looks]), _column([look.fewest for look in looks])
+    capacity, tolerated = (
+        _column([look.capacity for look in looks]),
+        _column([look.tolerated_seconds for look in looks]),
     )
+    lead = _column([record.lead_seconds for record in records])
+    seconds = [min(now - record.at, _LONGEST_STEP_SECONDS) for record in records]
+    recents = [_recent(look, now) for look in looks]
+    peaks, peaks_since = _moved(records, "peaks", lead * LEADS, now, 0.0)
+    np.maximum(peaks[..., 0], _signals(recents, lead)[..., None], out=peaks[..., 0])
+    wanted = np.maximum(np.ceil(_held(peaks).reshape(len(looks), -1) / capacity - 1e-9), fewest)
+    targets, targets_since = _moved(records, "targets", lead * _ONE, now, np.inf)
+    np.minimum(targets[..., 0], wanted, out=targets[..., 0], casting="same_kind")
+    able, step = targets.min(axis=-1) * capacity, _column(seconds)
+    queues = np.maximum(np.stack([record.queues for record in records]) + (rate - able) * step, 0.0)
+    late = queues > able * tolerated
+    kept = [exp(-took / _memory_seconds(record)) for took, record in zip(seconds, records, strict=True)]
+    came = [look.requests_per_second * took for look, took in zip(looks, seconds, strict=True)]
+    missed = np.stack([record.missed for record in records]) * _column(kept) + late * _column(came)
+    cost = np.stack([record.cost for record in records]) * _column(kept) + wanted * step
+    return [
+        Hindsight(
+            lead_seconds=record.lead_seconds,
+            at=now,
+            recent=recents[row],
+            # Copies, or one record that nobody looks at any more would keep all the others' arrays.
+            peaks=peaks[row].copy(),
+            peaks_since=peaks_since[row].copy(),
+            targets=targets[row].copy(),
+            targets_since=targets_since[row].copy(),
+            queues=queues[row].copy(),
+            missed=missed[row].copy(),
+            cost=cost[row].copy(),
+            arrived=record.arrived * kept[row] + came[row],
+            seconds=record.seconds + seconds[row],
+            told_by=looks[row].told_by,
+        )
+        for row, record in enumerate(records)
+    ]
 
 
-def advice(record: Hindsight | None, allowed: float) -> Advice:
-    """By the rule in force. Until the record is long enough nobody knows how demand comes back: any peak may."""
-    hold = None if record is None else rule(record, allowed)
-    if record is None or hold is None:
-        return Advice(inf, 0.0, 1.0)
+def _column(values: Sequence[float]) -> Floats:
+    """A number of each service, against arrays with more axes."""
+    return np.array(values, dtype=np.float64)[:, None]
+
+
+def _recent(look: Look, now: float) -> tuple[tuple[float, float], ...]:
+    since = now - _SLOPE_SECONDS
+    return (*[one for one in look.record.recent if one[0] >= since], (now, look.requests_per_second))
+
+
+def _memory_seconds(record: Hindsight) -> float:
+    return max(_MEMORY_LEADS * record.lead_seconds, _SHORTEST_MEMORY_SECONDS)
+
+
+def all_advice(records: Sequence[Hindsight], allowed: Sequence[float]) -> list[Advice]:
+    """By the rules in force, where the `allowed` shares may be missed."""
+    holds = rules(records, allowed)
+    return [UNWATCHED if hold is None else _advice(record, hold) for record, hold in zip(records, holds, strict=True)]
+
+
+def _advice(record: Hindsight, hold: Hold) -> Advice:
     return Advice(peak(record, hold), ahead(record, hold), hold.factor)
 
 
 def rule(record: Hindsight, allowed: float) -> Hold | None:
     """The cheapest rule, misses beyond the `allowed` share being dear; None while the record is too short."""
-    if record.seconds < max(_LONG_ENOUGH_LEADS * record.lead_seconds, _LONG_ENOUGH_SECONDS):
-        return None
-    beyond = np.maximum(0.0, record.missed / max(record.arrived, 1e-9) - allowed)
-    chosen = np.argmin(record.cost * (1 + _COST_OF_MISSES * beyond))
-    growth, window, factor = np.unravel_index(int(chosen), (len(GROWTHS), len(LEADS), len(FACTORS)))
-    return Hold(int(window), int(growth), float(FACTORS[factor]))
+    return rules([record], [allowed])[0]
+
+
+def rules(records: Sequence[Hindsight], allowed: Sequence[float]) -> list[Hold | None]:
+    """The rule of each record."""
+    found: list[Hold | None] = [None] * len(records)
+    due = [number for number, record in enumerate(records) if record.seconds >= _long_enough_seconds(record)]
+    if due:
+        known = [records[number] for number in due]
+        arrived = _column([max(record.arrived, 1e-9) for record in known])
+        share = np.stack([record.missed for record in known]) / arrived
+        beyond = np.maximum(0.0, share - _column([allowed[number] for number in due]))
+        dear = np.stack([record.cost for record in known]) * (1 + _COST_OF_MISSES * beyond)
+        for number, chosen in zip(due, np.argmin(dear, axis=1).tolist(), strict=True):
+            found[number] = _HOLDS[chosen]
+    return found
+
+
+def _long_enough_seconds(record: Hindsight) -> float:
+    return max(_LONG_ENOUGH_LEADS * record.lead_seconds, _LONG_ENOUGH_SECONDS)
 
 
 def peak(record: Hindsight, hold: Hold) -> float:
     """Demand that a rule holds capacity for, requests per second."""
-    return float(_held(record.peaks)[hold.growth, hold.window, hold.factor == FACTORS][0])
+    longer = record.peaks[0, _LONGER_WINDOWS[hold.window]].max()
+    return max(float(record.peaks[hold.growth, hold.window].max()) * hold.factor, float(longer) * _KEPT_LONGER)
 
 
 def forecast(now: float, slope_per_second: float, lead_seconds: float) -> float:
@@ -193,37 +280,45 @@ def forecast(now: float, slope_per_second: float, lead_seconds: float) -> float:
 
 def ahead(record: Hindsight, hold: Hold) -> float:
     """Demand now, as the rule takes it, requests per second."""
-    return float(_signals(record.recent, record.lead_seconds)[hold.growth] * hold.factor)
+    slope, horizon = _slope(record.recent), min(record.lead_seconds, _HORIZON_SECONDS)
+    return forecast(record.recent[-1][1], slope, float(GROWTHS[hold.growth]) * horizon) * hold.factor
 
 
 def _held(parts: Floats) -> Floats:
-    """Demand that each rule [growth, window, factor] holds capacity for: its peak, and half of a longer window's.
+    """Demand that each rule [..., growth, window, factor] holds capacity for: its peak, and half of a longer window's.
 
     A lull longer than any seen before says nothing of how it ends, so capacity is let go in two steps.
     """
-    peaks = parts.max(axis=2)
-    longer = _KEPT_LONGER * peaks[0, _LONGER_WINDOWS]
-    return np.asarray(np.maximum(peaks[:, :, None] * FACTORS, longer[:, None]))
+    peaks = parts.max(axis=-1)
+    longer = _KEPT_LONGER * peaks[..., :1, _LONGER_WINDOWS]
+    return np.asarray(np.maximum(peaks[..., None] * FACTORS, longer[..., None]))
 
 
-def _signals(recent: tuple[tuple[float, float], ...], lead_seconds: float) -> Floats:
-    """Demand by growth: the present, or further up its slope."""
+def _signals(recents: Sequence[tuple[tuple[float, float], ...]], lead_seconds: Floats) -> Floats:
+    """Demand [service, growth]: the present, or further up its slope. As `forecast`, for all at once."""
+    rate, slope = _column([recent[-1][1] for recent in recents]), _column([_slope(recent) for recent in recents])
+    along = rate + slope * (GROWTHS * np.minimum(lead_seconds, _HORIZON_SECONDS))
+    return np.asarray(np.minimum(np.maximum(rate, along), rate * _HIGHEST_GROWTH))
+
+
+def _slope(recent: tuple[tuple[float, float], ...]) -> float:
     (began, before), (now, rate) = recent[0], recent[-1]
-    slope, horizon = (rate - before) / (now - began) if now > began else 0.0, min(lead_seconds, _HORIZON_SECONDS)
-    return np.array([forecast(rate, slope, growth * horizon) for growth in GROWTHS.tolist()])
+    return (rate - before) / (now - began) if now > began else 0.0
 
 
-def _moved(parts: Floats, since: Floats, spans: Floats, now: float, empty: float) -> tuple[Floats, Floats]:
-    """Parts (the last axis) moved on by whole widths, newest first, each window by its own clock.
+def _moved(records: Sequence[Hindsight], name: str, spans: Floats, now: float, empty: float) -> tuple[Floats, Floats]:
+    """The records' parts (the last axis) moved on by whole widths, newest first, each window by its own clock.
 
-    The axis before the last is that of the windows where there are several.
+    The axis before the last is that of the windows where there are several. All arrays are new.
     """
+    parts = np.stack([getattr(record, name) for record in records])
+    since = np.stack([getattr(record, f"{name}_since") for record in records])
     widths = spans / _BUCKETS
-    steps = np.floor((now - since) / widths + 1e-9).astype(int)
-    moved = parts.copy()
-    for number in np.flatnonzero(steps):
-        rows = moved if len(steps) == 1 else moved[:, number]
-        shift = min(int(steps[number]), _BUCKETS)
-        rows[..., shift:] = rows[..., : _BUCKETS - shift].copy()
-        rows[..., :shift] = empty
-    return moved, since + steps * widths
+    steps = np.floor((now - since) / widths + 1e-9)
+    shifts = np.minimum(steps, _BUCKETS).astype(int)
+    windows = parts if shifts.shape[1] > 1 else parts[:, :, None]
+    for shift in np.unique(shifts[shifts > 0]).tolist():
+        row, window = np.nonzero(shifts == shift)
+        windows[row, :, window, shift:] = windows[row, :, window, : _BUCKETS - shift]
+        windows[row, :, window, :shift] = empty
+    return parts, since + steps * widths

@@ -8,7 +8,7 @@ bound, and none of its requests counts as within a finite target.
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import isfinite, isnan
 
 from tokenservice.core.model import Missing, Reason
@@ -53,9 +53,10 @@ def _share(low: float, high: float, target: float) -> float:
 
 def _steps(buckets: Buckets) -> list[tuple[float, float]] | Missing:
     """Buckets from zero on, made monotone: scrapes that race with requests leave counts that dip."""
-    if any(isnan(bound) or isnan(count) for bound, count in buckets):
-        return Missing(Reason.METRICS_MISSING, "the latency histogram holds NaN")
-    counts = list(accumulate((count for _, count in buckets), max, initial=0.0))
-    if counts[-1] <= 0.0:
-        return Missing(Reason.METRICS_MISSING, "no requests were observed in the window")
-    return list(zip([0.0, *(bound for bound, _ in buckets)], counts, strict=True))
+    steps, highest = [(0.0, 0.0)], 0.0
+    for bound, count in buckets:
+        if isnan(bound) or isnan(count):
+            return Missing(Reason.METRICS_MISSING, "the latency histogram holds NaN")
+        highest = count if count > highest else highest
+        steps.append((bound, highest))
+    return steps if highest > 0.0 else Missing(Reason.METRICS_MISSING, "no requests were observed in the window")

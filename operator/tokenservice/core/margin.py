@@ -12,8 +12,6 @@ it is certain, a success where it is certain; what lies between moves nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenservice.core.capacity import Targets
 from tokenservice.core.histogram import attainment
 from tokenservice.core.model import Margin, Missing, ServiceMetrics
@@ -60,25 +58,27 @@ def moved(
     *,
     load: float,
     enough: bool = False,
+    seen: Interval | Missing | None = None,
 ) -> Margin:
-    """The margin after one more look.
+    """The margin after one more look. `seen` is what `within` says, for callers who know it already.
 
     `load` is demand as a share of what the present replicas are held to take; a pool that is not tried proves
     nothing. `enough` says that the fleet is as full as it should be. In both cases the factor does not rise.
     """
     if isinstance(metrics, Missing) or margin.at is None or now <= margin.at or load > _OVERRUN:
         blind = now + _BLIND_SECONDS if load > _OVERRUN else margin.blind_until
-        return replace(margin, at=now, blind_until=blind)
+        return Margin(margin.factor, margin.usual, now, blind)
     seconds = min(now - margin.at, _LONGEST_STEP_SECONDS)
     usual = _usual(margin, metrics.requests_per_second, seconds)
-    seen = _within(metrics, targets)
+    if seen is None:
+        seen = within(metrics, targets)
     if isinstance(seen, Missing) or usual <= 0:
-        return replace(margin, at=now, usual=usual)
+        return Margin(margin.factor, usual, now, margin.blind_until)
     weight = min(metrics.requests_per_second / usual, 3.0)
     step = _PER_SECOND * seconds * weight * _surprise(seen, allowed(targets))
     if (step > 0 and (enough or load < _TRIED)) or now < margin.blind_until:
         step = 0.0
-    return replace(margin, factor=min(max(margin.factor + step, LOWEST), HIGHEST), usual=usual, at=now)
+    return Margin(min(max(margin.factor + step, LOWEST), HIGHEST), usual, now, margin.blind_until)
 
 
 def _usual(margin: Margin, rate: float, seconds: float) -> float:
@@ -88,7 +88,8 @@ def _usual(margin: Margin, rate: float, seconds: float) -> float:
     return margin.usual + weight * (rate - margin.usual)
 
 
-def _within(metrics: ServiceMetrics, targets: Targets) -> Interval | Missing:
+def within(metrics: ServiceMetrics, targets: Targets) -> Interval | Missing:
+    """Share of the requests within both objectives."""
     return joint_attainment(
         attainment(metrics.ttft_buckets, targets.ttft_seconds), attainment(metrics.tpot_buckets, targets.tpot_seconds)
     )

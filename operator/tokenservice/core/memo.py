@@ -8,10 +8,11 @@ memo changes how long a decision takes and never what it says: tests hold plans 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 _Kept = dict[str, tuple[tuple[Any, ...], Any]]
 
@@ -25,6 +26,7 @@ class Memo:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, _Kept] = {None: {}}
+        self._each: dict[str, dict[Any, tuple[tuple[Any, ...], Any]]] = {}
 
     def begin(self, owners: Iterable[Hashable]) -> None:
         """A new decision begins, in which only these own results, beside the fleet as a whole (None)."""
@@ -52,9 +54,38 @@ class Memo:
             mine[part] = (given, value)
         return value
 
+    def recall_each(
+        self,
+        part: str,
+        given: Mapping[K, tuple[Any, ...]],
+        make: Callable[[Sequence[K]], Iterable[T]],
+        worth_keeping: Callable[[T], bool] = _always,
+    ) -> dict[K, T]:
+        """As `recall` for every key at once: `make` is asked only for keys that were given something else.
+
+        Both the answer and what `make` is asked for are in the order of `given`. What is not asked for is forgotten.
+        """
+        before = self._each.get(part, {})
+        kept: dict[K, tuple[tuple[Any, ...], Any]] = {}
+        found: dict[K, Any] = {}
+        new: list[K] = []
+        for key, mine in given.items():
+            last = before.get(key)
+            if last is not None and last[0] == mine:
+                kept[key], found[key] = last, last[1]
+            else:
+                new.append(key)
+                found[key] = None
+        for key, value in zip(new, make(new) if new else (), strict=True):
+            found[key] = value
+            if worth_keeping(value):
+                kept[key] = (given[key], value)
+        self._each[part] = kept
+        return found
+
     def same(self, part: str, value: T) -> T:
         """The equal value of the last decision, so that later comparisons find the same object."""
         return self.recall(part, None, (value,), lambda: value)
 
     def __len__(self) -> int:
-        return sum(len(kept) for kept in self._kept.values())
+        return sum(len(kept) for kept in (*self._kept.values(), *self._each.values()))

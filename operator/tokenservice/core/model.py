@@ -326,6 +326,7 @@ class Reason(StrEnum):
     UNKNOWN = "Unknown"
     AVAILABLE = "Available"
     INSUFFICIENT = "InsufficientCapacity"
+    NAMESPACE_LIMIT = "NamespaceLimit"
     METRICS_FRESH = "MetricsFresh"
     METRICS_MISSING = "MetricsMissing"
     NOT_CHECKED = "NotChecked"
@@ -345,6 +346,7 @@ class Reason(StrEnum):
     ARGUMENT_NOT_ALLOWED = "ArgumentNotAllowed"
     IMAGE_NOT_ALLOWED = "ImageNotAllowed"
     NO_ENGINE_IMAGE = "NoEngineImage"
+    NOT_ALLOWED_IN_NAMESPACE = "NotAllowedInNamespace"
 
 
 @dataclass(frozen=True, slots=True)

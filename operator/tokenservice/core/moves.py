@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tokenservice.api.token_service import Mode, Tier
-from tokenservice.core.allocation import Grant, replica
+from tokenservice.core.allocation import Grant, Ranked, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out
 from tokenservice.core.model import Action, ObjectKey, Place, Pod, Proposal, Reason, ServiceKey
 from tokenservice.core.packing import place
-from tokenservice.core.repack import LEAVING, Rules, due, proposals
+from tokenservice.core.repack import LEAVING, Rules, by_node, due, proposals
 from tokenservice.core.rollout import mark
 from tokenservice.core.room import Room
 
@@ -26,7 +26,7 @@ def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place
     Tiers come one after the other, and each keeps the room of replicas that it was granted and that are yet to appear:
     the pods of two Deployments that were made at once come in any order. A pod for which that leaves no room waits.
     """
-    gated = [pod for pod in facts.engine_pods if pod.gated and not pod.other_gates and not pod.deleting]
+    gated = facts.engines.gated
     if not gated:
         return ()
     emptied = frozenset(pod.node for pod in facts.engine_pods if pod.node is not None and facts.leaving(pod))
@@ -103,11 +103,11 @@ def _placed(pod: Pod, node: str | None, now: float) -> Place:
 
 
 def repacking(
-    facts: Facts, settled: Mapping[ServiceKey, float], now: float
+    facts: Facts, settled: Mapping[ServiceKey, Ranked], now: float
 ) -> tuple[tuple[Action, ...], tuple[Proposal, ...]]:
     """Marks pods that should leave a node, and what is proposed for the next look.
 
-    `settled` holds the services that are as they should be, and how long a replica of each takes to start, in seconds.
+    `settled` holds the services that are as they should be, and the ways in which they may run.
     """
     policy = facts.snapshot.fleet.consolidation
     rules = Rules(
@@ -116,12 +116,15 @@ def repacking(
         second_look_seconds=SECOND_LOOK_SECONDS,
         max_moves=policy.max_concurrent_moves,
     )
-    under_way = [pod for pod in facts.engine_pods if pod.deletion_cost <= LEAVING and not pod.deleting]
+    under_way = facts.engines.moving
     cancelled = _cancellations(facts, under_way)
     if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
         return cancelled, ()
+    staying = facts.memo.recall(
+        "staying", None, (facts.engine_pods,), lambda: by_node(pod for pod in facts.engine_pods if not pod.deleting)
+    )
     found = proposals(
-        [pod for pod in facts.engine_pods if not pod.deleting],
+        staying,
         facts.rooms,
         facts.admits,
         lambda pod: _movable(facts, pod, settled),
@@ -143,7 +146,7 @@ def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
 
 def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[Action, ...]:
     """A move whose successor finds no room is given up: the pod stays where it is."""
-    stuck = {(pod.service, pod.variant) for pod in facts.engine_pods if pod.unschedulable and not pod.deleting}
+    stuck = {(pod.service, pod.variant) for pod in facts.engines.stuck}
     return tuple(
         mark(pod, 0, Reason.MOVE_CANCELLED, "its successor found no room")
         for pod in under_way
@@ -151,7 +154,7 @@ def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[Action, ...]
     )
 
 
-def _movable(facts: Facts, pod: Pod, settled: Mapping[ServiceKey, float]) -> bool:
+def _movable(facts: Facts, pod: Pod, settled: Mapping[ServiceKey, Ranked]) -> bool:
     """Only a serving pod of a settled service that may be acted on."""
     service = facts.services.get(pod.service) if pod.service is not None else None
     if service is None or service.spec is None or pod.service not in settled:
@@ -169,12 +172,18 @@ def _movable(facts: Facts, pod: Pod, settled: Mapping[ServiceKey, float]) -> boo
     )
 
 
-def _pays_back(room: Room, residents: Iterable[Pod], settled: Mapping[ServiceKey, float], payback_hours: float) -> bool:
+def _pays_back(
+    room: Room, residents: Iterable[Pod], settled: Mapping[ServiceKey, Ranked], payback_hours: float
+) -> bool:
     """Whether the accelerator-hours freed within the payback time exceed those that warming up again takes."""
     freed = sum(room.node.allocatable.values()) * payback_hours
     warm_up = sum(
-        settled.get(pod.service, 0.0) / 3600 * sum(pod.accelerators.values())
+        _longest_start_seconds(settled.get(pod.service, ())) / 3600 * sum(pod.accelerators.values())
         for pod in residents
         if pod.service is not None
     )
     return freed > warm_up
+
+
+def _longest_start_seconds(ways: Ranked) -> float:
+    return max((variant.cold_start_seconds for variant, _ in ways), default=0.0)

@@ -11,6 +11,15 @@ SERVICE_PORT = 80
 SCRAPE_SECONDS = 5
 
 
+_ANYWHERE: list[Json] = [
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128", "fe80::/10"]}},
+    {"namespaceSelector": {}},
+]
+"""But the link-local addresses where clouds answer with the node's own credentials. Some CNIs count pods of the cluster
+to no block of addresses, so they are named."""
+
+
 def endpoint(service: ServiceKey, cluster_domain: str) -> str:
     """The URL of the OpenAI-compatible API."""
     return f"http://{service.name}.{service.namespace}.svc.{cluster_domain}/v1"
@@ -62,12 +71,12 @@ def monitor_spec(service: ServiceKey) -> Json:
 
 
 def _egress(spec: TokenServiceSpec) -> list[Json]:
-    """Names are resolved by whatever DNS the cluster has, so the port is all that can be said."""
+    """Names are resolved by whatever DNS the cluster has, so of the source the port is all that can be said."""
     ports = egress_ports(spec)
     if not ports:
         return []
     dns = [{"port": 53, "protocol": "UDP"}, _tcp(53)]
-    return [{"ports": dns}, {"ports": [_tcp(port) for port in ports]}]
+    return [{"ports": dns}, {"to": _ANYWHERE, "ports": [_tcp(port) for port in ports]}]
 
 
 def _tcp(port: int) -> Json:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.allocation import Ranked, Want
 from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for, targets
-from tokenservice.core.checks import problems, with_image
+from tokenservice.core.checks import no_class, not_allowed, problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
-from tokenservice.core.hindsight import Advice, advice
-from tokenservice.core.margin import allowed, usable
+from tokenservice.core.margin import usable, within
 from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceKey, ServiceMetrics, Variant
 from tokenservice.core.scaling import Scaling, desired
+from tokenservice.core.utilization import Interval
 from tokenservice.core.variants import candidates, ranked
 
 NOT_READ = Missing("NotRead", "metrics were not read yet")
@@ -65,16 +65,25 @@ class Outlook:
         return min(self.scaling.replicas, known)
 
 
+def outlooks(facts: Facts) -> list[Outlook]:
+    """The outlook of every service that is to stay."""
+    services = {service.key: service for service in facts.snapshot.services if not service.deleting}
+    given = {key: _given(facts, service) for key, service in services.items()}
+    found = facts.memo.recall_each("outlook", given, lambda new: [outlook(facts, services[key]) for key in new])
+    return list(found.values())
+
+
+def _given(facts: Facts, service: Service) -> tuple[object, ...]:
+    """All that an outlook may look at."""
+    key, snapshot = service.key, facts.snapshot
+    metrics = snapshot.metrics.get(key, NOT_READ)
+    learned = (usable(facts.margin(key)), _usual(facts, key, metrics), facts.holding(key))
+    return (service, metrics, *learned, facts.belongings(key), facts.rivals(key), facts.scope)
+
+
 def outlook(facts: Facts, service: Service) -> Outlook:
     """Judges one service on the facts; what else it may look at has to be given to the memo as well."""
     metrics = facts.snapshot.metrics.get(service.key, NOT_READ)
-    margin = usable(facts.margin(service.key))
-    own = (service, metrics, margin, _usual(facts, service.key, metrics), _holding(facts, service))
-    given = (*own, facts.belongings(service.key), facts.rivals(service.key), facts.scope)
-    return facts.memo.recall("outlook", service.key, given, lambda: _judged(facts, service, metrics))
-
-
-def _judged(facts: Facts, service: Service, metrics: ServiceMetrics | Missing) -> Outlook:
     spec = service.spec
     work = workload_of(metrics, remembered(service.status))
     if spec is None:
@@ -82,7 +91,14 @@ def _judged(facts: Facts, service: Service, metrics: ServiceMetrics | Missing) -
     rivals, used = facts.rivals(service.key), tuple(facts.counts(service.key))
     given = (spec, work, rivals, used, facts.scope)
     ways = facts.memo.recall("ways", service.key, given, lambda: _ways(facts, service, spec, work))
-    seen = replace(ways, service=service, metrics=metrics)
+    seen = Outlook(
+        service=service,
+        problems=ways.problems,
+        targets=ways.targets,
+        workload=ways.workload,
+        ranked=ways.ranked,
+        metrics=metrics,
+    )
     return _scaled(facts, seen) if seen.ranked and not seen.problems else seen
 
 
@@ -114,17 +130,34 @@ def _candidates(
     facts: Facts, service: Service, spec: TokenServiceSpec
 ) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
     """Who names no accelerator gets one that there is; one that nodes must be bought for only if no other will do."""
-    snapshot = facts.snapshot
+    snapshot, classes = facts.snapshot, facts.allowed_classes(service.key.namespace)
+    limit = facts.limit_of(service.key.namespace)
+    if not_allowed(spec, limit):
+        return (), ()  # the checks say it
+    if limit is not None and not classes:
+        return (), (no_class(limit),)
     if not spec.placement.accelerators:
-        there = tuple(a for a in snapshot.accelerators if facts.present(a) or _used(facts, service, a))
+        there = tuple(a for a in classes if facts.present(a) or _used(facts, service, a))
         found, wrong = candidates(spec, there, snapshot.profiles, snapshot.architectures)
         if found:
             return found, wrong
-    return candidates(spec, snapshot.accelerators, snapshot.profiles, snapshot.architectures)
+    return candidates(spec, classes, snapshot.profiles, snapshot.architectures)
 
 
 def _used(facts: Facts, service: Service, accelerator: Accelerator) -> bool:
     return any(name.startswith(f"{accelerator.name}-") for name in facts.counts(service.key))
+
+
+def attained(facts: Facts, outlooks: Iterable[Outlook]) -> dict[ServiceKey, Interval | Missing]:
+    """Share of each service's requests within both objectives, in the last window of metrics."""
+    given = {seen.service.key: (seen.metrics, seen.targets) for seen in outlooks}
+    return facts.memo.recall_each("attained", given, lambda new: [_within(*given[key]) for key in new])
+
+
+def _within(metrics: ServiceMetrics | Missing, goals: Targets | None) -> Interval | Missing:
+    if isinstance(metrics, Missing) or goals is None:
+        return metrics if isinstance(metrics, Missing) else NOT_READ
+    return within(metrics, goals)
 
 
 def started_with(facts: Facts, seen: Outlook, primary: int) -> Outlook:
@@ -147,13 +180,22 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
         current=current,
         options=() if any(current.values()) else _options(facts, seen, asked),
     )
-    return replace(seen, demand=asked, scaling=scaling, want=want)
+    return Outlook(
+        service=seen.service,
+        targets=seen.targets,
+        workload=seen.workload,
+        ranked=seen.ranked,
+        metrics=seen.metrics,
+        demand=asked,
+        scaling=scaling,
+        want=want,
+    )
 
 
 def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
     lead, usual = seen.ranked[index][0].cold_start_seconds, _usual(facts, seen.service.key, seen.metrics)
     asked = demand(seen.metrics, seen.workload, lead_seconds=lead, usual=usual)
-    held = _holding(facts, seen.service)
+    held = facts.holding(seen.service.key)
     if held is None or isinstance(asked, Missing):
         return asked
     return replace(asked, peak_requests_per_second=held.peak, forecast_requests_per_second=held.ahead, held=held.share)
@@ -189,16 +231,6 @@ def _usual(facts: Facts, key: ServiceKey, metrics: ServiceMetrics | Missing) -> 
     if isinstance(metrics, Missing) or not metrics.owed_requests_per_second:
         return 0.0
     return round(facts.margin(key).usual, 1)
-
-
-def _holding(facts: Facts, service: Service) -> Advice | None:
-    """What hindsight advises; None where the user's own window rules."""
-    record, spec = facts.snapshot.hindsights.get(service.key), service.spec
-    set_by_user = facts.snapshot.fleet.consolidation.scale_down_window_seconds is not None
-    if spec is None or set_by_user:
-        return None
-    given = (record, spec)
-    return facts.memo.recall("holding", service.key, given, lambda: advice(record, allowed(targets(spec.objectives))))
 
 
 def _primary(order: Ranked, current: Mapping[str, int], start: int) -> int:

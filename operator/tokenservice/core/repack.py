@@ -32,7 +32,7 @@ class Rules:
 
 
 def proposals(
-    pods: Iterable[Pod],
+    on_node: Mapping[str, tuple[Pod, ...]],
     rooms: Mapping[str, Room],
     admits: Admits,
     movable: Callable[[Pod], bool],
@@ -42,8 +42,7 @@ def proposals(
     now: float,
     site: Site = own_site,
 ) -> tuple[Proposal, ...]:
-    """The node to empty next, if any: the least used first."""
-    on_node = _by_node(pods)
+    """The node to empty next, if any: the least used first. `on_node` are our pods that stay, by node name."""
     in_use = Yard((room for room in rooms.values() if room.used > 0 and usable(room.node)), admits, site)
     for room in sorted(rooms.values(), key=lambda room: (room.used, room.node.name)):
         residents = on_node.get(room.node.name, ())
@@ -58,7 +57,8 @@ def due(proposal: Proposal, rules: Rules, now: float) -> bool:
     return now - proposal.since >= rules.second_look_seconds
 
 
-def _by_node(pods: Iterable[Pod]) -> dict[str, tuple[Pod, ...]]:
+def by_node(pods: Iterable[Pod]) -> dict[str, tuple[Pod, ...]]:
+    """Pods of ours by the node that they are bound to."""
     found: dict[str, list[Pod]] = {}
     for pod in pods:
         if pod.node is not None and pod.service is not None:

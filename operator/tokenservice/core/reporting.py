@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.token_service import Mode
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
 from tokenservice.core.facts import Facts, rolling_out
-from tokenservice.core.histogram import attainment, quantile
+from tokenservice.core.histogram import quantile
 from tokenservice.core.model import (
     Action,
     Apply,
@@ -34,7 +36,7 @@ from tokenservice.core.model import (
 from tokenservice.core.outlook import Outlook
 from tokenservice.core.rollback import failure, rolled_back
 from tokenservice.core.rollout import exchanged_in_place
-from tokenservice.core.room import Room
+from tokenservice.core.room import NOBODY
 from tokenservice.core.status import (
     DecisionReport,
     Figure,
@@ -46,7 +48,7 @@ from tokenservice.core.status import (
     fleet_status,
     service_status,
 )
-from tokenservice.core.status_changes import changed, events
+from tokenservice.core.status_changes import changed, events, rests, urgent, urgent_of
 from tokenservice.core.utilization import (
     Counts,
     Interval,
@@ -54,7 +56,6 @@ from tokenservice.core.utilization import (
     Waterfall,
     dollars_per_million_tokens,
     fleet_utilization,
-    joint_attainment,
     joules_per_token,
     service_utilization,
     waterfall,
@@ -75,24 +76,23 @@ class Decided:
     outlooks: Sequence[Outlook]
     grants: Mapping[ServiceKey, Grant]
     actions: Sequence[Action]
+    attained: Mapping[ServiceKey, Interval | Missing]
 
 
 def told(decided: Decided, now: float) -> Plan:
     """The plan: the decision's actions, with statuses, events and figures. Proposals are the caller's to add."""
-    written, said, figures = list[StatusWrite](), list[Event](), dict[str, dict[Labels, float]]()
     by_service: dict[ServiceKey | None, list[Action]] = {}
     for action in decided.actions:
         by_service.setdefault(action.service, []).append(action)
-    for seen in decided.outlooks:
-        mine = by_service.get(seen.service.key, [])
-        one = _recalled(decided, seen, mine, now)
-        said += one.events
-        written += one.written
-        for name, labels, value in one.figures:
-            figures.setdefault(name, {})[labels] = value
-    written += _fleet(decided, figures, now)
-    written += _classes(decided.facts, now)
-    return Plan(actions=tuple(decided.actions), statuses=tuple(written), events=tuple(said), metrics=figures)
+    tales = _tales(decided, by_service, now)
+    figures = dict(decided.facts.memo.recall("figures", None, tuple(tales), lambda: _figures(tales)))
+    written = [*(status for one in tales for status in one.written), *_fleet(decided, figures, now)]
+    return Plan(
+        actions=tuple(decided.actions),
+        statuses=(*written, *_classes(decided.facts, now)),
+        events=tuple([event for one in tales for event in one.events]),
+        metrics=figures,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,23 +105,56 @@ class _Told:
     settled: bool
 
 
-def _recalled(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> _Told:
-    facts, key = decided.facts, seen.service.key
-    given = (seen, decided.grants.get(key), tuple(mine), facts.belongings(key), facts.scope)
-    return facts.memo.recall("told", key, given, lambda: _told_of(decided, seen, mine, now), lambda one: one.settled)
-
-
-def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> _Told:
-    service = seen.service
-    report = _service_report(decided, seen, mine, now)
-    status = service_status(report, now)
-    same = changed(service.status, status, None, now) is None
-    return _Told(
-        written=() if same else _write(decided.facts, _key(service), service.uid, service.status, status, now),
-        events=events(service, status, mine),
-        figures=tuple(_service_figures(service.key, report)),
-        settled=same and report.loading is None,
+def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]], now: float) -> list[_Told]:
+    facts, grants = decided.facts, decided.grants
+    seen = {one.service.key: one for one in decided.outlooks}
+    mine = {key: tuple(by_service.get(key, ())) for key in seen}
+    wait = {key: _rests(facts, one.service, now) for key, one in seen.items()}
+    given = {
+        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope)
+        for key, one in seen.items()
+    }
+    found = facts.memo.recall_each(
+        "told",
+        given,
+        lambda new: [_told_of(decided, seen[key], mine[key], now, rests=wait[key]) for key in new],
+        lambda one: one.settled,
     )
+    return list(found.values())
+
+
+def _rests(facts: Facts, service: Service, now: float) -> bool:
+    return rests(facts.snapshot.status_written_at.get(_key(service)), now, service.uid)
+
+
+def _figures(tales: Iterable[_Told]) -> dict[str, dict[Labels, float]]:
+    """By name and labels. Not to be written to: the next decision may give the same again."""
+    figures: dict[str, dict[Labels, float]] = {}
+    for one in tales:
+        for name, labels, value in one.figures:
+            figures.setdefault(name, {})[labels] = value
+    return figures
+
+
+def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float, *, rests: bool) -> _Told:
+    """While figures wait, a status that could not be written is not even rendered."""
+    service, report = seen.service, _service_report(decided, seen, mine, now)
+    figures, settled = tuple(_service_figures(service.key, report)), report.loading is None
+    if rests and urgent_of(report) == _shown(decided.facts, service):
+        return _Told(written=(), events=events(service, service.status, mine), figures=figures, settled=settled)
+    status = service_status(_in_full(decided, seen, report), now)
+    wanted = changed(service.status, status, None, now)
+    return _Told(
+        written=() if wanted is None else (StatusWrite(key=_key(service), uid=service.uid, status=wanted),),
+        events=events(service, status, mine),
+        figures=figures,
+        settled=settled and wanted is None,
+    )
+
+
+def _shown(facts: Facts, service: Service) -> Json:
+    """What is urgent in the status that stands there."""
+    return facts.memo.recall("shown", service.key, (service.status,), lambda: urgent(service.status))
 
 
 def _key(service: Service) -> ObjectKey:
@@ -137,38 +170,47 @@ def _write(facts: Facts, key: ObjectKey, uid: str, previous: Json, status: Json,
 
 
 def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float) -> ServiceReport:
+    """What decides whether a status is written at once, and what is exported; `_in_full` adds the rest."""
     facts, service = decided.facts, seen.service
     grant = decided.grants.get(service.key)
-    pods = facts.pods_of(service.key)
-    busy = _utilization(facts, seen)
+    crew = _crew_of(facts, service.key)
     metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
     return ServiceReport(
         service=service,
         floor=seen.floor,
-        desired=sum(grant.counts.values()) if grant is not None else len(pods),
-        existing=len(pods),
-        ready=sum(pod.ready for pod in pods),
+        desired=sum(grant.counts.values()) if grant is not None else crew.existing,
+        existing=crew.existing,
+        ready=crew.ready,
         cluster_domain=facts.snapshot.settings.cluster_domain,
         problems=seen.problems,
         acting=acting(facts, service),
         changing=_changing(facts, service, mine),
         exchange=_exchange(facts, seen),
         failure=_failure(facts, seen, grant) if acting(facts, service) else None,
-        variants=_variants(facts, seen, grant),
-        loading=_loading(pods, seen, now),
-        without_room=sum(pod.unschedulable for pod in pods),
-        room_message=_room_message(seen, pods),
+        variants=_variants(seen, grant, crew),
+        loading=_loading(crew, seen, now),
+        without_room=crew.stuck,
+        room_message=_room_message(seen, crew.stuck),
+        limited=grant.limited if grant is not None else "",
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
         requests_per_second=metrics.requests_per_second if metrics else _missing(seen),
-        utilization=busy,
+        utilization=_utilization(seen, crew),
         ttft_seconds=_latency(seen, "ttft"),
         tpot_seconds=_latency(seen, "tpot"),
-        cost_per_million_tokens=_cost(facts, seen, pods),
-        joules_per_token=_energy(facts, seen, pods, busy),
+        cost_per_million_tokens=_cost(seen, crew),
         workload=seen.workload,
+        decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
+    )
+
+
+def _in_full(decided: Decided, seen: Outlook, report: ServiceReport) -> ServiceReport:
+    """The report with what is only of interest when a status is written."""
+    return replace(
+        report,
+        joules_per_token=_energy(decided.facts, seen, report.utilization),
         forecast=_forecast(seen),
-        decision=_decision(seen, grant, mine),
+        decision=_decision(seen, decided.grants.get(seen.service.key)),
     )
 
 
@@ -225,32 +267,62 @@ def _touches_engines(action: Action) -> bool:
     return isinstance(action, SetServing | Place)
 
 
-def _variants(facts: Facts, seen: Outlook, grant: Grant | None) -> tuple[VariantReport, ...]:
+def _variants(seen: Outlook, grant: Grant | None, crew: _Crew) -> tuple[VariantReport, ...]:
     counts = grant.counts if grant is not None else {}
     return tuple(
         VariantReport(
             variant=variant,
             replicas=counts[variant.name],
-            ready=sum(pod.ready for pod in facts.pods.get((seen.service.key, variant.name), ())),
+            ready=crew.ready_by_variant.get(variant.name, 0),
         )
         for variant, _ in seen.ranked
         if variant.name in counts
     )
 
 
-def _loading(pods: Sequence[Pod], seen: Outlook, now: float) -> LoadingReport | None:
-    starting = [pod for pod in pods if pod.starting and pod.node is not None]
-    if not starting or seen.want is None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Crew:
+    """A service's living pods, counted; dollars are of those on nodes."""
+
+    existing: int
+    ready: int
+    ready_by_variant: Mapping[str, int]
+    stuck: int
+    starting: int
+    oldest_start: float
+    dollars_per_hour: float
+
+
+def _crew_of(facts: Facts, service: ServiceKey) -> _Crew:
+    pods = facts.pods_of(service)
+    return facts.memo.recall("crew", service, (pods, facts.scope), lambda: _counted_crew(facts, pods))
+
+
+def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
+    starting = [pod.created_at for pod in pods if pod.starting and pod.node is not None]
+    ready = [pod.variant for pod in pods if pod.ready]
+    return _Crew(
+        existing=len(pods),
+        ready=len(ready),
+        ready_by_variant=Counter(ready),
+        stuck=sum(pod.unschedulable for pod in pods),
+        starting=len(starting),
+        oldest_start=min(starting, default=0.0),
+        dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None),
+    )
+
+
+def _loading(crew: _Crew, seen: Outlook, now: float) -> LoadingReport | None:
+    if not crew.starting or seen.want is None:
         return None
     return LoadingReport(
-        replicas=len(starting),
-        oldest_seconds=round(now - min(pod.created_at for pod in starting), 0),
+        replicas=crew.starting,
+        oldest_seconds=round(now - crew.oldest_start, 0),
         expected_seconds=seen.want.variant.cold_start_seconds,
     )
 
 
-def _room_message(seen: Outlook, pods: Sequence[Pod]) -> str:
-    waiting = sum(pod.unschedulable for pod in pods)
+def _room_message(seen: Outlook, waiting: int) -> str:
     size = seen.want.variant.accelerators if seen.want is not None else 0
     name = seen.want.variant.accelerator.name if seen.want is not None else "the allowed classes"
     return f"{waiting} replicas of {size} accelerators each find no room on nodes of {name}"
@@ -260,20 +332,17 @@ def _missing(seen: Outlook) -> Missing:
     return seen.metrics if isinstance(seen.metrics, Missing) else Missing(Reason.UNKNOWN, "not measured")
 
 
-def _utilization(facts: Facts, seen: Outlook) -> Figure:
+def _utilization(seen: Outlook, crew: _Crew) -> Figure:
+    """Against what the ready replicas' own profiles promise, as the fleet's: what is learned moves decisions alone."""
     if seen.want is None or isinstance(seen.metrics, Missing):
         return _missing(seen)
-    reference = seen.want.capacity.requests_per_second
-    serving = sum(
-        capacity.requests_per_second / reference
-        for variant, capacity in seen.ranked
-        for pod in facts.pods.get((seen.service.key, variant.name), ())
-        if pod.ready
+    ready = crew.ready_by_variant
+    able = sum(
+        capacity.requests_per_second * ready[variant.name]
+        for variant, capacity in _pinned(seen)
+        if variant.name in ready
     )
-    if serving <= 0:
-        return Missing(Reason.UNKNOWN, "no replica serves")
-    share = service_utilization(seen.metrics.requests_per_second, 1, seen.want.capacity)
-    return share if isinstance(share, Missing) else share / serving
+    return service_utilization(seen.metrics.requests_per_second, able)
 
 
 def _latency(seen: Outlook, which: str) -> Figure:
@@ -284,11 +353,10 @@ def _latency(seen: Outlook, which: str) -> Figure:
     return quantile(seen.metrics.tpot_buckets, seen.targets.tpot_fraction)
 
 
-def _cost(facts: Facts, seen: Outlook, pods: Sequence[Pod]) -> Figure:
+def _cost(seen: Outlook, crew: _Crew) -> Figure:
     if isinstance(seen.metrics, Missing):
         return seen.metrics
-    dollars = sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None)
-    return dollars_per_million_tokens(dollars, seen.metrics.output_tokens_per_second)
+    return dollars_per_million_tokens(crew.dollars_per_hour, seen.metrics.output_tokens_per_second)
 
 
 def _price_per_hour(facts: Facts, pod: Pod) -> float:
@@ -296,10 +364,10 @@ def _price_per_hour(facts: Facts, pod: Pod) -> float:
     return sum(pod.accelerators.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
 
 
-def _energy(facts: Facts, seen: Outlook, pods: Sequence[Pod], busy: Figure) -> Figure:
+def _energy(facts: Facts, seen: Outlook, busy: Figure) -> Figure:
     if isinstance(seen.metrics, Missing) or isinstance(busy, Missing):
         return _missing(seen)
-    return joules_per_token(_watts(facts, pods, busy), seen.metrics.output_tokens_per_second)
+    return joules_per_token(_watts(facts, facts.pods_of(seen.service.key), busy), seen.metrics.output_tokens_per_second)
 
 
 def _watts(facts: Facts, pods: Sequence[Pod], busy: float) -> float:
@@ -325,7 +393,7 @@ def _doubt(variant: Variant) -> str:
     return " (estimate, not measured)" if variant.provenance is Provenance.ROOFLINE else ""
 
 
-def _decision(seen: Outlook, grant: Grant | None, mine: Sequence[Action]) -> DecisionReport | None:
+def _decision(seen: Outlook, grant: Grant | None) -> DecisionReport | None:
     if seen.scaling is None:
         return None
     others = tuple(
@@ -362,19 +430,12 @@ def _service_figures(service: ServiceKey, report: ServiceReport) -> Iterator[tup
 
 def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float) -> tuple[StatusWrite, ...]:
     facts, found = decided.facts, decided.facts.snapshot.fleet_object
-    counts = facts.memo.recall("counts", None, (facts.engine_pods, facts.rooms), lambda: fleet_counts(facts))
-    recalled = (
-        facts.memo.recall("served", seen.service.key, (seen,), lambda seen=seen: _served(seen))  # type: ignore[misc]
-        for seen in decided.outlooks
-    )
-    served = [one for one in recalled if one is not None]
+    counts = fleet_counts(facts)
+    served = _all_served(decided)
     parts = waterfall(served, counts)
-    price = facts.memo.recall(
-        "price",
-        None,
-        (facts.fleet_nodes, facts.scope),
-        lambda: sum(_node_price(facts, room) for room in facts.rooms.values()),
-    )
+    existing = [(facts.accelerators[name].spec, count) for name, count in facts.existing.items()]
+    price: float = sum(count * spec.price_per_hour for spec, count in existing)
+    output = _output(decided.outlooks)
     _add_fleet_figures(figures, counts, parts, price)
     if found is None:
         return ()
@@ -392,8 +453,8 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
         utilization_1h=facts.snapshot.fleet_means.hour,
         utilization_24h=facts.snapshot.fleet_means.day,
         waterfall=parts,
-        cost_per_million_tokens=dollars_per_million_tokens(price, _output(decided.outlooks)),
-        joules_per_token=joules_per_token(_fleet_watts(facts, parts), _output(decided.outlooks)),
+        cost_per_million_tokens=dollars_per_million_tokens(price, output),
+        joules_per_token=joules_per_token(_fleet_watts(existing, parts), output),
     )
     key = ObjectKey("TokenFleet", "", str(metadata.get("name", "default")))
     status = fleet_status(report, now)
@@ -404,15 +465,8 @@ def _classes(facts: Facts, now: float) -> tuple[StatusWrite, ...]:
     """What exists of each class that has nodes, or had some."""
     written: tuple[StatusWrite, ...] = ()
     for accelerator in facts.snapshot.accelerators:
-        status = facts.memo.recall(
-            f"class {accelerator.name}",
-            None,
-            (accelerator.spec, facts.fleet_nodes, facts.engine_pods, facts.snapshot.pods),
-            lambda accelerator=accelerator: accelerator_status(  # type: ignore[misc]
-                accelerator, facts.fleet_nodes, facts.snapshot.pods
-            ),
-        )
         if facts.present(accelerator) or accelerator.status:
+            status = accelerator_status(accelerator, facts.nodes_of(accelerator), facts.tenancies)
             key = ObjectKey("AcceleratorClass", "", accelerator.name)
             written += _write(facts, key, accelerator.uid, accelerator.status, status, now)
     return written
@@ -420,21 +474,19 @@ def _classes(facts: Facts, now: float) -> tuple[StatusWrite, ...]:
 
 def fleet_counts(facts: Facts) -> Counts:
     """Every accelerator of the fleet, counted once; what foreign pods hold is not the fleet's."""
-    ready = starting = draining = 0
-    for pod in facts.engine_pods:
-        held = sum(pod.accelerators.values()) if pod.node in facts.rooms else 0
-        if pod.deleting or pod.serving is False:
-            draining += held
-        elif pod.ready:
-            ready += held
-        else:
-            starting += held
-    free_on_used = free_on_empty = 0
-    for room in facts.rooms.values():
+    return facts.memo.recall("counts", None, (facts.tenancies, facts.rooms), lambda: _counted(facts))
+
+
+def _counted(facts: Facts) -> Counts:
+    ready = starting = draining = free_on_used = free_on_empty = 0
+    for name, room in facts.rooms.items():
+        held = facts.tenancies.get(name, NOBODY)
+        ready, starting, draining = ready + held.ready, starting + held.starting, draining + held.draining
         free = sum(room.free.values())
-        free_on_used, free_on_empty = (
-            (free_on_used + free, free_on_empty) if room.used else (free_on_used, free_on_empty + free)
-        )
+        if room.used:
+            free_on_used += free
+        else:
+            free_on_empty += free
     return Counts(
         ready=ready,
         starting=starting,
@@ -444,7 +496,16 @@ def fleet_counts(facts: Facts) -> Counts:
     )
 
 
-def _served(seen: Outlook) -> Served | None:
+def _all_served(decided: Decided) -> list[Served]:
+    seen = {one.service.key: one for one in decided.outlooks}
+    given = {key: (one.metrics, one.ranked, one.targets, one.workload) for key, one in seen.items()}
+    found = decided.facts.memo.recall_each(
+        "served", given, lambda new: [_served(seen[key], decided.attained[key]) for key in new]
+    )
+    return [one for one in found.values() if one is not None]
+
+
+def _served(seen: Outlook, met: Interval | Missing) -> Served | None:
     """A service's goodput in units of its reference variant: the cheapest for its tokens."""
     if isinstance(seen.metrics, Missing) or not seen.ranked or seen.targets is None:
         return None
@@ -452,10 +513,6 @@ def _served(seen: Outlook) -> Served | None:
     work = work_per_request(variant, capacity)
     if isinstance(work, Missing):
         return None
-    met = joint_attainment(
-        attainment(seen.metrics.ttft_buckets, seen.targets.ttft_seconds),
-        attainment(seen.metrics.tpot_buckets, seen.targets.tpot_seconds),
-    )
     return Served(
         requests_per_second=seen.metrics.requests_per_second,
         work_per_request=work,
@@ -493,21 +550,10 @@ def _output(outlooks: Sequence[Outlook]) -> float:
     return sum(s.metrics.output_tokens_per_second for s in outlooks if isinstance(s.metrics, ServiceMetrics))
 
 
-def _node_price(facts: Facts, room: Room) -> float:
-    accelerator = facts.class_of(room.node)
-    return sum(room.node.allocatable.values()) * accelerator.spec.price_per_hour if accelerator is not None else 0.0
-
-
-def _fleet_watts(facts: Facts, parts: Waterfall | Missing) -> float:
+def _fleet_watts(existing: Iterable[tuple[AcceleratorClassSpec, int]], parts: Waterfall | Missing) -> float:
     """Every accelerator that exists draws its idle power at least; the work done draws the rest."""
     busy = 0.0 if isinstance(parts, Missing) else parts.utilization + parts.slo_misses
-    drawn = 0.0
-    for room in facts.rooms.values():
-        accelerator = facts.class_of(room.node)
-        if accelerator is not None:
-            spec = accelerator.spec
-            drawn += watts(sum(room.node.allocatable.values()), busy, spec.idle_watts, spec.busy_watts)
-    return drawn
+    return sum(watts(count, busy, spec.idle_watts, spec.busy_watts) for spec, count in existing)
 
 
 def _add_fleet_figures(

@@ -46,21 +46,43 @@ class Room:
         )
 
 
-def rooms(nodes: Iterable[Node], pods: Iterable[Pod]) -> dict[str, Room]:
-    """What is left of every node, by node name."""
-    held: dict[str, list[Pod]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenancy:
+    """What pods that are bound to a node hold of its accelerators: by resource, whoever they are; and ours by what
+    they do, finished ones included."""
+
+    held: Mapping[str, int]
+    ready: int = 0
+    starting: int = 0
+    draining: int = 0
+
+
+NOBODY = Tenancy(held={})
+
+
+def residents(pods: Iterable[Pod]) -> dict[str, tuple[Pod, ...]]:
+    """Pods that are bound to a node, or nominated for it and free to go there, by its name."""
+    found: dict[str, list[Pod]] = {}
     for pod in pods:
         name = pod.node or (None if pod.gated else pod.nominated_node)
-        if name is not None and pod.phase not in _FINISHED:
-            held.setdefault(name, []).append(pod)
-    return {node.name: _left(node, held.get(node.name, ())) for node in nodes}
+        if name is not None:
+            found.setdefault(name, []).append(pod)
+    return {name: tuple(mine) for name, mine in found.items()}
 
 
-def _left(node: Node, pods: Iterable[Pod]) -> Room:
-    """The node less all of its pods, in one go: a room for each step would be most of the work."""
+def rooms(nodes: Iterable[Node], pods: Iterable[Pod]) -> dict[str, Room]:
+    """What is left of every node, by node name."""
+    on = residents(pods)
+    return {node.name: room(node, on.get(node.name, ())) for node in nodes}
+
+
+def room(node: Node, on: Iterable[Pod]) -> Room:
+    """The node less all of its residents, in one go: a room for each step would be most of the work."""
     free, cpu_cores, memory_bytes = dict(node.allocatable), node.cpu_cores, node.memory_bytes
     used = foreign = 0
-    for pod in pods:
+    for pod in on:
+        if pod.phase in _FINISHED:
+            continue
         taken = 0
         for name, count in pod.accelerators.items():
             taken += count
@@ -71,6 +93,27 @@ def _left(node: Node, pods: Iterable[Pod]) -> Room:
         used += taken
         foreign += taken if pod.service is None else 0
     return Room(node=node, free=free, cpu_cores=cpu_cores, memory_bytes=memory_bytes, used=used, foreign=foreign)
+
+
+def tenancy(on: Iterable[Pod]) -> Tenancy:
+    """What the residents of a node that are bound to it hold."""
+    held, ready, starting, draining = dict[str, int](), 0, 0, 0
+    for pod in on:
+        if pod.node is None:
+            continue
+        if pod.phase not in _FINISHED:
+            for name, count in pod.accelerators.items():
+                held[name] = held.get(name, 0) + count
+        if pod.service is None:
+            continue
+        taken = sum(pod.accelerators.values())
+        if pod.deleting or pod.serving is False:
+            draining += taken
+        elif pod.ready:
+            ready += taken
+        else:
+            starting += taken
+    return Tenancy(held=held, ready=ready, starting=starting, draining=draining)
 
 
 def usable(node: Node) -> bool:

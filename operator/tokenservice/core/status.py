@@ -20,7 +20,6 @@ from tokenservice.core.model import (
     Json,
     Missing,
     Node,
-    Pod,
     Problem,
     Reason,
     Service,
@@ -28,11 +27,10 @@ from tokenservice.core.model import (
 )
 from tokenservice.core.names import SERVICE_LABEL
 from tokenservice.core.network import endpoint
-from tokenservice.core.room import of_class
+from tokenservice.core.room import NOBODY, Tenancy
 from tokenservice.core.utilization import Waterfall
 
 NOT_MEASURED = Missing("NotMeasured", "nothing was measured yet")
-_FINISHED = ("Succeeded", "Failed")
 _SIGNIFICANT_DIGITS = 3
 _LARGEST_SHOWN = 1e6
 
@@ -73,9 +71,10 @@ class ServiceReport:
 
     `floor` replicas must serve before the service is Ready. `acting` is False where the operator only looks: mode
     Observe or Recommend, paused, or a namespace that it must not touch. `changing` says that Deployments are to be
-    applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `metrics`
-    is None when they are fresh. `exchange` says how replicas are exchanged while `changing`. `failure` is of engines
-    that do not come up: everything else goes on. Latencies are at the percentiles of the objectives.
+    applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `limited`
+    says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
+    `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up: everything
+    else goes on. Latencies are at the percentiles of the objectives.
     """
 
     service: Service
@@ -93,6 +92,7 @@ class ServiceReport:
     loading: LoadingReport | None = None
     without_room: int = 0
     room_message: str = "no node that the service may use has room"
+    limited: str = ""
     metrics: Missing | None = None
     tokens_per_second: Figure = NOT_MEASURED
     requests_per_second: Figure = NOT_MEASURED
@@ -134,8 +134,21 @@ def service_status(report: ServiceReport, now: float) -> Json:
     """The status of a TokenService."""
     service = report.service
     status = {
+        **at_once(report),
+        "conditions": rendered(verdicts(report), service.status, service.generation, now),
+        "forecast": shortened(report.forecast, 256) if report.forecast else None,
+        "workload": workload_status(report.workload),
+        "loading": _loading(report.loading),
+        "decision": _decision(report.decision),
+    }
+    return _present(status | _measured(report))
+
+
+def at_once(report: ServiceReport) -> Json:
+    """The fields that are written at once when they differ; None for what is to be absent."""
+    service = report.service
+    return {
         "observedGeneration": service.generation,
-        "conditions": rendered(_verdicts(report), service.status, service.generation, now),
         "endpoint": endpoint(service.key, report.cluster_domain) if report.existing else None,
         "replicas": report.existing,
         "readyReplicas": report.ready,
@@ -144,12 +157,7 @@ def service_status(report: ServiceReport, now: float) -> Json:
         "variantSummary": shortened(", ".join(v.variant.name for v in report.variants), 256) or None,
         "selector": f"{SERVICE_LABEL}={service.key.name}",
         "variants": [_variant(variant) for variant in report.variants] or None,
-        "forecast": shortened(report.forecast, 256) if report.forecast else None,
-        "workload": workload_status(report.workload),
-        "loading": _loading(report.loading),
-        "decision": _decision(report.decision),
     }
-    return _present(status | _measured(report))
 
 
 def _measured(report: ServiceReport) -> Json:
@@ -163,7 +171,8 @@ def _measured(report: ServiceReport) -> Json:
     }
 
 
-def _verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
+def verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
+    """What each condition says."""
     return {
         ConditionType.READY: _ready(report),
         ConditionType.RECONCILING: _reconciling(report),
@@ -202,7 +211,7 @@ def _ready(report: ServiceReport) -> Verdict:
         return Verdict(TRUE, Reason.SERVING, serving)
     if not report.acting:
         return Verdict(FALSE, _idle_reason(report), f"{serving}, and the operator only looks on")
-    if report.desired == 0:
+    if report.desired == 0 and not report.limited:
         return Verdict(FALSE, Reason.NOT_SERVING, "no replicas are asked for")
     return Verdict(FALSE, *_on_the_way(report, serving))
 
@@ -213,6 +222,8 @@ def _on_the_way(report: ServiceReport, serving: str) -> tuple[Reason, str]:
         return Reason.STARTING, f"{serving}, {report.loading.replicas} start"
     if report.without_room:
         return Reason.INSUFFICIENT, f"{serving}: {report.room_message}"
+    if report.limited:
+        return Reason.NAMESPACE_LIMIT, f"{serving}: {report.limited}"
     if report.existing == 0:
         return Reason.PENDING, f"{serving}: they are being created"
     return Reason.NOT_SERVING, serving
@@ -266,6 +277,8 @@ def _capacity_available(report: ServiceReport) -> Verdict:
         return Verdict(
             FALSE, Reason.INSUFFICIENT, shortened(f"{report.without_room} replicas wait: {report.room_message}")
         )
+    if report.limited:
+        return Verdict(FALSE, Reason.NAMESPACE_LIMIT, shortened(f"not every replica is asked for: {report.limited}"))
     return Verdict(TRUE, Reason.AVAILABLE, "every replica that is wanted has room")
 
 
@@ -443,15 +456,13 @@ def _waterfall(parts: Waterfall | Missing) -> Json | None:
     )
 
 
-def accelerator_status(accelerator: Accelerator, nodes: Sequence[Node], pods: Sequence[Pod]) -> Json:
-    """The status of an AcceleratorClass: what exists of it, and what any pod holds."""
-    mine = {node.name: node for node in nodes if of_class(node, accelerator)}
+def accelerator_status(accelerator: Accelerator, nodes: Sequence[Node], tenancies: Mapping[str, Tenancy]) -> Json:
+    """The status of an AcceleratorClass: what exists of it on its nodes, and what any pod holds there."""
     name = accelerator.spec.resource_name
-    held = [pod.accelerators.get(name, 0) for pod in pods if pod.node in mine and pod.phase not in _FINISHED]
     return {
-        "nodes": len(mine),
-        "accelerators": sum(node.allocatable.get(name, 0) for node in mine.values()),
-        "allocated": sum(held),
+        "nodes": len(nodes),
+        "accelerators": sum([node.allocatable.get(name, 0) for node in nodes]),
+        "allocated": sum([tenancies.get(node.name, NOBODY).held.get(name, 0) for node in nodes]),
     }
 
 

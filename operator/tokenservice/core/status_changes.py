@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 from tokenservice.api.conditions import ConditionType
 from tokenservice.core.conditions import FALSE, TRUE, by_type
 from tokenservice.core.model import Action, Apply, Event, Json, ObjectKey, Reason, Service
+from tokenservice.core.status import ServiceReport, at_once, verdicts
 
 WRITE_SECONDS = 60.0
 NOTABLE_CHANGE = 0.05
@@ -50,11 +52,19 @@ _TOLD = frozenset(
 """Reasons of actions that users are told of; where each pod was placed is in the pod itself."""
 
 
+def rests(last_written_at: float | None, now: float, uid: str = "") -> bool:
+    """Whether figures wait: for 60 s after the last write, and for up to half as long again, each object for its own
+    time, so that statuses that were written together are not written together for ever."""
+    if last_written_at is None:
+        return False
+    return now - last_written_at < WRITE_SECONDS * (1 + crc32(uid.encode()) % 1000 / 2000 if uid else 1.0)
+
+
 def changed(previous: Json, desired: Json, last_written_at: float | None, now: float) -> Json | None:
     """The status to write, or None when what stands there is good enough."""
-    if _urgent(previous) != _urgent(desired):
+    if urgent(previous) != urgent(desired):
         return desired
-    if last_written_at is not None and now - last_written_at < WRITE_SECONDS:
+    if rests(last_written_at, now):
         return None
     same = [previous.get(name) for name in _EXACT] == [desired.get(name) for name in _EXACT]
     return None if same and _similar(previous, desired) else desired
@@ -76,14 +86,24 @@ def events(service: Service, status: Json, actions: Sequence[Action]) -> tuple[E
 _Told = tuple[str, Reason, str]
 
 
-def _urgent(status: Json) -> Json:
-    """What is written at once when it differs."""
+def urgent(status: Json) -> Json:
+    """What is written at once when it differs: counts, and of conditions all but their words."""
     conditions = {
         kind: (condition.get("status"), condition.get("reason"), condition.get("observedGeneration"))
         for kind, condition in by_type(status).items()
     }
     decided = (status.get("decision") or {}).get("reason")
     return {name: status.get(name) for name in _AT_ONCE} | {"conditions": conditions, "decision": decided}
+
+
+def urgent_of(report: ServiceReport) -> Json:
+    """What is `urgent` in the status of a report, without the status."""
+    generation = report.service.generation
+    conditions = {
+        kind.value: (verdict.status, verdict.reason.value, generation) for kind, verdict in verdicts(report).items()
+    }
+    decided = report.decision.reason.value if report.decision is not None else None
+    return {**at_once(report), "conditions": conditions, "decision": decided}
 
 
 def _similar(before: Any, after: Any) -> bool:

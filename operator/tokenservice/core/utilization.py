@@ -87,10 +87,11 @@ def work_per_request(variant: Variant, capacity: Capacity) -> float | Missing:
     return variant.accelerators / capacity.requests_per_second
 
 
-def service_utilization(requests_per_second: float, ready_replicas: int, capacity: Capacity) -> float | Missing:
+def service_utilization(requests_per_second: float, able_per_second: float) -> float | Missing:
     """Demand as a share of what the ready replicas take within the objectives; above 1 when they are too few."""
-    able = ready_replicas * capacity.requests_per_second
-    return requests_per_second / able if able > 0 else Missing(Reason.UNKNOWN, "no replica serves")
+    if able_per_second <= 0:
+        return Missing(Reason.UNKNOWN, "no replica serves")
+    return requests_per_second / able_per_second
 
 
 def fleet_utilization(served: Iterable[Served], counts: Counts) -> Interval | Missing:
@@ -113,8 +114,9 @@ def waterfall(served: Iterable[Served], counts: Counts) -> Waterfall | Missing:
     every = tuple(served)
     if counts.existing <= 0:
         return Missing(Reason.UNKNOWN, "the fleet has no accelerators")
-    good = min(sum(one.work * one.attainment.low for one in every), counts.ready + counts.draining)
-    missed = min(sum(one.work * (1 - one.attainment.low) for one in every), counts.ready + counts.draining - good)
+    work = [(one.work, one.attainment.low) for one in every]
+    good = min(sum([each * met for each, met in work]), counts.ready + counts.draining)
+    missed = min(sum([each * (1 - met) for each, met in work]), counts.ready + counts.draining - good)
     serving = good + missed
     headroom = max(0.0, counts.ready - serving)
     draining = counts.draining - max(0.0, serving - counts.ready)

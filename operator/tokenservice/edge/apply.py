@@ -18,16 +18,27 @@ from graphlib import TopologicalSorter
 from typing import Protocol
 
 from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Place, SetDeletionCost, SetServing
-from tokenservice.core.names import DELETION_COST_ANNOTATION, FIELD_MANAGER, PLACEMENT_GATE, SERVING_CONDITION
+from tokenservice.core.names import (
+    DELETION_COST_ANNOTATION,
+    FIELD_MANAGER,
+    MANAGED_BY_LABEL,
+    PLACEMENT_GATE,
+    SERVING_CONDITION,
+)
 from tokenservice.edge.kube import Patch, key_of
 from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound, Retryable
 
 PARALLEL_WRITES = 8
 
+_NEVER = "1"
+"""A revision that no object ever has: an apply that carries it creates, and conflicts with whatever is there."""
+
 
 class Writer(Protocol):
     """What carrying out needs of the API server."""
+
+    async def get(self, key: ObjectKey) -> Json: ...
 
     async def apply(
         self, manifest: Json, *, manager: str = FIELD_MANAGER, force: bool = True, subresource: str = ""
@@ -116,10 +127,12 @@ class Applier:
         self._versions = versions
         self._wall_clock = wall_clock
         self._slots = asyncio.Semaphore(parallel)
+        self._owners: dict[ObjectKey, asyncio.Future[Json]] = {}
 
     async def apply(self, actions: Sequence[Action]) -> Report:
         """Runs all actions in the order they ask for. Raises ValueError for a plan that has none."""
         run = _Run(actions)
+        self._owners = {}
         pending: set[asyncio.Task[Outcome]] = set()
         try:
             while run.active:
@@ -170,14 +183,43 @@ class Applier:
 
     async def _apply(self, action: Apply) -> tuple[ObjectKey, str]:
         """Over a live object the uid goes with the revision: a revision alone would create what was deleted."""
-        manifest = action.manifest
-        if action.resource_version is not None:
-            seen = self._versions.version(key_of(manifest))
-            if seen is None:
-                raise NotFound("deleted since it was seen")
-            expected = {"uid": seen.uid, "resourceVersion": action.resource_version}
-            manifest = {**manifest, "metadata": {**manifest["metadata"], **expected}}
-        return _written(await self._writer.apply(manifest))
+        if action.resource_version is None:
+            return _written(await self._create(action.manifest))
+        seen = self._versions.version(key_of(action.manifest))
+        if seen is None:
+            raise NotFound("deleted since it was seen")
+        return _written(await self._over(action.manifest, seen.uid, action.resource_version))
+
+    async def _create(self, manifest: Json) -> Json:
+        """Only what is not there: a leader that was frozen on the way must not write over its successor's work.
+
+        What is there without our label is not seen by our watches, and would be in the way for ever: it is taken over.
+        """
+        await self._check_owner(manifest)
+        try:
+            return await self._writer.apply(_expecting(manifest, resourceVersion=_NEVER))
+        except Conflict:
+            live = await self._writer.get(key_of(manifest))
+            seen = (live["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == FIELD_MANAGER
+            if seen or not self._fence.held():
+                raise
+            return await self._over(manifest, live["metadata"]["uid"], live["metadata"]["resourceVersion"])
+
+    async def _check_owner(self, manifest: Json) -> None:
+        """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew.
+
+        The owner is asked for once a plan, however many children it lacks.
+        """
+        for owner in manifest["metadata"].get("ownerReferences") or ():
+            key = ObjectKey(owner["kind"], manifest["metadata"]["namespace"], owner["name"])
+            if key not in self._owners:
+                self._owners[key] = asyncio.ensure_future(self._writer.get(key))
+            live = (await self._owners[key])["metadata"]
+            if live["uid"] != owner["uid"] or live.get("deletionTimestamp"):
+                raise NotFound(f"{owner['kind']} {owner['name']} is gone")
+
+    async def _over(self, manifest: Json, uid: str, revision: str) -> Json:
+        return await self._writer.apply(_expecting(manifest, uid=uid, resourceVersion=revision))
 
     async def _mark(self, action: SetDeletionCost) -> tuple[ObjectKey, str]:
         annotations = {DELETION_COST_ANNOTATION: str(action.cost)}
@@ -241,6 +283,10 @@ class _Run:
     def _succeeded(self, id_: str) -> bool:
         outcome = self.outcomes.get(id_)
         return outcome is not None and outcome.result is Result.DONE
+
+
+def _expecting(manifest: Json, **metadata: str) -> Json:
+    return {**manifest, "metadata": {**manifest["metadata"], **metadata}}
 
 
 def _written(obj: Json) -> tuple[ObjectKey, str]:

@@ -287,6 +287,8 @@ def error_of(status: int, body: Json, *, retry_after: str | None = None) -> ApiE
     reason, details = str(body.get("reason") or ""), body.get("details") or {}
     if status == 422 and _is_another(details):
         return Conflict(message, status=status, reason=reason, details=details)
+    if status == 403 and _is_going(details):
+        return NotFound(message, status=status, reason=reason, details=details)
     if known := _ERRORS.get(status):
         return known(message, status=status, reason=reason, details=details)
     after = retry_after or details.get("retryAfterSeconds") or 1
@@ -296,6 +298,11 @@ def error_of(status: int, body: Json, *, retry_after: str | None = None) -> ApiE
 def _is_another(details: Mapping[str, Any]) -> bool:
     """A patch that names the uid of an object made anew since is told that uids are immutable."""
     return any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ())
+
+
+def _is_going(details: Mapping[str, Any]) -> bool:
+    """Nothing can be made in a namespace that is being deleted: no right is missing, and nobody needs to be told."""
+    return any(cause.get("reason") == "NamespaceTerminating" for cause in details.get("causes") or ())
 
 
 def _seconds(text: object) -> float:

@@ -212,8 +212,14 @@ def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Mi
         )
     if "requests_per_second" not in own:
         return Missing("TooFewSamples", f"{model} in {namespace} was scraped once; a rate needs two samples")
+    if (resets := own.get("counter_resets", 0.0)) >= _RESETS:
+        fix = "check that its engines do not restart, and that each of them is scraped at an address of its own"
+        return Missing("CounterResets", f"counters of {model} in {namespace} began anew {resets:.0f} times: {fix}")
     return _checked(own, found, row)
 
+
+_RESETS = 2
+"""Within the window of rates: a restart is seen once and counted rightly, what begins anew all the time is not."""
 
 _REQUIRED = (
     "requests_per_second",
@@ -227,7 +233,10 @@ _REQUIRED = (
 
 
 def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetrics | Missing:
-    """Every figure that decisions rest on is a number that can be one."""
+    """Every figure that decisions rest on is a number that can be one.
+
+    A peak that is not known is infinite: it may have been anything, so nothing is removed, and nothing is added for it.
+    """
     for name in _REQUIRED:
         value = own.get(name)
         if value is None or not math.isfinite(value) or value < 0:
@@ -236,7 +245,7 @@ def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetric
     arrivals = own["requests_per_second"]
     return ServiceMetrics(
         requests_per_second=arrivals,
-        peak_requests_per_second=max(arrivals, _finite(own.get("peak_requests_per_second"), 0.0)),
+        peak_requests_per_second=max(arrivals, _finite(own.get("peak_requests_per_second"), math.inf)),
         output_tokens_per_second=own["output_tokens_per_second"],
         input_tokens_per_second=own["input_tokens_per_second"],
         mean_input_tokens=_length(own.get("mean_input_tokens"), "prompts"),
@@ -310,7 +319,12 @@ def _series(result: Any) -> list[Series]:
 
 
 def _by_row(result: Iterable[Series]) -> dict[Row, float]:
-    return {_row(labels): value for labels, value in result}
+    """One figure a service; NaN where two servers that answer as one disagree, since nobody knows which is right."""
+    found: dict[Row, float] = {}
+    for labels, value in result:
+        row = _row(labels)
+        found[row] = value if found.get(row, value) == value else math.nan
+    return found
 
 
 def _row(labels: Mapping[str, str]) -> Row:
@@ -321,12 +335,22 @@ def _histograms(result: Iterable[Series]) -> dict[Row, Buckets]:
     """Cumulative buckets by service, over both dialects."""
     by_dialect: dict[tuple[Row, str], dict[float, float]] = {}
     for labels, value in result:
-        bounds = by_dialect.setdefault((_row(labels), labels.get("dialect", "")), {})
-        bounds[float(labels["le"])] = value if math.isfinite(value) else 0.0
+        bound = _bound(labels)
+        if bound is not None:
+            bounds = by_dialect.setdefault((_row(labels), labels.get("dialect", "")), {})
+            bounds[bound] = value if math.isfinite(value) else 0.0
     rows: dict[Row, Buckets] = {}
     for (row, _), bounds in sorted(by_dialect.items()):
         rows[row] = _merged(rows.get(row, ()), _rising(bounds))
     return rows
+
+
+def _bound(labels: Mapping[str, str]) -> float | None:
+    """The upper bound of a bucket; a series without one is none."""
+    try:
+        return float(labels["le"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _rising(bounds: Mapping[float, float]) -> Buckets:

@@ -64,6 +64,7 @@ def figures(windows: Windows) -> dict[str, str]:
         "waiting": f"sum by ({BY}) ({WAITING.selector()})",
         "kv_usage": f"max by ({BY}) ({KV_USAGE.selector()})",
         "engines_reporting": _engines(windows.staleness),
+        "counter_resets": f"max by ({BY}) (resets({TTFT.selector('_count')}{rate}))",
         "age_seconds": f"time() - max by ({BY}) (timestamp({RUNNING.selector()}))",
     }
 

@@ -103,6 +103,8 @@ class Reporter:
                 return
             try:
                 await self._events.emit(event)
+            except NotFound:
+                return  # its namespace is going, and nobody is left to be told
             except ApiError as error:
                 _log.warning("event %s of %s %s/%s: %s", event.reason, *event.regarding, error)
 

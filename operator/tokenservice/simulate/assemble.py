@@ -191,11 +191,16 @@ def _manifest(one: Offer, fleet: TokenFleetSpec) -> Json:
 
 
 def _controller(setting: Setting, decider: Policy | None) -> Controller:
-    offers, scenario = setting.offers, setting.scenario
     if decider is not None:
-        return Counts(decider, {key: _manifest(one, setting.policy) for key, one in offers.items()})
+        return Counts(decider, {key: _manifest(one, setting.policy) for key, one in setting.offers.items()})
+    return operator(setting)
+
+
+def operator(setting: Setting) -> Operator:
+    """The operator as it decides on the scenario."""
+    scenario = setting.scenario
     return Operator(
-        services=tuple(one.service for one in offers.values()),
+        services=tuple(one.service for one in setting.offers.values()),
         accelerators=scenario.accelerators,
         profiles=_profiles(scenario),
         architectures=architectures(),

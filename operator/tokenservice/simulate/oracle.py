@@ -24,9 +24,20 @@ ATTAINMENT = 0.99
 _SMOOTHED_SECONDS = (0.0, 30.0)
 """Demand is taken as its mean this long before and after; more only blurs it."""
 
-_LOWEST, _HIGHEST = 0.5, 1.6
+_RANGES = ((0.5, 1.6), (1.6, 3.2), (3.2, 6.4), (6.4, 12.8))
+"""Of the factor; where bursts are over within a control period, it takes more than demand would say."""
+
 _STEPS = 6
+_NEAR = 0.05
+"""Where a factor is known from a part of the time, the search over all of it begins this share around it ..."""
+
+_NEAR_STEPS = 3
+"""... and ends within an eighth of that."""
+
 _LINGER_SECONDS = 600.0
+
+Near = tuple[float, float]
+"""A factor, and the seconds that demand was smoothed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,32 +61,48 @@ def oracle(setting: Setting, progress: Callable[[float], None] = lambda _: None)
         done += 1
         progress(done / runs)
 
-    return {key.name: _cheapest(setting, one, tick) for key, one in setting.offers.items()}
+    return {key.name: search(setting, one, tick) for key, one in setting.offers.items()}
 
 
-def _cheapest(setting: Setting, one: Offer, tick: Callable[[], None]) -> Foresight:
+def search(
+    setting: Setting, one: Offer, tick: Callable[[], None] = lambda: None, *, near: Near | None = None
+) -> Foresight:
+    """The search for one service. `near`, found on a part of the time, spares most of it; it is not trusted beyond."""
     period = setting.scenario.control_period_seconds
     demand = _demand(one, setting.seconds, period)
-    found = [
-        each
-        for smoothed in _SMOOTHED_SECONDS
-        if (each := _smallest(setting, one, _smooth(demand, smoothed, period), smoothed, tick)) is not None
-    ]
-    if not found:
-        raise ValueError(f"{one.service.key}: no factor up to {_HIGHEST} keeps {ATTAINMENT:.0%} of its requests")
-    return min(found, key=lambda each: each.accelerator_hours)
+    if near is not None:
+        factor, smoothed = near
+        bounds = (factor * (1 - _NEAR), factor * (1 + _NEAR))
+        known = _smallest(setting, one, _smooth(demand, smoothed, period), smoothed, tick, bounds, _NEAR_STEPS)
+        if known is not None:
+            return known
+    for bounds in _RANGES:
+        found = [
+            each
+            for smoothed in _SMOOTHED_SECONDS
+            if (each := _smallest(setting, one, _smooth(demand, smoothed, period), smoothed, tick, bounds)) is not None
+        ]
+        if found:
+            return min(found, key=lambda each: each.accelerator_hours)
+    raise ValueError(f"{one.service.key}: no factor up to {_RANGES[-1][1]} keeps {ATTAINMENT:.0%} of its requests")
 
 
 def _smallest(
-    setting: Setting, one: Offer, demand: Floats, smoothed: float, tick: Callable[[], None]
+    setting: Setting,
+    one: Offer,
+    demand: Floats,
+    smoothed: float,
+    tick: Callable[[], None],
+    bounds: tuple[float, float],
+    steps: int = _STEPS,
 ) -> Foresight | None:
     """The smallest factor on the demand that keeps the objectives, by bisection; None when the largest does not."""
-    low, high = _LOWEST, _HIGHEST
+    low, high = bounds
     best = _tried(setting, one, demand, high, smoothed)
     tick()
     if best.attainment < ATTAINMENT:
         return None
-    for _ in range(_STEPS):
+    for _ in range(steps):
         middle = (low + high) / 2
         tried = _tried(setting, one, demand, middle, smoothed)
         tick()

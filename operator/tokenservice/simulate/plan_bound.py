@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import highspy
 import numpy as np
 from numpy.typing import NDArray
+
+try:
+    import highspy
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("the bound is a linear program for HiGHS: install tokenservice[simulate]") from missing
 
 from tokenservice.core.allocation import Want
 from tokenservice.core.facts import Facts

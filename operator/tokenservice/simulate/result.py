@@ -15,7 +15,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceResult:
-    """One service. Attainments are shares of its interactive requests, `deferrable` of those that may wait."""
+    """One service. Attainments are shares of its interactive requests, `deferrable` of those that may wait.
+
+    `worth` of its mean request is in accelerator-seconds of the reference variant: times a rate, it is what serves it.
+    """
 
     tier: str
     requests: int
@@ -25,6 +28,7 @@ class ServiceResult:
     deferrable: float
     output_tokens: int
     tokens_owed: int
+    worth: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,7 @@ def _service(lane: Lane) -> ServiceResult:
         deferrable=tally.deferrable_attainment,
         output_tokens=tally.output_tokens,
         tokens_owed=tally.tokens_owed,
+        worth=lane.reference.tensor_parallel_size / lane.reference.requests_per_second,
     )
 
 

@@ -17,6 +17,9 @@ _STATIC = {
     "static-pooled": "the p99 of the summed demand, shared out, for the whole time",
 }
 
+_SOON_SECONDS = 10.0
+"""Every run starts at the sizes of static-p99: another static fleet is to have its own at once, not in an hour."""
+
 
 def names() -> dict[str, str]:
     """Every policy, and what it is in a line."""
@@ -48,7 +51,8 @@ def decider(setting: Setting, policy: str, choice: int = 0) -> Policy | None:
         return Static(policy, setting.static)
     if policy == "static-pooled":
         demand = {key: one.demand for key, one in setting.offers.items()}
-        return Static(policy, pooled_sizes(demand, {key: one.lambda_star for key, one in setting.offers.items()}))
+        sizes = pooled_sizes(demand, {key: one.lambda_star for key, one in setting.offers.items()})
+        return Static(policy, sizes, period_seconds=_SOON_SECONDS)
     return POLICIES[known(policy)].sweep[choice].make()
 
 

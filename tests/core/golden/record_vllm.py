@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def flags(parser: argparse.ArgumentParser) -> dict[str, dict[str, object]]:
-    """Every flag by name, in the shape that `record_sglang.py` has too."""
+    """Every flag by name: how many values follow, choices, deprecation."""
     found: dict[str, dict[str, object]] = {}
     for action in parser._actions:
         deprecated = "deprecated" in (action.help or "").lower() and re.search(

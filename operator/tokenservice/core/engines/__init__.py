@@ -1,10 +1,11 @@
 """Engines: from a spec and a variant to a command line, one module an engine.
 
-Adding one means a module with `command`, `own_environment` and `VOCABULARY`, and a line in `_ENGINES`.
+Adding one means a module with `command`, `own_environment`, `problems` and `VOCABULARY`, and a line in `_ENGINES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -45,6 +46,8 @@ class _Engine(Protocol):
 
     def own_environment(self, spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]: ...
 
+    def problems(self, spec: TokenServiceSpec) -> Iterable[Problem]: ...
+
 
 _ENGINES: dict[EngineName, _Engine] = {EngineName.VLLM: vllm, EngineName.SGLANG: sglang}
 
@@ -55,7 +58,7 @@ def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> En
 
 
 def engine_problems(spec: TokenServiceSpec) -> tuple[Problem, ...]:
-    """What is wrong with extraArgs and env; with Auto each engine must take them, for either may be chosen."""
+    """What an engine would not start with; with Auto each engine must take the spec, for either may be chosen."""
     if spec.engine.name is not EngineName.AUTO:
         return _problems(spec, _ENGINES[spec.engine.name])
     by_engine = {name: _problems(spec, engine) for name, engine in _ENGINES.items()}
@@ -70,4 +73,5 @@ def _problems(spec: TokenServiceSpec, engine: _Engine) -> tuple[Problem, ...]:
     return (
         *argument_problems(engine.VOCABULARY, spec.engine.extra_args),
         *environment_problems(engine.VOCABULARY, ours | SOURCE_ENVIRONMENT, spec.engine.env),
+        *engine.problems(spec),
     )

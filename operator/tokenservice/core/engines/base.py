@@ -164,7 +164,7 @@ SOURCE_ENVIRONMENT = {
 
 def argument_problems(vocabulary: Vocabulary, extra_args: Iterable[str]) -> tuple[Problem, ...]:
     """What is wrong with extraArgs, word by word."""
-    found: list[Problem] = []
+    found: list[Problem | None] = []
     room = 0.0
     for index, word in enumerate(extra_args):
         at = f"spec.engine.extraArgs[{index}]"
@@ -172,8 +172,19 @@ def argument_problems(vocabulary: Vocabulary, extra_args: Iterable[str]) -> tupl
             problem, room = _flag_problem(vocabulary, word, at)
         else:
             problem, room = (None, room - 1) if room else (_stray(word, at), 0.0)
-        found += [problem] if problem is not None else []
-    return tuple(found)
+        found += [problem or _path_problem(word, at)]
+    return tuple(problem for problem in found if problem is not None)
+
+
+def _path_problem(word: str, at: str) -> Problem | None:
+    """A value that may be a path: engines would read the file and show what is in it, credentials for one.
+
+    What has braces is a template or JSON.
+    """
+    value = word.partition("=")[2] if _is_flag(word) else word
+    if "/" not in value or "{" in value:
+        return None
+    return _not_allowed(value, "it may name a file of the engine's container", at)
 
 
 def flag_name(word: str) -> str:

@@ -23,7 +23,7 @@ from tokenservice.core.engines.base import (
 )
 from tokenservice.core.engines.sources import adapter_sources, draft_source, model_source, sources
 from tokenservice.core.engines.vllm import MAX_LORAS_IN_BATCH, QUANTIZATION
-from tokenservice.core.model import ServiceKey, Variant
+from tokenservice.core.model import Problem, Reason, ServiceKey, Variant
 from tokenservice.core.names import ENGINE_PORT
 
 TTFT_BOUNDS = (
@@ -64,6 +64,18 @@ def own_environment(spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]:
     """The variables that the operator sets, without those of the source."""
     offline = {} if any(source.downloaded for source in sources(spec)) else {"HF_HUB_OFFLINE": "1"}
     return base_environment(vendor) | offline | ({"SGLANG_USE_AITER": "1"} if vendor is Vendor.AMD else {})
+
+
+def problems(spec: TokenServiceSpec) -> Iterator[Problem]:
+    """Combinations that SGLang refuses at start (`check_lora_server_args` of 0.5.18)."""
+    speculative = spec.engine.speculative
+    if spec.model.adapters and speculative is not None and speculative.method is not SpeculativeMethod.NGRAM:
+        yield Problem(
+            Reason.CONFLICTING_ARGUMENTS,
+            "spec.engine.speculative.method",
+            f"SGLang serves adapters with n-gram speculation only, not with {speculative.method}:"
+            " use NGram, or remove spec.engine.speculative or spec.model.adapters",
+        )
 
 
 def _arguments(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> Iterator[str]:
@@ -137,7 +149,7 @@ def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
 
 
 _MULTI = "replicas of several processes are planned by the operator"
-_DEPRECATED = "SGLang 0.5.18 deprecates it, use {} instead"
+_RENAMED = "SGLang 0.5.18 gave it another name: use {}"
 
 VOCABULARY = Vocabulary(
     engine="SGLang",
@@ -184,8 +196,6 @@ VOCABULARY = Vocabulary(
         "--log-requests": "it writes prompts to the log",
         "--crash-dump-folder": "it writes prompts to disk",
         "--grpc-mode": "engines are reached over HTTP",
-        "--smg-grpc-mode": "engines are reached over HTTP",
-        "--grpc-port": "engines are reached over HTTP",
         "--fastapi-root-path": "engines are reached by their Service",
         "--otlp-traces-endpoint": "the network policy lets engines reach their model's source only",
         "--nnodes": _MULTI,
@@ -195,9 +205,9 @@ VOCABULARY = Vocabulary(
         "--dp": _MULTI,
         "--data-parallel-size": _MULTI,
         "--disaggregation-mode": _MULTI,
-        "--cuda-graph-bs": _DEPRECATED.format("--cuda-graph-bs-decode"),
-        "--cuda-graph-max-bs": _DEPRECATED.format("--cuda-graph-max-bs-decode"),
-        "--disable-cuda-graph": _DEPRECATED.format("--cuda-graph-backend-decode=disabled"),
+        "--cuda-graph-bs": _RENAMED.format("--cuda-graph-bs-decode"),
+        "--cuda-graph-max-bs": _RENAMED.format("--cuda-graph-max-bs-decode"),
+        "--disable-cuda-graph": _RENAMED.format("--cuda-graph-backend-decode=disabled"),
     },
     switches=frozenset(
         {
@@ -219,7 +229,6 @@ VOCABULARY = Vocabulary(
             "--cuda-graph-backend-decode",
             "--cuda-graph-backend-prefill",
             "--cuda-graph-max-bs-decode",
-            "--cuda-graph-max-bs-prefill",
             "--decode-attention-backend",
             "--dtype",
             "--ep-size",
@@ -248,7 +257,7 @@ VOCABULARY = Vocabulary(
             "--watchdog-timeout",
         }
     ),
-    listed=frozenset({"--cuda-graph-bs-decode", "--cuda-graph-bs-prefill", "--lora-target-modules"}),
+    listed=frozenset({"--cuda-graph-bs-decode", "--lora-target-modules"}),
     environment=SHARED_ENVIRONMENT
     | {
         "SGLANG_ENABLE_JIT_DEEPGEMM",

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tokenservice.api.token_service import ModelSource, SecretReference, TokenServiceSpec
+from tokenservice.core.engines.base import literal
 from tokenservice.core.model import Json, Problem, Reason
 
 MODEL_PATH = "/models"
@@ -107,7 +108,7 @@ def _hugging_face(rest: str, model: ModelSource | None) -> Source:
     return Source(
         path=repository,
         bytes_per_second=REMOTE_BYTES_PER_SECOND,
-        revision=chosen,
+        revision=literal(chosen) if chosen is not None else None,
         remote=True,
         downloaded=True,
         env=env,

@@ -25,7 +25,7 @@ from tokenservice.core.engines.base import (
     ttft_bounds,
 )
 from tokenservice.core.engines.sources import adapter_sources, draft_source, model_source, sources
-from tokenservice.core.model import ServiceKey, Variant
+from tokenservice.core.model import Problem, ServiceKey, Variant
 from tokenservice.core.names import ENGINE_PORT
 
 MAX_LORAS_IN_BATCH = 8
@@ -78,6 +78,11 @@ def own_environment(spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]:
     }
     offline = {} if any(source.downloaded for source in sources(spec)) else {"HF_HUB_OFFLINE": "1"}
     return base_environment(vendor) | own | offline | ({"VLLM_ROCM_USE_AITER": "1"} if vendor is Vendor.AMD else {})
+
+
+def problems(spec: TokenServiceSpec) -> Iterator[Problem]:
+    """Combinations that vLLM refuses at start: none of those that a spec can say."""
+    yield from ()
 
 
 def _arguments(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> Iterator[str]:

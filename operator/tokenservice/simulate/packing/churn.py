@@ -21,7 +21,7 @@ import numpy as np
 from tokenservice.core.fragmentation import Ints
 from tokenservice.core.model import Node, Pod, Proposal, ServiceKey
 from tokenservice.core.packing import place, victims
-from tokenservice.core.repack import Rules, due, proposals
+from tokenservice.core.repack import Rules, by_node, due, proposals
 from tokenservice.core.room import Room, rooms
 
 NODE_ACCELERATORS = 8
@@ -186,7 +186,7 @@ class _Fleet:
             return
         allowance = int(self._churn.moved_share_per_hour * len(self._pods)) - len(self._moves)
         self._proposals = proposals(
-            list(self._pods.values()),
+            by_node(self._pods.values()),
             self._rooms(),
             _anywhere,
             lambda pod: pod.ready,

@@ -1,0 +1,101 @@
+"""What was tried and what came of it: gathered while tests run, written to `e2e/out/faults.json`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).resolve().parents[1] / "out"
+RESULT = OUT / "faults.json"
+
+PATTERNS = {
+    "test_crash": "Crash at every write",
+    "test_stale": "Unobserved and stale",
+    "test_api": "Slow and failing API",
+    "test_prometheus": "Prometheus",
+    "test_leader": "Leader",
+    "test_nodes": "Nodes and pods",
+    "test_converge": "Converge and stay",
+    "test_explore": "Stateful exploration",
+}
+"""Title of each pattern by the module that tries it, in the order of the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One fault tried; `why` is empty when all held."""
+
+    pattern: str
+    name: str
+    seconds: float
+    why: str = ""
+
+
+@dataclass
+class Ledger:
+    """All cases of a run. `figures` are what a pattern counts beside its cases; `commit` is what was tried."""
+
+    cases: list[Case] = field(default_factory=list)
+    figures: dict[str, dict[str, int]] = field(default_factory=dict)
+    itemized: set[str] = field(default_factory=set)
+    commit: str = field(default_factory=lambda: _commit())
+
+    @contextmanager
+    def case(self, test: str, module: str, name: str) -> Iterator[None]:
+        """One of the many cases of a test: its failure is noted, and the others are tried all the same."""
+        self.itemized.add(test)
+        began = time.monotonic()
+        why = ""
+        try:
+            yield
+        except AssertionError as error:
+            why = str(error) or "failed"
+        finally:
+            self.add(module, name, time.monotonic() - began, why)
+
+    def add(self, module: str, name: str, seconds: float, why: str = "") -> None:
+        self.cases.append(Case(PATTERNS[module], name, round(seconds, 1), why))
+        print(f"{'FAILED' if why else 'held':6} {PATTERNS[module]}: {name} ({seconds:.1f} s) {why[:2000]}", flush=True)
+
+    def count(self, module: str, **figures: int) -> None:
+        """Figures of a pattern, added up."""
+        mine = self.figures.setdefault(PATTERNS[module], {})
+        for name, number in figures.items():
+            mine[name] = mine.get(name, 0) + number
+
+    def failures(self, since: int) -> list[str]:
+        return [f"{case.name}: {case.why}" for case in self.cases[since:] if case.why]
+
+    def write(self) -> None:
+        """The result: of each case the last time that it was tried, by pattern."""
+        OUT.mkdir(exist_ok=True)
+        before = json.loads(RESULT.read_text())["patterns"] if RESULT.exists() else {}
+        patterns = {title: self._pattern(title, before.get(title, {})) for title in PATTERNS.values()}
+        total = {name: sum(found[name] for found in patterns.values()) for name in ("cases", "failed", "seconds")}
+        RESULT.write_text(json.dumps({**total, "patterns": patterns}, indent=1, ensure_ascii=False) + "\n")
+
+    def _pattern(self, title: str, before: dict[str, Any]) -> dict[str, Any]:
+        tried = {case["name"]: case for case in before.get("tried", [])}
+        for case in self.cases:
+            if case.pattern == title:
+                done = {"name": case.name, "seconds": case.seconds, "why": case.why, "commit": self.commit}
+                tried[case.name] = done
+        return {
+            "cases": len(tried),
+            "failed": sum(bool(case["why"]) for case in tried.values()),
+            "seconds": round(sum(case["seconds"] for case in tried.values())),
+            "figures": self.figures.get(title) or before.get("figures", {}),
+            "tried": list(tried.values()),
+        }
+
+
+def _commit() -> str:
+    """What is checked out; empty in a copy without history."""
+    asked = ["git", "describe", "--always", "--dirty=+"]
+    return subprocess.run(asked, cwd=OUT.parent, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,0 +1,165 @@
+"""Real requests at a steady rate, and the books: what became of each, by the phase in which it was sent.
+
+Open loop: a late answer delays nothing. Every request is a streamed completion over a connection of its own to the
+Service's cluster address, so kube-proxy chooses the replica and nothing here knows of pods. Nothing is tried twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+REQUEST_SECONDS = 300.0
+_DATA = b"data: "
+_DONE = b"data: [DONE]"
+
+
+@dataclass(slots=True)
+class Phase:
+    """Requests sent while the phase lasted; each ends in one of three ways, some after the phase."""
+
+    name: str
+    sent: int = 0
+    answered: int = 0
+    failed: int = 0
+    """No token came: refused, an error status, or no answer in time."""
+    cut: int = 0
+    """Tokens came and ended early."""
+    tokens: int = 0
+    seconds: float = 0.0
+    first_token_seconds: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - self.answered - self.failed - self.cut
+
+    @property
+    def lost(self) -> int:
+        return self.failed + self.cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked: a prompt of so many bytes (a token each), and the length of the answer."""
+
+    url: str
+    model: str
+    prompt_tokens: int = 64
+    output_tokens: int = 32
+
+    def body(self, number: int) -> bytes:
+        """Prompts differ from the first token on, so that no cache answers for the engine."""
+        prompt = f"{number:08} " + "x" * (self.prompt_tokens - 9)
+        asked: dict[str, Any] = {"model": self.model, "prompt": prompt, "max_tokens": self.output_tokens}
+        return json.dumps(asked | {"ignore_eos": True, "temperature": 0, "stream": True}).encode()
+
+
+class Load:
+    """A thread that sends; `phase` and `rate` may be changed while it runs."""
+
+    def __init__(self, question: Question) -> None:
+        self.phases: list[Phase] = []
+        self.rate = 0.0
+        """Requests a second; 0 sends nothing."""
+        self._question = question
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="load", daemon=True)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._began = 0.0
+        self._stopping = False
+        self._sending: Future[None] | None = None
+
+    def start(self, name: str, rate: float) -> None:
+        """The first phase."""
+        self.phase(name, rate)
+        self._thread.start()
+        self._sending = asyncio.run_coroutine_threadsafe(self._send(), self._loop)
+
+    def phase(self, name: str, rate: float) -> Phase:
+        """What is sent from now on counts there."""
+        now = time.monotonic()
+        if self.phases:
+            self.phases[-1].seconds = now - self._began
+        self._began, self.rate = now, rate
+        self.phases.append(Phase(name))
+        return self.phases[-1]
+
+    def stop(self) -> None:
+        """Sends nothing more, and waits for what is under way."""
+        self._stopping = True
+        self.phases[-1].seconds = time.monotonic() - self._began
+        if self._sending is not None:
+            self._sending.result(timeout=REQUEST_SECONDS + 60)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _send(self) -> None:
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=10)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            due = self._loop.time()
+            for number in itertools.count():
+                if self._stopping:
+                    break
+                if self.rate > 0:
+                    self._launch(session, number)
+                due = max(due + 1.0 / (self.rate or 10.0), self._loop.time() - 1.0)
+                await asyncio.sleep(max(0.0, due - self._loop.time()))
+            await asyncio.gather(*self._tasks)
+
+    def _launch(self, session: aiohttp.ClientSession, number: int) -> None:
+        phase = self.phases[-1]
+        phase.sent += 1
+        task = self._loop.create_task(ask(session, self._question, number, phase))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def ask(session: aiohttp.ClientSession, question: Question, number: int, phase: Phase) -> None:
+    """One request, from its connection to its last token, entered in the phase's books."""
+    began, tokens = time.monotonic(), 0
+    try:
+        async for _ in _events(session, question, number):
+            tokens += 1
+            if tokens == 1:
+                phase.first_token_seconds.append(time.monotonic() - began)
+        if tokens == 0:
+            raise aiohttp.ClientError("an answer without a token")
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        phase.errors.append(f"request {number} after {time.monotonic() - began:.1f} s, {tokens} events: {error!r}")
+        phase.cut += tokens > 0
+        phase.failed += tokens == 0
+    else:
+        phase.answered += 1
+    phase.tokens += tokens
+
+
+async def _events(session: aiohttp.ClientSession, question: Question, number: int) -> AsyncIterator[Any]:
+    """The events of an answer that carry tokens. Raises ClientError where it is refused or ends early."""
+    async with session.post(f"{question.url}/v1/completions", data=question.body(number), headers=_JSON) as answer:
+        if answer.status != 200:
+            raise aiohttp.ClientError(f"status {answer.status}: {(await answer.text())[:200]}")
+        async for line in answer.content:
+            if line.startswith(_DONE):
+                return
+            if line.startswith(_DATA):
+                event = json.loads(line[len(_DATA) :])
+                if "error" in event:
+                    raise aiohttp.ClientError(f"the engine says: {event['error']}")
+                if event.get("choices"):
+                    yield event
+        raise aiohttp.ClientError("the stream ended without its last event")
+
+
+_JSON = {"Content-Type": "application/json"}

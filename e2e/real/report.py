@@ -1,0 +1,72 @@
+"""What a run showed, as a document and as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from e2e.real.load import Phase
+
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Report:
+    """Filled as the run goes; times in seconds, sizes in bytes."""
+
+    engine_version: str = ""
+    operator_image_bytes: int = 0
+    operator_resident_bytes: int = 0
+    operator_peak_bytes: int = 0
+    cold_start: dict[str, float] = field(default_factory=dict)
+    columns: str = ""
+    """`kubectl get tokenservices` at the high rate."""
+    phases: list[Phase] = field(default_factory=list)
+    running: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Phase -> pod -> mean of the requests it was running."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Every request of every phase is accounted for, and none was lost."""
+        return bool(self.phases) and not any(phase.lost or phase.in_flight for phase in self.phases)
+
+    def document(self) -> Json:
+        return {
+            "engine": {"name": "vLLM", "version": self.engine_version, "device": "CPU"},
+            "operator": {
+                "imageBytes": self.operator_image_bytes,
+                "residentBytes": self.operator_resident_bytes,
+                "peakResidentBytes": self.operator_peak_bytes,
+            },
+            "coldStartSeconds": {name: round(value, 1) for name, value in self.cold_start.items()},
+            "kubectlGetTokenservices": self.columns.splitlines(),
+            "phases": {phase.name: self._phase(phase) for phase in self.phases},
+        }
+
+    def text(self) -> str:
+        lines = [f"vLLM {self.engine_version} on CPU", self.columns.rstrip()]
+        lines += [f"cold start: {', '.join(f'{name} {value:.1f} s' for name, value in self.cold_start.items())}"]
+        megabytes = self.operator_image_bytes / 1e6
+        resident = self.operator_resident_bytes / 2**20
+        lines += [f"operator: image {megabytes:.1f} MB compressed, {resident:.0f} MiB resident"]
+        lines += [f"{'phase':18}{'seconds':>8}{'sent':>7}{'answered':>9}{'failed':>7}{'cut':>5}  running per replica"]
+        for phase in self.phases:
+            busy = ", ".join(f"{mean:.1f}" for mean in self.running.get(phase.name, {}).values())
+            row = f"{phase.name:18}{phase.seconds:8.0f}{phase.sent:7}{phase.answered:9}{phase.failed:7}{phase.cut:5}"
+            lines += [f"{row}  {busy}", *(f"    {error}" for error in phase.errors[:5])]
+        return "\n".join(lines)
+
+    def _phase(self, phase: Phase) -> Json:
+        first = phase.first_token_seconds
+        return {
+            "seconds": round(phase.seconds, 1),
+            "sent": phase.sent,
+            "answered": phase.answered,
+            "failed": phase.failed,
+            "cut": phase.cut,
+            "tokens": phase.tokens,
+            "medianFirstTokenSeconds": round(median(first), 3) if first else None,
+            "meanRunningByPod": {pod: round(mean, 2) for pod, mean in self.running.get(phase.name, {}).items()},
+            "errors": phase.errors,
+        }

@@ -1,0 +1,210 @@
+"""The run: a cold start to the first token, then a change after the other under load that never stops.
+
+Each change has a phase of its own, which begins before the change and ends when it is carried out and has settled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from e2e.real import bed as parts
+from e2e.real import service
+from e2e.real.bed import Bed
+from e2e.real.load import Load, Question
+from e2e.real.report import Report
+from e2e.real.service import HIGH, LOW, NAME, NAMESPACE
+from e2e.testbed.operator import NAMESPACE as OPERATOR_NAMESPACE
+from e2e.testbed.operator import RELEASE
+
+Json = dict[str, Any]
+Say = Callable[[str], None]
+
+START_SECONDS = 900.0
+"""A replica may take so long on a machine that does other things too; alone it takes a tenth."""
+
+_MODEL = Path(__file__).with_name("model.py")
+"""Run by the engine image's Python, never here."""
+
+SETTLE_SECONDS = 20.0
+"""A phase goes on for so long after its change, for what comes late."""
+
+
+class Scenario:
+    """One run on one bed."""
+
+    def __init__(self, bed: Bed, say: Say) -> None:
+        self._bed, self._say, self._report = bed, say, Report(operator_image_bytes=bed.operator_image_bytes)
+        self._began: dict[str, float] = {}
+
+    def run(self) -> Report:
+        """Everything; the report says what was lost, an exception what did not come about."""
+        parts.install_operator(self._bed)
+        self._say("the operator runs, from its image, under Pod Security restricted")
+        self._bring_model()
+        url = self._first_token()
+        load = Load(Question(url=url, model=NAME))
+        load.start("steady", LOW)
+        try:
+            self._phases(load)
+        finally:
+            load.stop()
+        self._report.phases = load.phases
+        self._measure_operator()
+        return self._report
+
+    def _phases(self, load: Load) -> None:
+        self._settle()
+        with self._phase(load, "scale-up", HIGH):
+            self._until(lambda: self._ready() == service.MAX_REPLICAS, "two replicas serving")
+            self._settle(40)
+            self._report.columns = self._kubectl("get", "tokenservices", "-n", NAMESPACE)
+            print(self._report.columns, flush=True)
+        with self._phase(load, "upgrade", HIGH):
+            before = set(self._pods())
+            self._bed.cluster.apply(service.token_service(max_model_len=2048))
+            self._until(lambda: self._all_new(before), "every replica with the new argument, the old ones gone")
+        with self._phase(load, "drain", HIGH):
+            node = self._drainable()
+            self._drain(node)
+            self._until(lambda: self._ready() == service.MAX_REPLICAS, "two replicas serving after the drain")
+            self._kubectl("uncordon", node)
+        with self._phase(load, "operator-restart", HIGH):
+            self._restart_operator()
+        with self._phase(load, "scale-down", LOW):
+            self._until(lambda: len(self._pods()) == 1 and self._ready() == 1, "one replica, the other gone")
+        self._say("the last requests end")
+
+    # --- What is done --------------------------------------------------------------------------------------------
+
+    def _bring_model(self) -> None:
+        self._say("the model: two layers, random weights")
+        for node in self._bed.nodes:
+            node.bring_model(self._bed.engine_image, _MODEL)
+        self._bed.cluster.apply(*service.weights(), service.accelerator(), service.profile(), service.fleet())
+
+    def _first_token(self) -> str:
+        """From `kubectl apply` to the first token of an answer, over the Service's cluster address."""
+        applied = time.time()
+        self._bed.cluster.apply(service.token_service())
+        self._say("kubectl apply of the TokenService")
+        self._until(lambda: self._ready() == 1, "a replica that serves")
+        found = self._bed.cluster.get("service", NAME, "-n", NAMESPACE)["spec"]
+        url = f"http://{found['clusterIP']}:{found['ports'][0]['port']}"
+        self._report.engine_version = json.loads(_get(f"{url}/version"))["version"]
+        first = _first_token(url)
+        self._report.cold_start = self._start_up(applied, first)
+        self._say(f"first token {first - applied:.0f} s after the apply, from vLLM {self._report.engine_version}")
+        return url
+
+    def _start_up(self, applied: float, first: float) -> dict[str, float]:
+        """Seconds by step, from what the kubelet noted (whole seconds) and the engine's log."""
+        (pod,) = self._bed.cluster.get("pods", "-n", NAMESPACE, "-l", f"taas.dev/service={NAME}")["items"]
+        when = {c["type"]: _epoch(c["lastTransitionTime"]) for c in pod["status"]["conditions"]}
+        running = _epoch(pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"])
+        created = _epoch(pod["metadata"]["creationTimestamp"])
+        return {
+            "podCreated": max(0.0, created - applied),
+            "podScheduled": when["PodScheduled"] - created,
+            "containerStarted": running - when["PodScheduled"],
+            "engineReady": when["Ready"] - running,
+            "firstToken": first - when["Ready"],
+            "all": first - applied,
+        }
+
+    def _drainable(self) -> str:
+        """A node with a replica, where possible not the operator's: its restart is a phase of its own."""
+        pods = self._bed.cluster.get("pods", "-A")["items"]
+        replicas = {pod["spec"].get("nodeName") for pod in pods if pod["metadata"]["namespace"] == NAMESPACE}
+        operators = {p["spec"].get("nodeName") for p in pods if p["metadata"]["namespace"] == OPERATOR_NAMESPACE}
+        return str(min(replicas, key=lambda node: node in operators))
+
+    def _drain(self, node: str) -> None:
+        self._say(f"kubectl drain {node}")
+        self._kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", f"--timeout={START_SECONDS:.0f}s")
+
+    def _restart_operator(self) -> None:
+        at = ("-n", OPERATOR_NAMESPACE)
+        selector = f"app.kubernetes.io/instance={RELEASE}"
+        self._kubectl("delete", "pod", *at, "-l", selector, "--wait")
+        self._kubectl("rollout", "status", f"deployment/{RELEASE}", *at, "--timeout=300s")
+
+    # --- What is seen --------------------------------------------------------------------------------------------
+
+    def _ready(self) -> int:
+        found = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE).get("status", {})
+        return int(found.get("readyReplicas") or 0)
+
+    def _pods(self) -> list[str]:
+        found = self._bed.cluster.get("pods", "-n", NAMESPACE, "-l", f"taas.dev/service={NAME}")["items"]
+        return [pod["metadata"]["name"] for pod in found if pod["status"].get("phase") in ("Pending", "Running")]
+
+    def _all_new(self, before: set[str]) -> bool:
+        now = self._pods()
+        return len(now) == service.MAX_REPLICAS and not before & set(now) and self._ready() == len(now)
+
+    def _measure_operator(self) -> None:
+        """Its resident memory at the end and at its peak, as the kernel counts it; one process is all there is."""
+        at = ("-n", OPERATOR_NAMESPACE, f"deployment/{RELEASE}")
+        status = self._kubectl("exec", *at, "--", "cat", "/proc/1/status")
+        kib = {name: int(value) for name, value in re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status)}
+        self._report.operator_resident_bytes = kib["VmRSS"] * 1024
+        self._report.operator_peak_bytes = kib["VmHWM"] * 1024
+
+    # --- How it goes on ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _phase(self, load: Load, name: str, rate: float) -> Iterator[None]:
+        began = time.time()
+        load.phase(name, rate)
+        self._say(f"phase {name}: {rate:g} requests/s")
+        yield
+        self._settle()
+        ending = load.phases[-1]
+        self._report.running[name] = self._mean_running(time.time() - began)
+        self._say(f"phase {name} over: {ending.sent} sent, {ending.failed} failed, {ending.cut} cut so far")
+
+    def _mean_running(self, seconds: float) -> dict[str, float]:
+        query = f'avg by (pod) (avg_over_time({{__name__="vllm:num_requests_running"}}[{seconds:.0f}s]))'
+        asked = urllib.parse.urlencode({"query": query})
+        found = json.loads(_get(f"{self._bed.prometheus.address}/api/v1/query?{asked}"))["data"]["result"]
+        return {series["metric"]["pod"]: float(series["value"][1]) for series in found}
+
+    def _settle(self, seconds: float = SETTLE_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._bed.processes.check()
+            time.sleep(0.5)
+
+    def _until(self, true: Callable[[], bool], what: str) -> None:
+        self._say(f"waiting for {what}")
+        self._bed.processes.wait_until(true, what=what, timeout_seconds=START_SECONDS)
+
+    def _kubectl(self, *arguments: str) -> str:
+        return self._bed.cluster.kubectl(*arguments)
+
+
+def _first_token(url: str) -> float:
+    """When the first token of a streamed answer came (clock of `time.time`)."""
+    body = json.dumps({"model": NAME, "prompt": "Hello", "max_tokens": 8, "stream": True}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", data=body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        next(line for line in answer if line.startswith(b"data: "))
+        return time.time()
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return bytes(answer.read())
+
+
+def _epoch(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).timestamp()

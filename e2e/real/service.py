@@ -1,0 +1,118 @@
+"""What the run asks the operator for: a class for the stand-in accelerator, what one delivers, model and service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from e2e.real.bed import ACCELERATOR, ACCELERATORS_PER_NODE, MODEL_FOLDER, RESOURCE
+
+Json = dict[str, Any]
+NAMESPACE = "models"
+NAME = "tiny"
+CLAIM = "tiny-llama"
+URI = f"pvc://{CLAIM}/tiny"
+MAX_REPLICAS = 2
+
+LOW, HIGH = 0.8, 3.0
+"""Requests a second of 64 prompt and 64 output tokens. PROFILE's capacity is 2.2 of them, and what is learned moves it
+between 1.1 and 4.4: LOW is always one replica at the target of 0.7, HIGH always two."""
+
+
+def accelerator() -> Json:
+    """A core and its memory, described as an accelerator; figures of a small server, rounded."""
+    return _object(
+        "AcceleratorClass",
+        ACCELERATOR,
+        {
+            "vendor": "NVIDIA",
+            "nodeLabels": {f"{RESOURCE}.product": ACCELERATOR},
+            "resourceName": RESOURCE,
+            "memory": "4Gi",
+            "bandwidthGigabytesPerSecond": 10,
+            "denseTeraflops": {"bf16": 0.1},
+            "acceleratorsPerNode": ACCELERATORS_PER_NODE,
+            "interconnectDomain": 1,
+            "pricePerHour": 0.05,
+            "idleWatts": 5,
+            "busyWatts": 20,
+        },
+    )
+
+
+def profile() -> Json:
+    """Slower than the engine is when the machine is idle: the operator learns the rest."""
+    return _object(
+        "CapacityProfile",
+        "tiny-bf16-vllm-cpu",
+        {
+            "model": URI,
+            "engine": "vLLM",
+            "engineVersion": "0.32.0",
+            "accelerator": ACCELERATOR,
+            "tensorParallelSize": 1,
+            "precision": "bf16",
+            "step": {"alphaMs": 30, "betaMs": 6, "kappaMs": 0, "deltaMs": 0.25},
+            "kvCapacityTokens": 100_000,
+            "maxNumSeqs": 64,
+            "maxNumBatchedTokens": 2048,
+            "coldStartSeconds": 90,
+            "provenance": "Roofline",
+            "source": "Set for this test, not measured",
+        },
+    )
+
+
+def fleet() -> Json:
+    """Windows as short as scrapes of 5 s allow."""
+    return _object(
+        "TokenFleet",
+        "default",
+        {
+            "prometheus": {"windowSeconds": 30, "stalenessSeconds": 30},
+            "consolidation": {"scaleDownWindowSeconds": 30, "cooldownSeconds": 30},
+        },
+    )
+
+
+def weights() -> tuple[Json, Json]:
+    """A volume of a folder that each node has, and the claim that the service names."""
+    spec = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadOnlyMany"],
+        "storageClassName": "",
+        "hostPath": {"path": str(MODEL_FOLDER), "type": "Directory"},
+        "claimRef": {"namespace": NAMESPACE, "name": CLAIM},
+    }
+    claim = {
+        "accessModes": ["ReadOnlyMany"],
+        "storageClassName": "",
+        "resources": {"requests": {"storage": "1Gi"}},
+        "volumeName": CLAIM,
+    }
+    volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": CLAIM}, "spec": spec}
+    metadata = {"name": CLAIM, "namespace": NAMESPACE}
+    return volume, {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim}
+
+
+def token_service(max_model_len: int = 1024) -> Json:
+    """The contract; objectives so wide that a busy test machine keeps them."""
+    spec = {
+        "model": {"uri": URI},
+        "engine": {
+            "name": "vLLM",
+            "maxModelLen": max_model_len,
+            "extraArgs": ["--enforce-eager"],
+            "resources": {"cpu": "200m", "memory": "5Gi", "sharedMemory": "1Gi", "ephemeralStorage": "1Gi"},
+        },
+        "objectives": {
+            "timeToFirstToken": {"percentile": "p95", "target": "10s"},
+            "timePerOutputToken": {"percentile": "p95", "target": "1s"},
+        },
+        "scaling": {"minReplicas": 1, "maxReplicas": MAX_REPLICAS, "maxRequestSeconds": 60},
+        "placement": {"accelerators": [ACCELERATOR]},
+    }
+    return _object("TokenService", NAME, spec, namespace=NAMESPACE)
+
+
+def _object(kind: str, name: str, spec: Json, **metadata: str) -> Json:
+    return {"apiVersion": "taas.dev/v1alpha1", "kind": kind, "metadata": {"name": name} | metadata, "spec": spec}
