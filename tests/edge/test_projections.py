@@ -361,3 +361,28 @@ def test_only_content_of_a_child_matters() -> None:
 @given(st.dictionaries(st.text(max_size=20), st.integers(0, 10**6).map(str), max_size=6))
 def test_no_mapping_of_resources_breaks_a_node(allocatable: dict[str, str]) -> None:
     projections.node(node(status={"allocatable": allocatable}))
+
+
+CRASHED = {"terminated": {"exitCode": 1, "reason": "Error", "message": "x\n" * 1000 + "ValueError: too long"}}
+FAILURES: dict[str, tuple[dict[str, object], str | None]] = {
+    "it runs": ({"ready": True, "state": {"running": {}}, "restartCount": 5, "lastState": CRASHED}, None),
+    "it crashed once": ({"ready": False, "state": {"running": {}}, "restartCount": 1, "lastState": CRASHED}, None),
+    "it crashes again and again": (
+        {"name": "engine", "ready": False, "state": {"running": {}}, "restartCount": 2, "lastState": CRASHED},
+        "ValueError: too long",
+    ),
+    "its image is not there": (
+        {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "v0: not found"}}},
+        "ImagePullBackOff: v0: not found",
+    ),
+    "its image is being pulled": ({"state": {"waiting": {"reason": "ContainerCreating"}}}, None),
+}
+
+
+@pytest.mark.parametrize(("state", "said"), FAILURES.values(), ids=FAILURES)
+def test_a_container_that_does_not_start_is_heard(state: dict[str, object], said: str | None) -> None:
+    seen = projections.pod(pod(status={"containerStatuses": [state]}))
+    assert isinstance(seen, Pod)
+    assert (seen.failure or "").endswith(said or "")
+    assert (seen.failure is None) == (said is None)
+    assert len(seen.failure or "") < 700

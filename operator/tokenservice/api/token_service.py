@@ -92,6 +92,13 @@ class Tier(StrEnum):
     SPOT = "Spot"
 
 
+class Rollback(StrEnum):
+    """What becomes of a change that does not come up."""
+
+    MANUAL = "Manual"
+    AUTOMATIC = "Automatic"
+
+
 class Mode(StrEnum):
     OBSERVE = "Observe"
     RECOMMEND = "Recommend"
@@ -484,6 +491,11 @@ class TokenServiceSpec(ApiModel):
     placement: Placement = field(Placement(), "Where replicas may run")
     mode: Mode = field(Mode.ACT, "Observe reports, Recommend also decides, Act carries decisions out")
     paused: bool = field(False, "Leave everything of this service as it is")
+    rollback: Rollback = field(
+        Rollback.MANUAL,
+        "What becomes of a change of engines that does not come up; the last good version serves on in any case."
+        " Manual keeps trying, Automatic goes back to the last good version until the spec changes",
+    )
 
 
 class VariantStatus(ApiModel):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from tokenservice.api.token_service import Rollback
 from tokenservice.core.allocation import Grant, Ranked, Want, allocate, stock
 from tokenservice.core.capacity import Targets
 from tokenservice.core.choice import chosen
@@ -36,7 +37,8 @@ from tokenservice.core.model import (
 from tokenservice.core.moves import placements, repacking
 from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.reporting import Decided, acting, told
-from tokenservice.core.rollout import Step, apply, delete, retired, step
+from tokenservice.core.rollback import failure, with_history
+from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, retired, step
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.utilization import Interval
 
@@ -145,7 +147,7 @@ def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]
     """New demand alone gives no other manifests: those that were compared with the same objects need no second look."""
     key, ways = seen.service.key, [variant for variant, _ in seen.ranked]
     around = (facts.belongings(key), facts.snapshot.stale_kinds, facts.scope)
-    given = (seen.service.spec, seen.service.uid, ways, grant.counts, seen.needed, *around)
+    given = (seen.service.spec, seen.service.uid, ways, grant.counts, seen.needed, seen.owed, *around)
     return facts.memo.recall("actions", key, given, lambda: _service_actions(facts, seen, grant), _nothing)
 
 
@@ -185,7 +187,13 @@ def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[st
     live = facts.deployments.get(service.key, {}).get(name)
     next_step = step(facts, service.key, name, count, live)
     settings, fleet = facts.snapshot.settings, facts.snapshot.fleet
-    manifest = deployment(service, variant, next_step.replicas, settings, fleet=fleet, surge=next_step.surge)
+    pods = facts.pods.get((service.key, name), ())
+    in_place = live is not None and exchanged_in_place(live, facts.pods_of(service.key), seen.owed)
+    manifest = deployment(
+        service, variant, next_step.replicas, settings, fleet=fleet, surge=next_step.surge, in_place=in_place
+    )
+    automatic = service.spec is not None and service.spec.rollback is Rollback.AUTOMATIC
+    manifest = with_history(manifest, live, failure(pods), automatic=automatic)
     after = (*before, *(action.id for action in next_step.before))
     return [*next_step.before, *_applied(facts, service, manifest, _reason(next_step), next_step.message, after)]
 

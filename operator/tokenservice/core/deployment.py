@@ -84,14 +84,16 @@ def deployment_spec(
     replicas: int,
     image: str,
     fleet: TokenFleetSpec,
+    *,
+    in_place: bool = False,
 ) -> Json:
-    """`spec` of the Deployment."""
+    """`spec` of the Deployment. `in_place` exchanges a replica by taking it away first."""
     return {
         "replicas": replicas,
         "revisionHistoryLimit": 3,
         "progressDeadlineSeconds": ceil(startup_seconds(spec, variant)) + GATED_SECONDS,
         "selector": {"matchLabels": selector(service, variant)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": int(in_place)}},
         "template": {
             "metadata": _metadata(service, spec, variant),
             "spec": pod_spec(service, spec, variant, image, fleet),
@@ -163,6 +165,8 @@ def _container(
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
         },
+        # The end of the log stands in the pod's status then: the operator tells it without a right to read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "cache", "mountPath": CACHE_PATH},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108

@@ -86,6 +86,7 @@ def deployment(
     fleet: TokenFleetSpec,
     scaled_at: str | None = None,
     surge: int = 0,
+    in_place: bool = False,
 ) -> Json:
     """The Deployment of one variant, `surge` of its replicas being there for a while only.
 
@@ -95,7 +96,7 @@ def deployment(
     image = engine_image(spec, variant, settings.images) if spec is not None else None
     if spec is None or image is None:
         raise ValueError(f"{key} cannot run {variant.name}: no valid spec or no image")
-    body = deployment_spec(key, spec, variant, replicas, image, fleet)
+    body = deployment_spec(key, spec, variant, replicas, image, fleet, in_place=in_place)
     body["template"] = merged(body["template"], settings.pod_patch)
     name = deployment_name(key.name, variant.name)
     made = hashed(_object(service, "apps/v1", "Deployment", name, labels(key, spec, variant)) | {"spec": body})

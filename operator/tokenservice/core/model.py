@@ -114,6 +114,8 @@ class Pod:
     deletion_cost: int = 0
     waiting_reason: str | None = None
     restarts: int = 0
+    failure: str | None = None
+    """What the kubelet and the engine say of a container that does not start, again and again."""
 
     @property
     def starting(self) -> bool:
@@ -313,6 +315,7 @@ class Reason(StrEnum):
     RECOMMENDED = "Recommended"
     STALE_VIEW = "StaleView"
     ROLLING_OUT = "RollingOut"
+    ROLLED_BACK = "RolledBack"
     # states of conditions
     PENDING = "Pending"
     SERVING = "Serving"
@@ -329,6 +332,7 @@ class Reason(StrEnum):
     NOT_CHECKED = "NotChecked"
     VERIFIED = "Verified"
     ACCEPTED = "Accepted"
+    ENGINE_FAILED = "EngineFailed"
     # what is wrong with a spec
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_ACCELERATOR = "UnknownAccelerator"

@@ -28,6 +28,18 @@ SCALED_AT_ANNOTATION = "taas.dev/scaled-at"
 SURGE_ANNOTATION = "taas.dev/surge"
 """On Deployments: how many of their replicas only bridge the time until others have left. Never in a pod template."""
 
+TEMPLATE_ANNOTATION = "taas.dev/template"
+"""On Deployments: digest of the pod template that the spec asked for when it was applied. Never in a pod template."""
+
+GOOD_TEMPLATE_ANNOTATION = "taas.dev/good-template"
+"""On Deployments: the pod template that served before the last change, as JSON: what a rollback goes back to."""
+
+FAILED_TEMPLATE_ANNOTATION = "taas.dev/failed-template"
+"""On Deployments that were rolled back: digest of the template that did not come up. It is not tried again."""
+
+FAILURE_ANNOTATION = "taas.dev/failure"
+"""On Deployments that were rolled back: what the engine said then; its pod is gone."""
+
 DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
 PLACEMENT_GATE = "taas.dev/placement"

@@ -43,6 +43,19 @@ class Outlook:
         return self.demand.requests_per_second / able if able > 0 else 0.0
 
     @property
+    def owed(self) -> int:
+        """Replicas that must serve whatever is exchanged: the recent peak's, and those of the guaranteed volume."""
+        return max(self.needed, self.floor)
+
+    @property
+    def floor(self) -> int:
+        """Replicas without which the service is not Ready; a fixed count is an aim, not a promise."""
+        spec = self.service.spec
+        if self.scaling is None or spec is None:
+            return 1
+        return min(self.scaling.floor, spec.scaling.min_replicas) if spec.replicas is not None else self.scaling.floor
+
+    @property
     def needed(self) -> int:
         """Replicas that the recent peak takes without headroom: what an eviction must leave."""
         if self.want is None or self.scaling is None or isinstance(self.demand, Missing):

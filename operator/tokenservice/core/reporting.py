@@ -24,6 +24,7 @@ from tokenservice.core.model import (
     Place,
     Plan,
     Pod,
+    Problem,
     Reason,
     Service,
     ServiceKey,
@@ -33,6 +34,8 @@ from tokenservice.core.model import (
     Variant,
 )
 from tokenservice.core.outlook import Outlook
+from tokenservice.core.rollback import failure, rolled_back
+from tokenservice.core.rollout import exchanged_in_place
 from tokenservice.core.room import NOBODY
 from tokenservice.core.status import (
     DecisionReport,
@@ -174,7 +177,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
     metrics = seen.metrics if isinstance(seen.metrics, ServiceMetrics) else None
     return ServiceReport(
         service=service,
-        floor=_floor(seen),
+        floor=seen.floor,
         desired=sum(grant.counts.values()) if grant is not None else crew.existing,
         existing=crew.existing,
         ready=crew.ready,
@@ -182,6 +185,8 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         problems=seen.problems,
         acting=acting(facts, service),
         changing=_changing(facts, service, mine),
+        exchange=_exchange(facts, seen),
+        failure=_failure(facts, seen, grant) if acting(facts, service) else None,
         variants=_variants(seen, grant, crew),
         loading=_loading(crew, seen, now),
         without_room=crew.stuck,
@@ -209,14 +214,6 @@ def _in_full(decided: Decided, seen: Outlook, report: ServiceReport) -> ServiceR
     )
 
 
-def _floor(seen: Outlook) -> int:
-    """Replicas without which the service is not Ready; a fixed count is an aim, not a promise."""
-    spec = seen.service.spec
-    if seen.scaling is None or spec is None:
-        return 1
-    return min(seen.scaling.floor, spec.scaling.min_replicas) if spec.replicas is not None else seen.scaling.floor
-
-
 def acting(facts: Facts, service: Service) -> bool:
     """Whether the operator may change anything of this service."""
     spec = service.spec
@@ -231,6 +228,37 @@ def acting(facts: Facts, service: Service) -> bool:
 def _changing(facts: Facts, service: Service, mine: Sequence[Action]) -> bool:
     exchanging = any(rolling_out(child) for child in facts.deployments.get(service.key, {}).values())
     return exchanging or any(_touches_engines(action) for action in mine)
+
+
+def _exchange(facts: Facts, seen: Outlook) -> str:
+    """How replicas are exchanged for others: by a surge, in place, or not yet."""
+    key = seen.service.key
+    exchanging = [child for child in facts.deployments.get(key, {}).values() if rolling_out(child)]
+    pods = facts.pods_of(key)
+    if any(exchanged_in_place(child, pods, seen.owed) for child in exchanging):
+        return "changes are being rolled out in place, one replica at a time: no accelerators are free for a surge"
+    if exchanging and any(pod.unschedulable for pod in pods):
+        ready = sum(pod.ready for pod in pods)
+        return (
+            f"the rollout waits for accelerators: none are free for a surge, and of {ready} replicas that serve"
+            f" {seen.owed} are needed"
+        )
+    return "changes are being rolled out by surge: a replica goes when its successor serves"
+
+
+def _failure(facts: Facts, seen: Outlook, grant: Grant | None) -> Problem | None:
+    """What engines of the variants that are wanted say when they do not come up."""
+    key = seen.service.key
+    for variant in grant.counts if grant is not None else ():
+        left = rolled_back(facts.deployments.get(key, {}).get(variant))
+        if left is not None:
+            does = "rolled back, for the version that the spec asks for did not come up"
+            return Problem(Reason.ROLLED_BACK, variant, f"{does} (change the spec to try another): {left}")
+        said = failure(facts.pods.get((key, variant), ()))
+        if said is not None:
+            does = "engines do not come up (mend the spec; spec.rollback: Automatic goes back)"
+            return Problem(Reason.ENGINE_FAILED, variant, f"{does}: {said}")
+    return None
 
 
 def _touches_engines(action: Action) -> bool:

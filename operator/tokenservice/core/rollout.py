@@ -160,6 +160,15 @@ def mark(pod: Pod, cost: int, reason: Reason, why: str) -> SetDeletionCost:
     )
 
 
+def exchanged_in_place(deployment: Child, pods: Sequence[Pod], owed: int) -> bool:
+    """Whether a replica may go before its successor serves: the successor finds no room, and the others are enough.
+
+    Only for as long as it waits: once it has the room, the exchange goes on with a surge again.
+    """
+    waits = any(pod.unschedulable and not pod.ready for pod in pods)
+    return rolling_out(deployment) and waits and sum(pod.ready for pod in pods) > owed
+
+
 def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int]) -> tuple[Child, ...]:
     """Deployments of variants that are wanted no more, once their successors serve what is wanted."""
     wanted = sum(counts.values())

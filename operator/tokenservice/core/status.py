@@ -73,7 +73,8 @@ class ServiceReport:
     Observe or Recommend, paused, or a namespace that it must not touch. `changing` says that Deployments are to be
     applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `limited`
     says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
-    Latencies are at the percentiles of the objectives.
+    `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up: everything
+    else goes on. Latencies are at the percentiles of the objectives.
     """
 
     service: Service
@@ -85,6 +86,8 @@ class ServiceReport:
     problems: tuple[Problem, ...] = ()
     acting: bool = True
     changing: bool = False
+    exchange: str = "changes are being rolled out"
+    failure: Problem | None = None
     variants: tuple[VariantReport, ...] = ()
     loading: LoadingReport | None = None
     without_room: int = 0
@@ -173,12 +176,26 @@ def verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
     return {
         ConditionType.READY: _ready(report),
         ConditionType.RECONCILING: _reconciling(report),
-        ConditionType.STALLED: stalled(report.problems),
+        ConditionType.STALLED: _stalled(report),
         ConditionType.OBJECTIVES_MET: _objectives_met(report),
         ConditionType.CAPACITY_AVAILABLE: _capacity_available(report),
         ConditionType.METRICS_AVAILABLE: _metrics_available(report),
         ConditionType.MODEL_VERIFIED: _model_verified(report),
     }
+
+
+def _stalled(report: ServiceReport) -> Verdict:
+    """True for what only a user can mend."""
+    if report.problems or report.failure is None:
+        return stalled(report.problems)
+    return Verdict(TRUE, report.failure.reason, _failed(report, report.failure))
+
+
+def _failed(report: ServiceReport, failure: Problem) -> str:
+    """The end is what to do; what the engine said gives way to it."""
+    still = f"; {report.ready} replicas of the last good version serve on" if report.ready else ""
+    words = shortened(f"{failure.field}: {failure.message}", 1024 - len(still))
+    return f"{words}{still}"
 
 
 def _ready(report: ServiceReport) -> Verdict:
@@ -188,6 +205,8 @@ def _ready(report: ServiceReport) -> Verdict:
         first = report.problems[0]
         still = f"; {report.ready} replicas of the last valid spec serve on" if report.ready else ""
         return Verdict(FALSE, first.reason, shortened(f"{first.field}: {first.message}{still}"))
+    if report.failure is not None:
+        return Verdict(FALSE, report.failure.reason, _failed(report, report.failure))
     if report.ready >= max(1, report.floor):
         return Verdict(TRUE, Reason.SERVING, serving)
     if not report.acting:
@@ -217,10 +236,12 @@ def _reconciling(report: ServiceReport) -> Verdict:
     """
     if report.problems:
         return Verdict(FALSE, Reason.HOLDING, "nothing is changed until the spec is mended")
+    if report.failure is not None:
+        return Verdict(FALSE, report.failure.reason, "engines do not come up; see Stalled")
     if not report.acting:
         return Verdict(FALSE, _idle_reason(report), "the operator only looks on")
     if report.changing:
-        return Verdict(TRUE, Reason.ROLLING_OUT, "changes are being rolled out")
+        return Verdict(TRUE, Reason.ROLLING_OUT, report.exchange)
     if report.loading is not None:
         return Verdict(TRUE, Reason.STARTING, f"{report.loading.replicas} replicas start")
     if report.ready < max(1, report.floor) and report.desired:

@@ -193,6 +193,7 @@ def pod(obj: Json) -> Pod | Resident | None:
         deletion_cost=_integer((metadata.get("annotations") or {}).get(DELETION_COST_ANNOTATION, "0")),
         waiting_reason=_waiting_reason(states),
         restarts=sum(int(state.get("restartCount", 0)) for state in states),
+        failure=_failure(states) if SERVICE_LABEL in labels else None,
     )
 
 
@@ -216,6 +217,44 @@ def _tristate(status: str | None) -> bool | None:
 def _waiting_reason(states: list[Json]) -> str | None:
     waiting = (state.get("state", {}).get("waiting") for state in states)
     return next((str(found["reason"]) for found in waiting if found and found.get("reason")), None)
+
+
+_HOPELESS = frozenset(
+    {
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "RunContainerError",
+    }
+)
+"""Why a container waits for something that does not come by itself."""
+
+_OFTEN = 2
+_LAST_WORDS = 600
+
+
+def _failure(states: list[Json]) -> str | None:
+    """What is said of a container that does not start; once is no failure, the second start may do."""
+    return next((said for state in states if not state.get("ready") and (said := _last_words(state))), None)
+
+
+def _last_words(state: Json) -> str | None:
+    waiting = (state.get("state") or {}).get("waiting") or {}
+    if waiting.get("reason") in _HOPELESS:
+        return f"{waiting['reason']}: {_tail(waiting.get('message', ''))}".rstrip(": ")
+    ended = (state.get("state") or {}).get("terminated") or (state.get("lastState") or {}).get("terminated")
+    if ended is None or int(state.get("restartCount", 0)) < _OFTEN:
+        return None
+    how = f"{state.get('name', 'container')} ended with {ended.get('exitCode')} ({ended.get('reason', 'Error')})"
+    return f"{how}: {_tail(ended.get('message', ''))}".rstrip(": ")
+
+
+def _tail(text: str) -> str:
+    """The end of a log is where the error is."""
+    words = " ".join(str(text).split())
+    return words if len(words) <= _LAST_WORDS else f"…{words[-_LAST_WORDS:]}"
 
 
 def _integer(text: str) -> int:
