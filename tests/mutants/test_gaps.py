@@ -12,6 +12,7 @@ from tokenservice.core.allocation import allocate
 from tokenservice.core.decide import decide
 from tokenservice.core.facts import Facts
 from tokenservice.core.manifests import hashed
+from tokenservice.core.memo import Memo
 from tokenservice.core.model import Delete, ObjectKey, Plan, Reason, Service
 from tokenservice.core.moves import SECOND_LOOK_SECONDS
 from tokenservice.core.names import MANIFEST_HASH_ANNOTATION
@@ -61,6 +62,15 @@ def test_a_replica_that_has_just_arrived_is_not_moved() -> None:
     made.pods = {name: replace(pod, created_at=arrived) for name, pod in made.pods.items()}
     assert decide(made.snapshot(), arrived + FLEET.consolidation.cooldown_seconds - 1).proposals == ()
     assert len(decide(made.snapshot(), arrived + FLEET.consolidation.cooldown_seconds).proposals) == 1
+
+
+def test_that_nothing_is_to_move_is_remembered_only_until_pods_have_rested() -> None:
+    made, memo = spread(), Memo()
+    arrived, cooldown = made.now, FLEET.consolidation.cooldown_seconds
+    made.pods = {name: replace(pod, created_at=arrived) for name, pod in made.pods.items()}
+    snapshot = made.snapshot()
+    found = [len(decide(snapshot, arrived + cooldown + after, memo).proposals) for after in (-2, -1, 0, 1)]
+    assert found == [0, 0, 1, 1]
 
 
 def test_a_move_that_costs_more_than_it_frees_is_not_begun() -> None:
