@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,12 @@ class Case:
 
 @dataclass
 class Ledger:
-    """All cases of a run. `figures` are what a pattern counts beside its cases."""
+    """All cases of a run. `figures` are what a pattern counts beside its cases; `commit` is what was tried."""
 
     cases: list[Case] = field(default_factory=list)
     figures: dict[str, dict[str, int]] = field(default_factory=dict)
     itemized: set[str] = field(default_factory=set)
+    commit: str = field(default_factory=lambda: _commit())
 
     @contextmanager
     def case(self, test: str, module: str, name: str) -> Iterator[None]:
@@ -82,7 +84,8 @@ class Ledger:
         tried = {case["name"]: case for case in before.get("tried", [])}
         for case in self.cases:
             if case.pattern == title:
-                tried[case.name] = {"name": case.name, "seconds": case.seconds, "why": case.why}
+                done = {"name": case.name, "seconds": case.seconds, "why": case.why, "commit": self.commit}
+                tried[case.name] = done
         return {
             "cases": len(tried),
             "failed": sum(bool(case["why"]) for case in tried.values()),
@@ -90,3 +93,9 @@ class Ledger:
             "figures": self.figures.get(title) or before.get("figures", {}),
             "tried": list(tried.values()),
         }
+
+
+def _commit() -> str:
+    """What is checked out; empty in a copy without history."""
+    asked = ["git", "describe", "--always", "--dirty=+"]
+    return subprocess.run(asked, cwd=OUT.parent, capture_output=True, text=True, check=False).stdout.strip()

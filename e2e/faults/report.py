@@ -97,11 +97,12 @@ def _title(test: str) -> str:
 
 def _pattern(module: str, title: str, found: dict[str, Any] | None) -> str:
     purpose = (importlib.import_module(f"e2e.faults.{module}").__doc__ or "").strip()
-    if found is None:
+    if not found or not found["tried"]:
         return f"## {title}\n\n{purpose}\n\nNot run yet.\n"
     lines = [f"- {line}" for line in _grouped([case["name"] for case in found["tried"] if not case["why"]])]
     failed = [f"- FAILED {case['name']}: {case['why'].splitlines()[0]}" for case in found["tried"] if case["why"]]
-    return "\n".join([f"## {title}", "", purpose, "", *failed, *lines, ""])
+    commits = ", ".join(sorted({f"`{case['commit']}`" for case in found["tried"] if case.get("commit")}))
+    return "\n".join([f"## {title}", "", purpose, "", f"Last tried at {commits}:", "", *failed, *lines, ""])
 
 
 def _grouped(names: list[str]) -> list[str]:

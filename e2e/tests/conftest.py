@@ -97,7 +97,7 @@ def make_site(bed: Bed, api: Api, test: str) -> Iterator[Site]:
     _sweep(bed, api)
     _create_namespace(bed.cluster, name)
     yield Site(bed, api, name)
-    bed.cluster.kubectl("delete", "namespace", name, "--wait=false")
+    bed.cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 def _create_namespace(cluster: Cluster, name: str) -> None:

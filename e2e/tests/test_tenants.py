@@ -127,5 +127,4 @@ def test_a_namespace_gets_what_the_fleet_lets_it_have_and_is_told(limited: Site)
     site.wait_ready_pods(1)
     assert len(site.pods(None)) == 1
     _limit(site, maxAccelerators=3)
-    site.wait_ready_pods(3 - len(site.pods("owed")))
     site.eventually(lambda: len(site.ready_pods(None)) == 3, "three replicas of both")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.support.build import VARIANT, make_deployment, make_node, make_pod, make_service, make_snapshot
+from tests.support.world import World
 from tokenservice.core.facts import Facts
 from tokenservice.core.model import Pod, Reason, SetDeletionCost, SetServing
 from tokenservice.core.repack import LEAVING, VICTIM
@@ -87,3 +89,15 @@ def test_a_pod_without_our_readiness_gate_leaves_without_a_shift() -> None:
 def test_a_cordoned_node_triggers_a_surge() -> None:
     nodes = (make_node("n1", cordoned=True), make_node("n2"))
     assert next_step([make_pod("a", node="n1")], 1, 1, nodes=nodes).replicas == 2
+
+
+def test_replicas_that_never_found_room_can_be_taken_back() -> None:
+    """Not every replica is ready, and never will be: those without a node go first, whatever the ReplicaSet holds."""
+    fixed = make_service("chat", replicas=20)
+    made = World(services=[fixed], nodes=[make_node("n1")])
+    made.run(8)
+    assert made.serving(fixed.key) == 8
+    made.services = [replace(made.services[0], spec=make_service("chat", replicas=3).spec, generation=2)]
+    made.run(6)
+    assert made.serving(fixed.key) == 3
+    assert len(made.pods) == 3

@@ -203,12 +203,12 @@ def _below(name: str, schema: Json, path: str) -> Iterator[str]:
 
 def _duplicates(items: list[Any], schema: Json, path: Path) -> Iterator[Violation]:
     keys = schema.get("x-kubernetes-list-map-keys", ())
-    seen: set[tuple[object, ...]] = set()
+    seen: set[str] = set()
     for index, item in enumerate(items):
         if keys and isinstance(item, dict):
-            identity = tuple(item.get(key) for key in keys)
+            identity = ", ".join(str(item.get(key)) for key in keys)  # as text: a key of a wrong type may be a list
             if identity in seen:
-                yield Violation((*path, index), f"is there twice: {', '.join(map(str, identity))}")
+                yield Violation((*path, index), f"is there twice: {identity}")
             seen.add(identity)
 
 

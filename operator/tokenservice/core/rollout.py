@@ -117,6 +117,11 @@ def _shrink(
     if rolling_out(deployment):
         return Step(replicas=current, reason=Reason.ROLLING_OUT, message="a rollout runs: scale-in waits")
     if not _only_free_pods_go(facts, pods, current, wanted):
+        homeless = sum(pod.node is None for pod in pods)
+        if homeless:  # a ReplicaSet removes these before any other; they may wait for room for ever
+            fewer = max(wanted, current - homeless)
+            message = f"{variant}: {current} -> {fewer} replicas, of those without a node"
+            return Step(replicas=fewer, reason=Reason.SCALED_DOWN, message=message)
         return Step(replicas=current, reason=Reason.HOLDING, message="not every replica is ready: scale-in waits")
     going = victims(pods, facts.rooms, excess)
     return Step(
