@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint unit e2e test demo bench-policies mutants tools hpa agreement faults e2e-real clean
+.PHONY: help setup lock generate lint unit e2e test bench demo bench-policies mutants tools hpa agreement faults e2e-real clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test: tools ## All tests
 
 e2e-real: tools ## Real vLLM on two real nodes: Linux, root, 30 GB of disk; exit code 77 where that is not
 	$(BIN)/python -m e2e.real
+
+bench: tools ## A thousand services on a real control plane, and at rest; about 25 minutes on a quiet machine
+	$(BIN)/python -m e2e.bench
 
 demo: tools ## Static against the operator, on a real control plane, with real traffic
 	$(BIN)/python -m e2e.demo

@@ -233,8 +233,9 @@ def seconds_to_plan(bed: Bed, size: Size, say: Say) -> float:
     Raises BenchError when the new process changes anything that runs: its plan was another.
     """
     bed.operator.stop()
-    log, began = AuditLog(bed), time.monotonic()
+    log = AuditLog(bed)
     bed.operator.start()
+    began = time.monotonic()
     url = f"http://127.0.0.1:{bed.operator.metrics_port}/metrics"
     while not (leads(bed) and planned(url) == [float(size.replicas)] * size.services):
         if time.monotonic() - began > _PATIENCE_SECONDS:

@@ -23,11 +23,15 @@ from tokenservice.core.hindsight import (
     LEADS,
     Hindsight,
     Hold,
+    Look,
     ahead,
+    all_advice,
+    all_lived,
     begun,
     lived,
     peak,
     rule,
+    rules,
 )
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import Missing, Plan, Service, ServiceMetrics
@@ -179,6 +183,33 @@ def test_a_record_is_never_written_to() -> None:
     rule(record, ALLOWED), peak(record, at()), ahead(record, at())
     for name, value in before.items():
         assert np.array_equal(getattr(record, name), value), name
+
+
+@given(
+    st.lists(st.tuples(st.floats(10, 300), st.floats(0, 500), st.floats(0.5, 50)), min_size=2, max_size=8), st.data()
+)
+@settings(max_examples=20, deadline=None)
+def test_records_that_are_looked_at_together_are_those_looked_at_alone(
+    services: list[tuple[float, float, float]], data: st.DataObject
+) -> None:
+    """Services come and go between the looks, so that every batch is another."""
+    alone = [begun(lead, 0.0) for lead, _, _ in services]
+    together = list(alone)
+    for now in np.cumsum(data.draw(st.lists(st.floats(0.5, 400), min_size=1, max_size=30))).tolist():
+        here = sorted(data.draw(st.sets(st.integers(0, len(services) - 1), min_size=1)))
+        rates = {number: data.draw(st.floats(0, services[number][1])) for number in here}
+        looks = [Look(together[n], rates[n], services[n][2], TOLERATED, 1) for n in here]
+        for number, record in zip(here, all_lived(looks, now), strict=True):
+            together[number] = record
+            alone[number] = lived(alone[number], rates[number], services[number][2], TOLERATED, 1, now)
+    for one, other in zip(alone, together, strict=True):
+        for part in fields(Hindsight):
+            assert np.array_equal(getattr(one, part.name), getattr(other, part.name)), part.name
+    shares = [0.001 * number for number in range(len(services))]
+    assert rules(together, shares) == [rule(one, share) for one, share in zip(alone, shares, strict=True)]
+    assert all_advice(together, shares) == [
+        all_advice([one], [share])[0] for one, share in zip(alone, shares, strict=True)
+    ]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tokenservice.core.allocation import allocate
 from tokenservice.core.decide import decide
 from tokenservice.core.facts import Facts
 from tokenservice.core.manifests import hashed
+from tokenservice.core.memo import Memo
 from tokenservice.core.model import Delete, ObjectKey, Plan, Reason, Service
 from tokenservice.core.moves import SECOND_LOOK_SECONDS
 from tokenservice.core.names import MANIFEST_HASH_ANNOTATION
@@ -33,9 +34,12 @@ def settled(*services: Service, nodes: int = 2) -> World:
 # --- Moves -----------------------------------------------------------------------------------------------------------
 
 
-def spread() -> World:
+def spread(fleet: TokenFleetSpec | None = None) -> World:
     """Two replicas on two nodes that have room for both, long after they started."""
     made = settled()
+    if fleet is not None:
+        made.extra["fleet"] = fleet
+        made.run(10)  # what is still to do for another policy would keep every pod where it is
     first, second = made.pods.values()
     made.pods = {first.name: replace(first, node="n1"), second.name: replace(second, node="n2")}
     made.now += FLEET.consolidation.cooldown_seconds
@@ -63,12 +67,24 @@ def test_a_replica_that_has_just_arrived_is_not_moved() -> None:
     assert len(decide(made.snapshot(), arrived + FLEET.consolidation.cooldown_seconds).proposals) == 1
 
 
+def test_that_nothing_is_to_move_is_remembered_only_until_pods_have_rested() -> None:
+    made, memo = spread(), Memo()
+    arrived, cooldown = made.now, FLEET.consolidation.cooldown_seconds
+    made.pods = {name: replace(pod, created_at=arrived) for name, pod in made.pods.items()}
+    snapshot = made.snapshot()
+    found = [len(decide(snapshot, arrived + cooldown + after, memo).proposals) for after in (-2, -1, 0, 1)]
+    assert found == [0, 0, 1, 1]
+
+
 def test_a_move_that_costs_more_than_it_frees_is_not_begun() -> None:
     """Eight accelerators for three seconds, against one that loads for a minute."""
-    made = spread()
-    impatient = FLEET.consolidation.model_copy(update={"payback_hours": 3 / 3600})
-    made.extra["fleet"] = FLEET.model_copy(update={"consolidation": impatient})
-    assert decide(made.snapshot(), made.now).proposals == ()
+
+    def proposed(payback_hours: float) -> int:
+        patience = FLEET.consolidation.model_copy(update={"payback_hours": payback_hours})
+        made = spread(FLEET.model_copy(update={"consolidation": patience}))
+        return len(decide(made.snapshot(), made.now).proposals)
+
+    assert (proposed(3 / 3600), proposed(1.0)) == (0, 1)
 
 
 # --- Variants that are used no more ----------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture
 from tokenservice.app.metering import Metering
+from tokenservice.core.memo import Memo
 from tokenservice.core.model import Accelerator, Node, ObjectKey, Plan, Pod, Profile, Service, Settings, Snapshot
 from tokenservice.edge.projections import Fleet, Resident, Unreadable
 from tokenservice.edge.resources import OWNED_KINDS
@@ -29,6 +30,7 @@ class Observer:
     settings: Settings
     architectures: Mapping[str, Architecture]
     status_written_at: Callable[[], Mapping[ObjectKey, float]]
+    memo: Memo = field(default_factory=Memo)
 
     def snapshot(self, lagging: Iterable[str] = (), previous: Plan = NOTHING) -> Snapshot | None:
         """None until every kind was listed once: a plan from half a view would take the missing half for gone."""
@@ -43,7 +45,7 @@ class Observer:
         children = [child for kind in CHILD_KINDS for child in self.stores.values(kind)]
         return Snapshot(
             services=self.services(),
-            nodes=tuple(_nodes(self.stores.values("Node"), resources, _taken(others))),
+            nodes=self._nodes(resources, _taken(others)),
             pods=tuple(_pods(pods, resources)),
             children={child.key: child for child in children},
             accelerators=accelerators,
@@ -61,6 +63,13 @@ class Observer:
             margins=previous.margins,
             hindsights=previous.hindsights,
         )
+
+    def _nodes(self, resources: frozenset[str], taken: Mapping[str, tuple[float, float]]) -> tuple[Node, ...]:
+        """Nodes with accelerators; the same objects as last time where nothing of theirs changed."""
+        seen: list[Node] = self.stores.values("Node")
+        given = {node.name: (node, resources, taken.get(node.name, (0.0, 0.0))) for node in seen}
+        left = self.memo.recall_each("nodes", given, lambda new: [_left(*given[name]) for name in new])
+        return tuple([node for node in left.values() if node is not None])
 
     def services(self) -> tuple[Service, ...]:
         """All TokenServices."""
@@ -80,20 +89,13 @@ class Observer:
         return tuple(value for value in self.stores.values(kind) if isinstance(value, of))
 
 
-def _nodes(
-    nodes: Iterable[Node], resources: frozenset[str], taken: Mapping[str, tuple[float, float]]
-) -> Iterable[Node]:
-    """Nodes with accelerators, less what others take; other extended resources (network cards, devices) are none."""
-    for node in nodes:
-        held = {name: count for name, count in node.allocatable.items() if name in resources}
-        if held:
-            cores, size = taken.get(node.name, (0.0, 0.0))
-            yield replace(
-                node,
-                allocatable=held,
-                cpu_cores=node.cpu_cores - cores,
-                memory_bytes=node.memory_bytes - size,
-            )
+def _left(node: Node, resources: frozenset[str], taken: tuple[float, float]) -> Node | None:
+    """A node less what others take; other extended resources (network cards, devices) are no accelerators."""
+    held = {name: count for name, count in node.allocatable.items() if name in resources}
+    if not held:
+        return None
+    cores, size = taken
+    return replace(node, allocatable=held, cpu_cores=node.cpu_cores - cores, memory_bytes=node.memory_bytes - size)
 
 
 def _taken(others: Iterable[Resident | Pod]) -> dict[str, tuple[float, float]]:

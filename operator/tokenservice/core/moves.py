@@ -8,7 +8,7 @@ from dataclasses import replace
 from tokenservice.api.token_service import Mode, Tier
 from tokenservice.core.allocation import Grant, Ranked, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out
-from tokenservice.core.model import Action, ObjectKey, Place, Pod, Proposal, Reason, ServiceKey
+from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey
 from tokenservice.core.packing import place
 from tokenservice.core.repack import LEAVING, Rules, by_node, due, proposals
 from tokenservice.core.rollout import mark
@@ -120,22 +120,34 @@ def repacking(
     cancelled = _cancellations(facts, under_way)
     if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
         return cancelled, ()
-    staying = facts.memo.recall(
-        "staying", None, (facts.engine_pods,), lambda: by_node(pod for pod in facts.engine_pods if not pod.deleting)
-    )
-    found = proposals(
-        staying,
-        facts.rooms,
-        facts.admits,
-        lambda pod: _movable(facts, pod, settled),
-        lambda room, residents: _pays_back(room, residents, settled, policy.payback_hours),
-        rules,
-        facts.snapshot.proposals,
-        now,
-        facts.site,
-    )
+    found = _proposals(facts, settled, rules, now)
     started = [move for proposal in found if due(proposal, rules, now) for move in _start(facts, proposal, rules)]
     return tuple(started), found
+
+
+def _proposals(facts: Facts, settled: Mapping[ServiceKey, Ranked], rules: Rules, now: float) -> tuple[Proposal, ...]:
+    """Only that there is none is remembered: until something stands elsewhere, or another pod has rested."""
+    pods, warm_ups = facts.engine_pods, _warm_ups(facts, settled)
+    staying = facts.memo.recall("staying", None, (pods,), lambda: by_node(pod for pod in pods if not pod.deleting))
+    rested = sum([now - pod.created_at >= rules.cooldown_seconds for pod in pods])
+    specs = tuple([service.spec for service in facts.snapshot.services])
+    return facts.memo.recall(
+        "proposals",
+        None,
+        (staying, facts.rooms, warm_ups, specs, facts.scope, rules, rested),
+        lambda: proposals(
+            staying,
+            facts.rooms,
+            facts.admits,
+            lambda pod: pod.ready and pod.service is not None and pod.variant in warm_ups.get(pod.service, {}),
+            lambda room, residents: _pays_back(room, residents, warm_ups, rules.payback_hours),
+            rules,
+            facts.snapshot.proposals,
+            now,
+            facts.site,
+        ),
+        lambda found: not found,
+    )
 
 
 def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
@@ -154,36 +166,39 @@ def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[Action, ...]
     )
 
 
-def _movable(facts: Facts, pod: Pod, settled: Mapping[ServiceKey, Ranked]) -> bool:
-    """Only a serving pod of a settled service that may be acted on."""
-    service = facts.services.get(pod.service) if pod.service is not None else None
-    if service is None or service.spec is None or pod.service not in settled:
-        return False
-    deployment = facts.deployments.get(service.key, {}).get(pod.variant)
-    siblings = facts.pods.get((service.key, pod.variant), ())
-    return (
-        pod.ready
-        and service.spec.mode is Mode.ACT
-        and not service.spec.paused
-        and deployment is not None
-        and not rolling_out(deployment)
-        and len(siblings) == replicas(deployment)
-        and all(sibling.ready for sibling in siblings)
+WarmUps = Mapping[ServiceKey, Mapping[str, float]]
+"""Seconds that a replica takes to start again, of every service and variant that may be moved."""
+
+
+def _warm_ups(facts: Facts, settled: Mapping[ServiceKey, Ranked]) -> WarmUps:
+    services = facts.services
+    given = {key: (services[key].spec, ways, facts.belongings(key)) for key, ways in settled.items()}
+    return facts.memo.recall_each(
+        "warm-ups", given, lambda new: [_warm_up(facts, services[key], settled[key]) for key in new]
     )
 
 
-def _pays_back(
-    room: Room, residents: Iterable[Pod], settled: Mapping[ServiceKey, Ranked], payback_hours: float
-) -> bool:
+def _warm_up(facts: Facts, service: Service, ways: Ranked) -> dict[str, float]:
+    """By variant; only those that may be acted on, and of which every replica serves."""
+    spec = service.spec
+    if spec is None or spec.mode is not Mode.ACT or spec.paused:
+        return {}
+    seconds = max((variant.cold_start_seconds for variant, _ in ways), default=0.0)
+    deployments = facts.deployments.get(service.key, {})
+    return {name: seconds for name, child in deployments.items() if _all_serve(facts, service.key, name, child)}
+
+
+def _all_serve(facts: Facts, service: ServiceKey, variant: str, deployment: Child) -> bool:
+    pods = facts.pods.get((service, variant), ())
+    return not rolling_out(deployment) and len(pods) == replicas(deployment) and all(pod.ready for pod in pods)
+
+
+def _pays_back(room: Room, residents: Iterable[Pod], warm_ups: WarmUps, payback_hours: float) -> bool:
     """Whether the accelerator-hours freed within the payback time exceed those that warming up again takes."""
     freed = sum(room.node.allocatable.values()) * payback_hours
     warm_up = sum(
-        _longest_start_seconds(settled.get(pod.service, ())) / 3600 * sum(pod.accelerators.values())
+        warm_ups[pod.service][pod.variant] / 3600 * sum(pod.accelerators.values())
         for pod in residents
         if pod.service is not None
     )
     return freed > warm_up
-
-
-def _longest_start_seconds(ways: Ranked) -> float:
-    return max((variant.cold_start_seconds for variant, _ in ways), default=0.0)

@@ -73,20 +73,16 @@ class Yard:
             self._put(self.rooms[name].less(pod))
         return name
 
-    def best(self, pod: Pod) -> str | None:
-        """The node for a pod: in use before empty, then least left over, then by name."""
-        found = [room for shelves in self._shelves_for(pod) if (room := shelves.best(pod)) is not None]
+    def best(self, pod: Pod, but: str = "") -> str | None:
+        """The node for a pod, other than `but`: in use before empty, then least left over, then by name."""
+        found = [room for shelves in self._shelves_for(pod) if (room := shelves.best(pod, but)) is not None]
         return min(found, key=lambda room: tightness(pod, room)).node.name if found else None
 
     def holds_elsewhere(self, pods: Sequence[Pod], source: str) -> bool:
         """Whether all the pods would fit on nodes other than `source`; everything is as before afterwards."""
-        before, _ = dict[str, Room](), self._shelves
-        away = self.rooms.get(source)
-        if away is not None:
-            self._remove(away)
-        fits = True
+        before, fits = dict[str, Room](), True
         for pod in sorted(pods, key=_largest_first):
-            name = self.best(pod)
+            name = self.best(pod, source)
             if name is None:
                 fits = False
                 break
@@ -94,8 +90,6 @@ class Yard:
             self._put(self.rooms[name].less(pod))
         for room in before.values():
             self._put(room)
-        if away is not None:
-            self._add(away)
         return fits
 
     def _shelves_for(self, pod: Pod) -> list[_Shelves]:
@@ -139,16 +133,16 @@ class _Shelves:
             if not shelf:
                 del shelves[key]
 
-    def best(self, pod: Pod) -> Room | None:
-        """As `best_node` among these; a pod that asks for other than one resource has to look at them all."""
+    def best(self, pod: Pod, but: str = "") -> Room | None:
+        """As `best_node` among these other than `but`; who asks for other than one resource has to look at them all."""
         if len(pod.accelerators) != 1:
-            name = best_node(pod, self._all(), lambda _pod, _room: True)
+            name = best_node(pod, self._all(), lambda _pod, room: room.node.name != but)
             return self._rooms[name] if name is not None else None
         ((resource, count),) = pod.accelerators.items()
         shelves = self._names.get(resource, {})
         large = sorted(key for key in shelves if key[1] >= count)
         rooms = (self._rooms[name] for key in large for name in shelves[key])
-        return next((room for room in rooms if room.fits(pod)), None)
+        return next((room for room in rooms if room.node.name != but and room.fits(pod)), None)
 
     def _all(self) -> list[Room]:
         names = {name for shelves in self._names.values() for shelf in shelves.values() for name in shelf}
