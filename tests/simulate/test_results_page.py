@@ -284,9 +284,18 @@ def test_a_peer_with_a_setting_that_was_not_run_is_left_out(tmp_path: Path) -> N
 def test_several_seeds_have_an_interval(tmp_path: Path) -> None:
     one = plan(tmp_path, {"seeds": 3})
     more = {replace(OPERATOR, seed=seed): it for seed, it in enumerate(seeded(9.0, 10.0, 11.0))}
-    shown = text(one, CANNED | {replace(STATIC, seed=seed): result(hours=20.0) for seed in range(3)} | more)
+    shown = text(one, CANNED | {replace(STATIC, seed=seed): result(hours=20.0, seed=seed) for seed in range(3)} | more)
     assert "| operator | 0.500 | 99.50 % | 10.0 ± 2.5 | 0.500 |" in shown
     assert "3 seeds." in shown
+
+
+def test_ratios_are_of_the_same_seeds(tmp_path: Path) -> None:
+    one = plan(tmp_path, {"seeds": 3, "oracle": True})
+    static = {replace(STATIC, seed=seed): it for seed, it in enumerate(seeded(20.0, 10.0, 10.0))}
+    shown = text(one, CANNED | static, oracle=8.0)
+    assert "| operator | 0.600 | 99.20 % | 10.0 | 0.500 |" in shown, "the operator was run on seed 0 alone"
+    assert "| oracle (foresight) | 0.800 | 99.10 % | 8.0 | 0.400 |" in shown
+    assert "Its accelerator-hours: 0.500 of static's; 1.250 of the oracle's." in shown
 
 
 # --- The list ------------------------------------------------------------------------------------------------------

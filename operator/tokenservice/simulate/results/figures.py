@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import mean
 
 from tokenservice.simulate.compare import POOLED, STATIC, Row
 from tokenservice.simulate.oracle import Foresight
@@ -29,6 +30,18 @@ def utilization(one: Result) -> float:
 def attainment(one: Result) -> float:
     """Worst joint attainment of a Guaranteed service."""
     return one.attainment
+
+
+def ratio(ours: Row, other: Row, measure: Measure) -> float:
+    """Of the means over the seeds that both were run on: the requests of another seed are others."""
+    both = {one.seed for one in ours.results} & {one.seed for one in other.results}
+    mine, theirs = (mean(measure(one) for one in row.results if one.seed in both) for row in (ours, other))
+    return mine / theirs
+
+
+def at_first(row: Row, measure: Measure) -> float:
+    """On seed 0 alone, as the oracle is searched."""
+    return measure(row.results[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +152,9 @@ def _reached(figure: Figure, at: Outcome) -> float | None:
     if figure is Figure.ATTAINMENT:
         return at.operator.mean(attainment)
     if figure is Figure.OF_ORACLE:
-        return at.operator.mean(utilization) / at.oracle_utilization if at.oracle else None
+        return at_first(at.operator, utilization) / at.oracle_utilization if at.oracle else None
     other = at.static if figure is Figure.OF_STATIC else at.best_peer
-    return None if other is None else at.operator.mean(hours) / other.mean(hours)
+    return None if other is None else ratio(at.operator, other, hours)
 
 
 def _half_width(figure: Figure, at: Outcome) -> float:

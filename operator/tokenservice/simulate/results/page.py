@@ -13,11 +13,13 @@ from tokenservice.simulate.results.figures import (
     Judged,
     Measure,
     Outcome,
+    at_first,
     attainment,
     hours,
     judged,
     lost,
     outcome,
+    ratio,
     share,
     utilization,
     worst,
@@ -177,11 +179,13 @@ scenario asks.
 - **U** is the work of requests within both objectives over the accelerators that existed; the parts after it say where
   the rest went, and add up to 1 with it. **attained** is the worst share of requests within both objectives among
   Guaranteed services. **hours** are accelerator-hours, all that existed, **of static** over those of a fleet that
-  stands at each service's p99 for the whole time. Energy is estimated from watts.
+  stands at each service's p99 for the whole time. Energy is estimated from watts. Headroom below zero: overloaded
+  replicas did more than they can within their objectives.
 - A peer stands at the setting of its sweep that keeps 99 % at the least cost, or where none does at the one that comes
   nearest; in brackets is what differs from its published defaults. † marks policies that do not keep 99 %.
-- The **oracle** knows the future and its replicas start at once: the cheapest counts that a search found.
-- ± is half the width of the 95 % interval of the mean over seeds (Student's t)."""
+- The **oracle** knows the future and its replicas start at once: the cheapest counts that a search found, on seed 0.
+- ± is half the width of the 95 % interval of the mean over seeds (Student's t). Ratios are of means over the seeds that
+  both were run on, to the oracle on seed 0."""
 
 _METHOD = """\
 Every row is simulated request by request, the weeks too: nothing is thinned and nothing is a fluid, so there is no
@@ -206,7 +210,7 @@ def _line(row: Row, at: Outcome) -> tuple[str, ...]:
         spread(row, utilization, "{:.3f}"),
         spread(row, attainment, _PERCENT),
         spread(row, hours, "{:,.1f}"),
-        "" if static is None else f"{row.mean(hours) / static.mean(hours):.3f}",
+        "" if static is None else f"{ratio(row, static, hours):.3f}",
         f"{row.mean(lambda one: one.dollars_per_million_tokens):.2f}",
         f"{row.mean(lambda one: one.joules_per_token):.2f}",
         *(f"{row.mean(_part(part)):.3f}" for part in PARTS),
@@ -220,10 +224,10 @@ def _glance(at: Outcome) -> tuple[str, ...]:
         f"{at.study.name}{_mark(load(at.study.scenario, needs_data=False))}{'' if ours.kept else ' †'}",
         spread(ours, utilization, "{:.3f}"),
         spread(ours, attainment, _PERCENT),
-        "" if static is None else f"{ours.mean(hours) / static.mean(hours):.3f}",
-        "" if peer is None else f"{ours.mean(hours) / peer.mean(hours):.3f}",
+        "" if static is None else f"{ratio(ours, static, hours):.3f}",
+        "" if peer is None else f"{ratio(ours, peer, hours):.3f}",
         peer.policy if peer is not None else _no_peer(at),
-        f"{ours.mean(hours) / at.oracle_hours:.3f}" if at.oracle else "",
+        f"{at_first(ours, hours) / at.oracle_hours:.3f}" if at.oracle else "",
     )
 
 
@@ -237,7 +241,7 @@ def _part(part: str) -> Measure:
 
 def _oracle_line(at: Outcome) -> Iterator[tuple[str, ...]]:
     if at.oracle:
-        static = "" if at.static is None else f"{at.oracle_hours / at.static.mean(hours):.3f}"
+        static = "" if at.static is None else f"{at.oracle_hours / at_first(at.static, hours):.3f}"
         attained = min(one.attainment for one in at.oracle.values())
         shown = (f"{at.oracle_utilization:.3f}", said(attained, _PERCENT), f"{at.oracle_hours:,.1f}", static)
         yield ("oracle (foresight)", *shown, *[""] * (len(_HEAD) - 5))
@@ -252,16 +256,15 @@ def _compared(at: Outcome) -> Iterator[str]:
     yield f"The operator {'keeps 99 %' if ours.kept else 'does not keep 99 %'}."
     against = []
     if static is not None:
-        against.append(f"{ours.mean(hours) / static.mean(hours):.3f} of static's")
+        against.append(f"{ratio(ours, static, hours):.3f} of static's")
     if peer is not None:
-        ratio = ours.mean(hours) / peer.mean(hours)
-        against.append(f"{ratio:.3f} of those of the best peer that keeps 99 %, {peer.policy}")
+        against.append(f"{ratio(ours, peer, hours):.3f} of those of the best peer that keeps 99 %, {peer.policy}")
     if at.oracle:
-        against.append(f"{ours.mean(hours) / at.oracle_hours:.3f} of the oracle's")
+        against.append(f"{at_first(ours, hours) / at.oracle_hours:.3f} of the oracle's")
     if against:
         yield f"Its accelerator-hours: {'; '.join(against)}."
     if at.oracle:
-        yield f"Its U is {ours.mean(utilization) / at.oracle_utilization:.3f} of the oracle's."
+        yield f"Its U is {at_first(ours, utilization) / at.oracle_utilization:.3f} of the oracle's."
     if peer is None and at.peers:
         yield "No peer that was run keeps 99 %."
 
@@ -290,7 +293,7 @@ def _deferrable(name: str) -> Measure:
 
 def _sensitivity(at: Outcome) -> tuple[str, ...]:
     ours, static, peer = at.operator, at.static, at.best_peer
-    of_static = f"{ours.mean(hours) / static.mean(hours):.3f}" if ours is not None and static is not None else ""
+    of_static = f"{ratio(ours, static, hours):.3f}" if ours is not None and static is not None else ""
     measures: tuple[tuple[Measure, str], ...] = (
         (utilization, "{:.3f}"),
         (attainment, _PERCENT),
