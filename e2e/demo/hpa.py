@@ -25,6 +25,7 @@ from rich.console import Console
 from e2e.demo import report, scenario, steps
 from e2e.demo.__main__ import OUT
 from e2e.demo.phase import Phase, run
+from e2e.demo.readme import HPA
 from e2e.demo.scenario import NAMESPACE, TIME_SCALE, Example, Json
 from e2e.demo.sizing import Size, by_service, choices
 from e2e.load.trace import Arrival, Traffic
@@ -96,7 +97,7 @@ async def _phases(
 
 
 def _name(share: float) -> str:
-    return f"HPA at {share:g}"
+    return f"{HPA}{share:g}"
 
 
 def _batches(services: Mapping[str, Example], arrivals: Sequence[Arrival]) -> dict[str, float]:
