@@ -37,8 +37,8 @@ from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollout import Step, apply, delete, retired, step
 from tokenservice.core.scaling import utilization_target
 
-_DETECTION_SECONDS = 20.0
-"""From a change of demand until it is seen: a window of rates and a round of decisions."""
+_ROUND_SECONDS = 5.0
+"""Between two rounds of metrics and decisions."""
 
 
 def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
@@ -77,18 +77,23 @@ def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
     record = facts.snapshot.hindsights.get(seen.service.key)
     if seen.want is None or seen.targets is None:
         return record
-    lead = seen.want.variant.cold_start_seconds + _DETECTION_SECONDS
-    if record is None or record.lead_seconds != lead:
-        return begun(lead, now)
-    if isinstance(seen.metrics, Missing) or record.knows(seen.metrics, now):
-        return record
-    margin = facts.margin(seen.service.key).factor
+    lead = seen.want.variant.cold_start_seconds + _detection_seconds(facts)
     assert seen.service.spec is not None
     filled = utilization_target(seen.service.spec, facts.snapshot.fleet)
-    able = seen.want.capacity.requests_per_second * margin * filled
+    able = seen.want.capacity.requests_per_second * facts.margin(seen.service.key).factor
+    if record is None or record.lead_seconds != lead:
+        return begun(lead, now, sum(seen.want.current.values()) * able * filled)
+    told = facts.snapshot.metrics.get(seen.service.key)  # not the outlook's, which a memo may have kept from before
+    if told is None or isinstance(told, Missing) or record.knows(told, now):
+        return record
     fewest = max(1, seen.service.spec.scaling.min_replicas)
-    rate, tolerated = seen.metrics.requests_per_second, seen.targets.ttft_seconds
-    return lived(record, rate, able, tolerated, fewest, now, told_by=seen.metrics)
+    rate, tolerated = told.requests_per_second, seen.targets.ttft_seconds
+    return lived(record, rate, able, tolerated, fewest, now, filled=filled, told_by=told)
+
+
+def _detection_seconds(facts: Facts) -> float:
+    """From a change of demand until it is seen: a rate is that of the middle of its window, and is read in rounds."""
+    return facts.snapshot.fleet.prometheus.window_seconds / 2 + _ROUND_SECONDS
 
 
 def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:
@@ -96,7 +101,7 @@ def _margin(facts: Facts, seen: Outlook, now: float, full: bool) -> Margin:
     assert seen.targets is not None
     margin = facts.margin(seen.service.key)
     load = seen.load(margin.factor, facts.ready(seen.service.key))
-    return moved(margin, seen.metrics, seen.targets, now, load=load, enough=full)
+    return moved(margin, seen.metrics, seen.targets, now, load=load, queued=seen.queued, enough=full)
 
 
 def _chosen(facts: Facts, outlooks: list[Outlook]) -> list[Outlook]:

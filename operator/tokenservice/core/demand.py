@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from math import log
 from typing import Any
 
-from tokenservice.core.capacity import DEFAULT, Workload
-from tokenservice.core.model import Json, Missing, ServiceMetrics
+import numpy as np
 
-DRAIN_SECONDS = 30.0
-"""Least time that a queue may take to go; what would still be there after the lead adds demand by it."""
+from tokenservice.core.capacity import DEFAULT, Workload
+from tokenservice.core.hindsight import DRAIN_SECONDS, queued
+from tokenservice.core.model import Json, Missing, ServiceMetrics
 
 _WINDOW_SECONDS = 30.0
 _ENOUGH_REQUESTS = 20.0
@@ -48,15 +48,10 @@ class Demand:
     steady: float = 0.0
 
     def ahead(self, able_requests_per_second: float) -> float:
-        """Demand on the replicas that serve after the lead, when the present ones take so much until then.
-
-        Of the queue only what they will not have worked off by then is of interest to a replica started now; it adds
-        no more than arrives, for what is late is lost and only those behind it can be saved.
-        """
-        spare = able_requests_per_second - self.arriving
-        left = max(0.0, self.waiting - spare * self.lead_seconds)
-        queue = min(left / max(self.lead_seconds, DRAIN_SECONDS), self.arriving)
-        return max(self.arriving * self.held, self.forecast_requests_per_second) + queue
+        """Demand on the replicas that serve after the lead, when the present ones take so much until then."""
+        asked = max(self.arriving * self.held, self.forecast_requests_per_second)
+        queue, able = np.array(self.waiting), np.array(able_requests_per_second)
+        return float(queued(np.array(asked), queue, able, self.arriving, self.lead_seconds))
 
 
 def demand(

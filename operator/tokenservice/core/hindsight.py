@@ -14,7 +14,7 @@ All rules are run at once, as arrays; a step costs some tens of microseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import exp, inf
+from math import ceil, exp, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +34,31 @@ FACTORS = np.array([1.0, 0.95, 0.9, 0.8, 0.7])
 _BUCKETS = 16
 """A window's highest value is kept by so many parts of it."""
 
-_LONG_ENOUGH_LEADS, _LONG_ENOUGH_SECONDS = 5.0, 900.0
-"""The record is trusted when it is as long as both: it has to have seen demand come back."""
+_LONG_ENOUGH_TIMES, _LONG_ENOUGH_SECONDS = 5.0, 900.0
+"""The record is trusted when it is so many times as long as the lead, and as the longest lull in it: it has to have
+seen demand come back. A quarter of an hour is enough where replicas load in less than a fifth of it: what went and did
+not come back within it must be let go at some time."""
+
+_RISE = 0.5
+"""Of a rise that takes a lead half comes too early for replicas that are asked for as it begins."""
+
+_LULL = 0.5
+"""Demand below this share of the highest is a lull."""
 
 _LONGER, _KEPT_LONGER = 2, 0.5
 """This share of the peak is held for a window so many places longer."""
+
+_GROWN_WINDOWS = np.minimum(np.arange(len(LEADS)), 1)
+"""What a slope promised is held for a lead at most: by then it has come, or will not."""
 
 _LONGER_WINDOWS = np.minimum(np.arange(len(LEADS)) + _LONGER, len(LEADS) - 1)
 _ONE = np.ones(1)
 
 _SLOPE_SECONDS, _HORIZON_SECONDS, _HIGHEST_GROWTH = 30.0, 60.0, 1.5
 """A slope over so short a time says nothing of more than a minute, or of more than half as much again."""
+
+DRAIN_SECONDS = 30.0
+"""Least time that a queue may take to go; what would still be there after the lead adds demand by it."""
 
 _COST_OF_MISSES = 100.0
 """One percent of misses beyond the allowed ones counts like twice the replicas."""
@@ -78,7 +92,9 @@ class Hindsight:
     `recent` are the last (time, requests per second). `peaks[g, w, b]` is the highest demand with growth g, requests
     per second, in part b of window w; `targets[r, b]` the lowest count that rule r asked for in part b of the last
     lead. By rule: its queue in requests, what it would have missed, and its replica-seconds. `arrived` and `seconds`
-    are what the record covers. `told_by` is what told the demand last.
+    are what the record covers, `covered` the seconds as far as they are remembered; `highest` is the highest demand in
+    it, `most` the replicas that this takes, `longest_lull` the longest time, in seconds, for
+    which demand stayed far below that, and the present lull, if there is one, began at `lull_since`. `told_by` is what told the demand last.
     """
 
     lead_seconds: float
@@ -93,6 +109,11 @@ class Hindsight:
     cost: Floats
     arrived: float = 0.0
     seconds: float = 0.0
+    covered: float = 0.0
+    highest: float = 0.0
+    most: float = 0.0
+    lull_since: float = 0.0
+    longest_lull: float = 0.0
     told_by: object = None
 
     def knows(self, told_by: object, now: float) -> bool:
@@ -100,17 +121,21 @@ class Hindsight:
         return self.told_by is told_by and now - self.at < _LONGEST_STEP_SECONDS / 2
 
 
-def begun(lead_seconds: float, now: float) -> Hindsight:
-    """A record that has seen nothing."""
+def begun(lead_seconds: float, now: float, able: float = 0.0) -> Hindsight:
+    """A record that has seen nothing. Every rule starts from the fleet that is there, which takes `able` requests per
+    second: as if that much had been asked for until now."""
     rules = len(LEADS) * len(GROWTHS) * len(FACTORS)
+    peaks = np.zeros((len(GROWTHS), len(LEADS), _BUCKETS))
+    peaks[..., 0] = able
     return Hindsight(
         lead_seconds=lead_seconds,
         at=now,
         recent=(),
-        peaks=np.zeros((len(GROWTHS), len(LEADS), _BUCKETS)),
+        peaks=peaks,
         peaks_since=np.full(len(LEADS), now),
         targets=np.full((rules, _BUCKETS), np.inf),
         targets_since=np.array([now]),
+        lull_since=now,
         queues=np.zeros(rules),
         missed=np.zeros(rules),
         cost=np.zeros(rules),
@@ -125,27 +150,33 @@ def lived(
     fewest: int,
     now: float,
     *,
+    filled: float = 1.0,
     told_by: object = None,
 ) -> Hindsight:
     """The record after one more look at demand.
 
-    `capacity` is one replica's, requests per second; a queue of more than `tolerated_seconds` of work is a miss;
-    no rule goes below `fewest` replicas.
+    `capacity` is one replica's, requests per second, of which rules fill the share `filled`; a queue of more than
+    `tolerated_seconds` of work is a miss; no rule goes below `fewest` replicas.
     """
     seconds = min(now - record.at, _LONGEST_STEP_SECONDS)
     if seconds <= 0:
         return record
     recent = (*(one for one in record.recent if one[0] >= now - _SLOPE_SECONDS), (now, requests_per_second))
     peaks, peaks_since = _moved(record.peaks, record.peaks_since, record.lead_seconds * LEADS, now, 0.0)
-    np.maximum(peaks[..., 0], _signals(recent, record.lead_seconds)[:, None], out=peaks[..., 0])
-    wanted = np.maximum(np.ceil(_held(peaks).ravel() / capacity - 1e-9), fewest)
+    signals = _signals(recent, record.lead_seconds)
+    np.maximum(peaks[..., 0], signals[:, None], out=peaks[..., 0])
     targets, since = _moved(record.targets, record.targets_since, record.lead_seconds * _ONE, now, np.inf)
+    serving, asked = targets.min(axis=1) * capacity, _by_rule(signals, FACTORS)
+    ahead = queued(asked, record.queues, serving, requests_per_second, record.lead_seconds)
+    wanted = np.maximum(np.ceil(np.maximum(_held(peaks).ravel(), ahead) / (capacity * filled) - 1e-9), fewest)
     np.minimum(targets[:, 0], wanted, out=targets[:, 0])
     able = targets.min(axis=1) * capacity
     queues = np.maximum(record.queues + (requests_per_second - able) * seconds, 0.0)
     late = queues > able * tolerated_seconds
     kept = exp(-seconds / max(_MEMORY_LEADS * record.lead_seconds, _SHORTEST_MEMORY_SECONDS))
     came = requests_per_second * seconds
+    highest = max(record.highest, requests_per_second)
+    lull_since = record.lull_since if requests_per_second < _LULL * highest else now
     return replace(
         record,
         at=now,
@@ -159,6 +190,11 @@ def lived(
         cost=record.cost * kept + wanted * seconds,
         arrived=record.arrived * kept + came,
         seconds=record.seconds + seconds,
+        covered=record.covered * kept + seconds,
+        highest=highest,
+        most=max(fewest, ceil(highest / (capacity * filled) - 1e-9)),
+        lull_since=lull_since,
+        longest_lull=max(record.longest_lull, now - lull_since),
         told_by=told_by,
     )
 
@@ -171,11 +207,24 @@ def advice(record: Hindsight | None, allowed: float) -> Advice:
     return Advice(peak(record, hold), ahead(record, hold), hold.factor)
 
 
+def long_enough(record: Hindsight) -> float:
+    """Seconds that demand has to be watched before capacity is let go."""
+    lulls = min(_LONG_ENOUGH_TIMES * record.longest_lull, _LONG_ENOUGH_SECONDS)
+    return max(_LONG_ENOUGH_TIMES * record.lead_seconds, lulls)
+
+
 def rule(record: Hindsight, allowed: float) -> Hold | None:
-    """The cheapest rule, misses beyond the `allowed` share being dear; None while the record is too short."""
-    if record.seconds < max(_LONG_ENOUGH_LEADS * record.lead_seconds, _LONG_ENOUGH_SECONDS):
+    """The cheapest rule, misses beyond the `allowed` share being dear; None while the record is too short.
+
+    Each is charged with one more rise to the highest demand, of which it would miss what it usually does not hold until
+    replicas have loaded: what was not seen yet weighs less the longer the record is.
+    """
+    if record.seconds < long_enough(record):
         return None
-    beyond = np.maximum(0.0, record.missed / max(record.arrived, 1e-9) - allowed)
+    once = record.highest * record.lead_seconds
+    held = record.cost / max(record.covered, 1e-9) / max(record.most, 1.0)
+    missed = record.missed + _RISE * once * np.maximum(0.0, 1 - held)
+    beyond = np.maximum(0.0, missed / max(record.arrived + once, 1e-9) - allowed)
     chosen = np.argmin(record.cost * (1 + _COST_OF_MISSES * beyond))
     growth, window, factor = np.unravel_index(int(chosen), (len(GROWTHS), len(LEADS), len(FACTORS)))
     return Hold(int(window), int(growth), float(FACTORS[factor]))
@@ -203,7 +252,30 @@ def _held(parts: Floats) -> Floats:
     """
     peaks = parts.max(axis=2)
     longer = _KEPT_LONGER * peaks[0, _LONGER_WINDOWS]
-    return np.asarray(np.maximum(peaks[:, :, None] * FACTORS, longer[:, None]))
+    grown = np.maximum(peaks[0], peaks[:, _GROWN_WINDOWS])
+    return np.asarray(np.maximum(grown[:, :, None] * FACTORS, longer[:, None]))
+
+
+def _by_rule(signals: Floats, factors: Floats) -> Floats:
+    """A value of each growth, or one for all, times one of each factor, by rule."""
+    shape = (len(GROWTHS), len(LEADS), len(FACTORS))
+    return np.broadcast_to(signals[:, None, None] * factors, shape).ravel()
+
+
+def queued(
+    asked: Floats, queues: Floats, able: Floats, requests_per_second: float, lead_seconds: float
+) -> Floats:
+    """Demand with a queue in front of it, requests per second, where `asked` of the present `requests_per_second` is
+    planned for and the present replicas take `able`.
+
+    Of a queue only what they will not have worked off after the lead is of interest to a replica started now; it adds
+    no more than arrives, for what is late is lost and only those behind it can be saved. As far as there is a queue of
+    a second's arrivals, all that arrives is planned for, not the share of it that rules may hold: else it would stand.
+    """
+    left = np.maximum(0.0, queues - (able - requests_per_second) * lead_seconds)
+    stands = np.minimum(1.0, np.minimum(left, queues) / max(requests_per_second, 1e-9))
+    base = asked + np.maximum(0.0, requests_per_second - asked) * stands
+    return np.asarray(base + np.minimum(left / max(lead_seconds, DRAIN_SECONDS), requests_per_second))
 
 
 def _signals(recent: tuple[tuple[float, float], ...], lead_seconds: float) -> Floats:

@@ -13,6 +13,7 @@ it is certain, a success where it is certain; what lies between moves nothing.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import sqrt
 
 from tokenservice.core.capacity import Targets
 from tokenservice.core.histogram import attainment
@@ -24,6 +25,10 @@ LOWEST, HIGHEST = 0.5, 1.5
 
 _PER_SECOND = 0.01
 """A minute in which a tenth of the requests misses lowers the factor by 0.06; an hour of none raises it by 0.2."""
+
+_LEARNING_SECONDS, _LEAST_LEARNED_SECONDS = 900.0, 30.0
+"""Until a pool was tried for so long the factor rises faster, by the root of what is missing: steps that fall so keep
+the guarantee (Angelopoulos, Barber and Bates, ICML 2024). It never falls faster, for a first load is no steady state."""
 
 _BLIND_SECONDS = 60.0
 """After demand has overrun the pool, its queue and the windows of rates still tell of that."""
@@ -59,15 +64,18 @@ def moved(
     now: float,
     *,
     load: float,
+    queued: bool = False,
     enough: bool = False,
 ) -> Margin:
     """The margin after one more look.
 
     `load` is demand as a share of what the present replicas are held to take; a pool that is not tried proves
-    nothing. `enough` says that the fleet is as full as it should be. In both cases the factor does not rise.
+    nothing. `queued` says that a queue stands: after demand has overrun the pool, it tells of that for as long as it
+    does. `enough` says that the fleet is as full as it should be. In both cases the factor does not rise.
     """
-    if isinstance(metrics, Missing) or margin.at is None or now <= margin.at or load > _OVERRUN:
-        blind = now + _BLIND_SECONDS if load > _OVERRUN else margin.blind_until
+    overrun = load > _OVERRUN or (queued and now < margin.blind_until)
+    if isinstance(metrics, Missing) or margin.at is None or now <= margin.at or overrun:
+        blind = now + _BLIND_SECONDS if overrun else margin.blind_until
         return replace(margin, at=now, blind_until=blind)
     seconds = min(now - margin.at, _LONGEST_STEP_SECONDS)
     usual = _usual(margin, metrics.requests_per_second, seconds)
@@ -77,8 +85,16 @@ def moved(
     weight = min(metrics.requests_per_second / usual, 3.0)
     step = _PER_SECOND * seconds * weight * _surprise(seen, allowed(targets))
     if (step > 0 and (enough or load < _TRIED)) or now < margin.blind_until:
-        step = 0.0
-    return replace(margin, factor=min(max(margin.factor + step, LOWEST), HIGHEST), usual=usual, at=now)
+        return replace(margin, usual=usual, at=now)
+    if step > 0:
+        step *= _pace(margin)
+    factor = min(max(margin.factor + step, LOWEST), HIGHEST)
+    return replace(margin, factor=factor, usual=usual, at=now, tried_seconds=margin.tried_seconds + seconds)
+
+
+def _pace(margin: Margin) -> float:
+    """How many times faster than usual the factor rises while little was tried."""
+    return max(1.0, sqrt(_LEARNING_SECONDS / max(margin.tried_seconds, _LEAST_LEARNED_SECONDS)))
 
 
 def _usual(margin: Margin, rate: float, seconds: float) -> float:
