@@ -73,22 +73,25 @@ def _full(facts: Facts, plan: Plan) -> bool:
 
 
 def _hindsight(facts: Facts, seen: Outlook, now: float) -> Hindsight | None:
-    """The record of the service's demand, one look longer; a new one when replicas take another time to load."""
+    """The record of the service's demand, one look longer; a new one when replicas take another time to load.
+
+    Demand is in replicas' worth, as modelled.
+    """
     record = facts.snapshot.hindsights.get(seen.service.key)
-    if seen.want is None or seen.targets is None:
+    if seen.want is None or seen.targets is None or seen.want.capacity.requests_per_second <= 0:
         return record
     lead = seen.want.variant.cold_start_seconds + _detection_seconds(facts)
     assert seen.service.spec is not None
     filled = utilization_target(seen.service.spec, facts.snapshot.fleet)
-    able = seen.want.capacity.requests_per_second * facts.margin(seen.service.key).factor
+    able = facts.margin(seen.service.key).factor
     if record is None or record.lead_seconds != lead:
         return begun(lead, now, sum(seen.want.current.values()) * able * filled)
     told = facts.snapshot.metrics.get(seen.service.key)  # not the outlook's, which a memo may have kept from before
     if told is None or isinstance(told, Missing) or record.knows(told, now):
         return record
     fewest = max(1, seen.service.spec.scaling.min_replicas)
-    rate, tolerated = told.requests_per_second, seen.targets.ttft_seconds
-    return lived(record, rate, able, tolerated, fewest, now, filled=filled, told_by=told)
+    load, tolerated = told.requests_per_second / seen.want.capacity.requests_per_second, seen.targets.ttft_seconds
+    return lived(record, load, able, tolerated, fewest, now, filled=filled, told_by=told)
 
 
 def _detection_seconds(facts: Facts) -> float:

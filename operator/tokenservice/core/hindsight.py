@@ -39,9 +39,6 @@ _LONG_ENOUGH_TIMES, _LONG_ENOUGH_SECONDS = 5.0, 900.0
 seen demand come back. A quarter of an hour is enough where replicas load in less than a fifth of it: what went and did
 not come back within it must be let go at some time."""
 
-_RISE = 0.5
-"""Of a rise that takes a lead half comes too early for replicas that are asked for as it begins."""
-
 _LULL = 0.5
 """Demand below this share of the highest is a lull."""
 
@@ -58,7 +55,7 @@ _SLOPE_SECONDS, _HORIZON_SECONDS, _HIGHEST_GROWTH = 30.0, 60.0, 1.5
 """A slope over so short a time says nothing of more than a minute, or of more than half as much again."""
 
 DRAIN_SECONDS = 30.0
-"""Least time that a queue may take to go; what would still be there after the lead adds demand by it."""
+"""Least time that a queue may take to go: it adds to demand what would work it off in a lead, or in this."""
 
 _COST_OF_MISSES = 100.0
 """One percent of misses beyond the allowed ones counts like twice the replicas."""
@@ -78,23 +75,24 @@ class Hold:
 
 
 class Advice(NamedTuple):
-    """What to hold: the peak that capacity is kept for and demand now, requests per second, and the share of both."""
+    """What to hold: the peak that capacity is kept for and demand now, in the unit of the record."""
 
     peak: float
     ahead: float
-    share: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hindsight:
     """The record of one service. Arrays are never written to; a step makes new ones, so a record equals only itself.
 
-    `recent` are the last (time, requests per second). `peaks[g, w, b]` is the highest demand with growth g, requests
-    per second, in part b of window w; `targets[r, b]` the lowest count that rule r asked for in part b of the last
-    lead. By rule: its queue in requests, what it would have missed, and its replica-seconds. `arrived` and `seconds`
-    are what the record covers, `covered` the seconds as far as they are remembered; `highest` is the highest demand in
-    it, `most` the replicas that this takes, `longest_lull` the longest time, in seconds, for
-    which demand stayed far below that, and the present lull, if there is one, began at `lull_since`. `told_by` is what told the demand last.
+    Demand is in one unit throughout, that of the `capacity` that `lived` is given: replicas' worth, so that it weighs
+    the same when requests grow longer. `recent` are the last (time, demand). `peaks[g, w, b]` is the highest demand
+    with growth g in part b of window w; `targets[r, b]` the lowest count that rule r asked for in part b of the last
+    lead. By rule: its queue, what it would have missed, and its replica-seconds. `arrived` and `seconds` are what the
+    record covers, `covered` the seconds as far as they are remembered. `highest` is the highest demand, which fades as
+    the rest does, and `most` the replicas that it takes; `longest_lull` is the longest time, in seconds, for which
+    demand stayed far below, and the present lull, if there is one, began at `lull_since`. `told_by` is what told the
+    demand last.
     """
 
     lead_seconds: float
@@ -155,7 +153,7 @@ def lived(
 ) -> Hindsight:
     """The record after one more look at demand.
 
-    `capacity` is one replica's, requests per second, of which rules fill the share `filled`; a queue of more than
+    `capacity` is one replica's, in the unit of demand, of which rules fill the share `filled`; a queue of more than
     `tolerated_seconds` of work is a miss; no rule goes below `fewest` replicas.
     """
     seconds = min(now - record.at, _LONGEST_STEP_SECONDS)
@@ -166,16 +164,16 @@ def lived(
     signals = _signals(recent, record.lead_seconds)
     np.maximum(peaks[..., 0], signals[:, None], out=peaks[..., 0])
     targets, since = _moved(record.targets, record.targets_since, record.lead_seconds * _ONE, now, np.inf)
-    serving, asked = targets.min(axis=1) * capacity, _by_rule(signals, FACTORS)
-    ahead = queued(asked, record.queues, serving, requests_per_second, record.lead_seconds)
-    wanted = np.maximum(np.ceil(np.maximum(_held(peaks).ravel(), ahead) / (capacity * filled) - 1e-9), fewest)
+    late = np.minimum(record.queues / max(record.lead_seconds, DRAIN_SECONDS), requests_per_second)
+    present = np.repeat(signals, len(LEADS) * len(FACTORS)) + late
+    wanted = np.maximum(np.ceil(np.maximum(_held(peaks).ravel(), present) / (capacity * filled) - 1e-9), fewest)
     np.minimum(targets[:, 0], wanted, out=targets[:, 0])
     able = targets.min(axis=1) * capacity
     queues = np.maximum(record.queues + (requests_per_second - able) * seconds, 0.0)
     late = queues > able * tolerated_seconds
     kept = exp(-seconds / max(_MEMORY_LEADS * record.lead_seconds, _SHORTEST_MEMORY_SECONDS))
     came = requests_per_second * seconds
-    highest = max(record.highest, requests_per_second)
+    highest = max(record.highest * kept, requests_per_second)
     lull_since = record.lull_since if requests_per_second < _LULL * highest else now
     return replace(
         record,
@@ -203,8 +201,8 @@ def advice(record: Hindsight | None, allowed: float) -> Advice:
     """By the rule in force. Until the record is long enough nobody knows how demand comes back: any peak may."""
     hold = None if record is None else rule(record, allowed)
     if record is None or hold is None:
-        return Advice(inf, 0.0, 1.0)
-    return Advice(peak(record, hold), ahead(record, hold), hold.factor)
+        return Advice(inf, 0.0)
+    return Advice(peak(record, hold), ahead(record, hold))
 
 
 def long_enough(record: Hindsight) -> float:
@@ -223,7 +221,7 @@ def rule(record: Hindsight, allowed: float) -> Hold | None:
         return None
     once = record.highest * record.lead_seconds
     held = record.cost / max(record.covered, 1e-9) / max(record.most, 1.0)
-    missed = record.missed + _RISE * once * np.maximum(0.0, 1 - held)
+    missed = record.missed + once * np.maximum(0.0, 1 - held)
     beyond = np.maximum(0.0, missed / max(record.arrived + once, 1e-9) - allowed)
     chosen = np.argmin(record.cost * (1 + _COST_OF_MISSES * beyond))
     growth, window, factor = np.unravel_index(int(chosen), (len(GROWTHS), len(LEADS), len(FACTORS)))
@@ -242,7 +240,7 @@ def forecast(now: float, slope_per_second: float, lead_seconds: float) -> float:
 
 def ahead(record: Hindsight, hold: Hold) -> float:
     """Demand now, as the rule takes it, requests per second."""
-    return float(_signals(record.recent, record.lead_seconds)[hold.growth] * hold.factor)
+    return float(_signals(record.recent, record.lead_seconds)[hold.growth])
 
 
 def _held(parts: Floats) -> Floats:
@@ -254,28 +252,6 @@ def _held(parts: Floats) -> Floats:
     longer = _KEPT_LONGER * peaks[0, _LONGER_WINDOWS]
     grown = np.maximum(peaks[0], peaks[:, _GROWN_WINDOWS])
     return np.asarray(np.maximum(grown[:, :, None] * FACTORS, longer[:, None]))
-
-
-def _by_rule(signals: Floats, factors: Floats) -> Floats:
-    """A value of each growth, or one for all, times one of each factor, by rule."""
-    shape = (len(GROWTHS), len(LEADS), len(FACTORS))
-    return np.broadcast_to(signals[:, None, None] * factors, shape).ravel()
-
-
-def queued(
-    asked: Floats, queues: Floats, able: Floats, requests_per_second: float, lead_seconds: float
-) -> Floats:
-    """Demand with a queue in front of it, requests per second, where `asked` of the present `requests_per_second` is
-    planned for and the present replicas take `able`.
-
-    Of a queue only what they will not have worked off after the lead is of interest to a replica started now; it adds
-    no more than arrives, for what is late is lost and only those behind it can be saved. As far as there is a queue of
-    a second's arrivals, all that arrives is planned for, not the share of it that rules may hold: else it would stand.
-    """
-    left = np.maximum(0.0, queues - (able - requests_per_second) * lead_seconds)
-    stands = np.minimum(1.0, np.minimum(left, queues) / max(requests_per_second, 1e-9))
-    base = asked + np.maximum(0.0, requests_per_second - asked) * stands
-    return np.asarray(base + np.minimum(left / max(lead_seconds, DRAIN_SECONDS), requests_per_second))
 
 
 def _signals(recent: tuple[tuple[float, float], ...], lead_seconds: float) -> Floats:

@@ -151,7 +151,12 @@ def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
     held = _holding(facts, seen.service)
     if held is None or isinstance(asked, Missing):
         return asked
-    return replace(asked, peak_requests_per_second=held.peak, forecast_requests_per_second=held.ahead, held=held.share)
+    able = seen.ranked[index][1].requests_per_second
+    return replace(
+        asked,
+        peak_requests_per_second=held.peak * able,
+        forecast_requests_per_second=held.ahead * able,
+    )
 
 
 def _desired(facts: Facts, seen: Outlook, index: int, asked: Demand | Missing, count: int) -> Scaling:
