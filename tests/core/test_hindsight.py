@@ -143,7 +143,7 @@ def test_what_was_not_seen_yet_weighs_less_the_longer_the_record_is() -> None:
     left = lambda second: 160.0 if second < 200 else 100.0  # noqa: E731
     short, long = watched(left, 6 * LEAD), watched(left, 6 * 3600.0, step=10.0)
     assert peak(short, best(short)) == 160
-    assert peak(long, best(long)) == 100
+    assert peak(long, best(long)) <= 100
 
 
 def test_every_rule_starts_from_the_fleet_that_is_there() -> None:

@@ -26,7 +26,7 @@ LOWEST, HIGHEST = 0.5, 1.5
 _PER_SECOND = 0.01
 """A minute in which a tenth of the requests misses lowers the factor by 0.06; an hour of none raises it by 0.2."""
 
-_LEARNING_SECONDS, _LEAST_LEARNED_SECONDS = 300.0, 30.0
+_LEARNING_SECONDS, _LEAST_LEARNED_SECONDS = 100.0, 30.0
 """Until a pool was tried for so long the factor rises faster, by the root of what is missing: steps that decay so keep
 the guarantee (Angelopoulos, Barber and Bates, ICML 2024). It never falls faster: a first load is no steady state."""
 
