@@ -267,7 +267,7 @@ def test_what_a_rule_has_is_the_least_that_it_asked_for_in_the_last_lead_up_to_o
     seen, record, hold = timed(looks), begun(lead, 0.0), at(leads=2.0, factor=0.9)
     asked: list[tuple[float, float]] = []
     for now, rate in seen:
-        record = replace(lived(record, rate, CAPACITY, TOLERATED, 2, now), queues=np.full_like(record.queues, -1e9))
+        record = replace(lived(record, rate, CAPACITY, TOLERATED, 2, now), queues=np.zeros_like(record.queues))
         asked.append((now, max(2, ceil(max(peak(record, hold), rate) / CAPACITY - 1e-9))))
     now, slack = seen[-1][0], 1e-6 * seen[-1][0]
     row = [of_rule(record.targets[:, part], hold) for part in range(PARTS)]
