@@ -341,6 +341,10 @@ def test_a_fixed_count_that_grows_keeps_the_service_ready() -> None:
     assert ready["Ready"] == "True"
 
 
+SETTLED_ROUNDS = 240
+"""A node rests for 300 s, then each of its at most eight replicas moves in its turn, nine rounds each; twice."""
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
@@ -373,7 +377,7 @@ def test_whatever_happens_the_floor_serves_and_silence_follows(happenings: list[
             made.round()
             assert made.serving(CHAT.key) >= 2
     made.nodes = [replace(node, schedulable=True) for node in made.nodes]
-    made.run(80)
+    made.run(SETTLED_ROUNDS)
     assert all(not plan.actions for plan in made.run(5))
 
 

@@ -144,6 +144,28 @@ def test_a_pool_that_demand_has_overrun_says_nothing_of_its_capacity_nor_does_th
     assert after(margin, seen(1.0)).factor < 1
 
 
+def test_for_as_long_as_the_queue_of_an_overrun_stands_it_says_nothing_either() -> None:
+    margin = after(TRIED, seen(1.0), load=2.0)
+    for _ in range(20):
+        margin = after(margin, seen(1.0), queued=True)
+        assert margin.factor == 1
+    for _ in range(6):
+        margin = after(margin, seen(1.0))
+    assert margin.factor < 1
+
+
+def test_a_queue_that_no_overrun_began_lowers_it() -> None:
+    """Replicas that should have taken what came take less."""
+    assert after(TRIED, seen(1.0), queued=True).factor < 1
+
+
+def test_it_rises_faster_while_little_was_tried_and_never_falls_faster() -> None:
+    known = replace(TRIED, tried_seconds=120.0)
+    rise = {margin.tried_seconds: after(margin, seen(0.0)).factor - 1 for margin in (TRIED, known)}
+    assert rise[0.0] == pytest.approx((100 / 30) ** 0.5 * rise[120.0])
+    assert after(TRIED, seen(0.5)).factor == after(known, seen(0.5)).factor < 1
+
+
 @pytest.mark.parametrize("load", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("metrics", [GONE, make_metrics(10.0), seen(0.0, rate=0.0)], ids=["gone", "blind", "silent"])
 def test_what_was_not_seen_moves_nothing(metrics: ServiceMetrics | Missing, load: float) -> None:
@@ -205,6 +227,13 @@ COUNTS: dict[str, tuple[float, float | None, int]] = {
     "who sets a target of his own gets that headroom": (1.5, 0.7, 9),
     "... and more where objectives are missed": (0.5, 0.7, 18),
 }
+
+
+@pytest.mark.parametrize(("waiting", "replicas"), [(0.0, 10), (3000.0, 14)], ids=["no queue", "a queue"])
+def test_while_a_queue_stands_the_replicas_that_work_it_off_stay(waiting: float, replicas: int) -> None:
+    """Let go as soon as they were on their way to work it off, they would be asked for again, and never come."""
+    asked = replace(DEMAND, waiting=waiting, arriving=63.0, lead_seconds=80.0)
+    assert desired(make_spec(), 14, asked, TEN_PER_SECOND, TokenFleetSpec()).replicas == replicas
 
 
 @pytest.mark.parametrize(("margin", "own_target", "replicas"), COUNTS.values(), ids=COUNTS)

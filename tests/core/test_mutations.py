@@ -227,6 +227,7 @@ WITHOUT_EFFECT = {
     "model.architecture.heads": "the shape is used for estimates only; a tensorParallelSize of 1 divides any",
     "model.architecture.kvHeads": "the shape is used for estimates only, and this model has a profile",
     "model.architecture.headDim": "the shape is used for estimates only, and this model has a profile",
+    "rollback": "it speaks of changes that do not come up, and this one serves",
     "scaling.spotDrainSeconds": "it is for tier Spot, and this service is Elastic",
 }
 """Fields of which no valid change does anything here, and why."""

@@ -42,8 +42,8 @@ from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, r
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.utilization import Interval
 
-_DETECTION_SECONDS = 20.0
-"""From a change of demand until it is seen: a window of rates and a round of decisions."""
+_ROUND_SECONDS = 5.0
+"""Between two rounds of metrics and decisions."""
 
 
 def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
@@ -77,20 +77,34 @@ def _full(facts: Facts, plan: Plan) -> bool:
 
 
 def _hindsights(facts: Facts, outlooks: Iterable[Outlook], now: float) -> dict[ServiceKey, Hindsight]:
-    """The records of demand, one look longer where there is something new to see."""
+    """The records of demand, one look longer where there is something new to see. Demand is in replicas' worth."""
     found, looks = dict[ServiceKey, Hindsight](), dict[ServiceKey, Look]()
     for seen in outlooks:
         key = seen.service.key
         record = facts.snapshot.hindsights.get(key)
-        if seen.want is not None and seen.targets is not None:
-            lead = seen.want.variant.cold_start_seconds + _DETECTION_SECONDS
+        if seen.want is not None and seen.targets is not None and seen.want.capacity.requests_per_second > 0:
+            lead = seen.want.variant.cold_start_seconds + _detection_seconds(facts)
+            told = facts.snapshot.metrics.get(key)  # not the outlook's, which a memo may have kept from before
             if record is None or record.lead_seconds != lead:
-                record = begun(lead, now)  # replicas take another time to load: what was learned holds no more
-            elif not isinstance(seen.metrics, Missing) and not record.knows(seen.metrics, now):
-                looks[key] = _look(facts, seen, seen.want, seen.targets, seen.metrics, record)
+                record = begun(lead, now, _able(facts, seen, seen.want))  # with another lead nothing learned holds
+            elif told is not None and not isinstance(told, Missing) and not record.knows(told, now):
+                looks[key] = _look(facts, seen, seen.want, seen.targets, told, record)
         if record is not None:
             found[key] = record
     return found | dict(zip(looks, all_lived(list(looks.values()), now), strict=True))
+
+
+def _detection_seconds(facts: Facts) -> float:
+    """From a change of demand until it is seen: a rate is that of the middle of its window, and is read in rounds."""
+    return facts.snapshot.fleet.prometheus.window_seconds / 2 + _ROUND_SECONDS
+
+
+def _able(facts: Facts, seen: Outlook, want: Want) -> float:
+    """What the present replicas are to take, in replicas' worth."""
+    spec = seen.service.spec
+    assert spec is not None
+    filled = utilization_target(spec, facts.snapshot.fleet)
+    return sum(want.current.values()) * facts.margin(seen.service.key).factor * filled
 
 
 def _look(
@@ -98,10 +112,15 @@ def _look(
 ) -> Look:
     spec = seen.service.spec
     assert spec is not None
-    able = want.capacity.requests_per_second * facts.margin(seen.service.key).factor
-    filled = utilization_target(spec, facts.snapshot.fleet)
-    fewest = max(1, spec.scaling.min_replicas)
-    return Look(record, metrics.requests_per_second, able * filled, targets.ttft_seconds, fewest, metrics)
+    return Look(
+        record,
+        demand=metrics.requests_per_second / want.capacity.requests_per_second,
+        capacity=facts.margin(seen.service.key).factor,
+        tolerated_seconds=targets.ttft_seconds,
+        fewest=max(1, spec.scaling.min_replicas),
+        filled=utilization_target(spec, facts.snapshot.fleet),
+        told_by=metrics,
+    )
 
 
 def _margins(
@@ -114,7 +133,9 @@ def _margins(
             key = seen.service.key
             margin = facts.margin(key)
             load = seen.load(margin.factor, facts.ready(key))
-            found[key] = moved(margin, seen.metrics, seen.targets, now, load=load, enough=full, seen=met[key])
+            found[key] = moved(
+                margin, seen.metrics, seen.targets, now, load=load, queued=seen.queued, enough=full, seen=met[key]
+            )
     return found
 
 

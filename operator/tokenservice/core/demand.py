@@ -12,10 +12,8 @@ from math import log
 from typing import Any
 
 from tokenservice.core.capacity import DEFAULT, Workload
+from tokenservice.core.hindsight import DRAIN_SECONDS
 from tokenservice.core.model import Json, Missing, ServiceMetrics
-
-DRAIN_SECONDS = 30.0
-"""Least time that a queue may take to go; what would still be there after the lead adds demand by it."""
 
 _WINDOW_SECONDS = 30.0
 _ENOUGH_REQUESTS = 20.0
@@ -31,9 +29,9 @@ _STEP = 1.05
 class Demand:
     """Requests per second: arriving now with the queue's share, at the recent peak, and expected after the lead.
 
-    `tokens_per_second` is the output that the present demand asks for; `arriving` leaves the queue out. `held` is the
-    share of the peak that capacity is held for. `steady` is the usual rate with what is owed of work that may wait: it
-    fills what is held for the peak, and needs more only where the two together do.
+    `tokens_per_second` is the output that the present demand asks for; `arriving` leaves the queue out. `steady` is the
+    usual rate with what is owed of work that may wait: it fills what is held for the peak, and needs more only where
+    the two together do.
     """
 
     requests_per_second: float
@@ -44,7 +42,6 @@ class Demand:
     waiting: float = 0.0
     arriving: float = 0.0
     lead_seconds: float = 0.0
-    held: float = 1.0
     steady: float = 0.0
 
     def ahead(self, able_requests_per_second: float) -> float:
@@ -55,8 +52,16 @@ class Demand:
         """
         spare = able_requests_per_second - self.arriving
         left = max(0.0, self.waiting - spare * self.lead_seconds)
-        queue = min(left / max(self.lead_seconds, DRAIN_SECONDS), self.arriving)
-        return max(self.arriving * self.held, self.forecast_requests_per_second) + queue
+        return max(self.arriving, self.forecast_requests_per_second) + self._worked_off(left)
+
+    @property
+    def until_worked_off(self) -> float:
+        """Demand on the replicas that are to stay: as long as a queue stands, those that work it off are needed."""
+        return self.arriving + self._worked_off(self.waiting)
+
+    def _worked_off(self, waiting: float) -> float:
+        """What so many waiting requests add to demand, requests per second, at most what arrives."""
+        return min(waiting / max(self.lead_seconds, DRAIN_SECONDS), self.arriving)
 
 
 def demand(

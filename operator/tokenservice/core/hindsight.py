@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, inf
+from math import ceil, exp, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +36,19 @@ FACTORS = np.array([1.0, 0.95, 0.9, 0.8, 0.7])
 _BUCKETS = 16
 """A window's highest value is kept by so many parts of it."""
 
-_LONG_ENOUGH_LEADS, _LONG_ENOUGH_SECONDS = 5.0, 900.0
-"""The record is trusted when it is as long as both: it has to have seen demand come back."""
+_LONG_ENOUGH_TIMES, _LONG_ENOUGH_SECONDS = 5.0, 900.0
+"""The record is trusted when it is so many times as long as the lead, and as the longest lull in it: it has to have
+seen demand come back. A quarter of an hour is enough where replicas load in less than a fifth of it: what went and did
+not come back within it must be let go at some time."""
+
+_LULL = 0.5
+"""Demand below this share of the highest is a lull."""
 
 _LONGER, _KEPT_LONGER = 2, 0.5
 """This share of the peak is held for a window so many places longer."""
+
+_GROWN_WINDOWS = np.minimum(np.arange(len(LEADS)), 1)
+"""What a slope promised is held for a lead at most: by then it has come, or will not."""
 
 _LONGER_WINDOWS = np.minimum(np.arange(len(LEADS)) + _LONGER, len(LEADS) - 1)
 _ONE = np.ones(1)
@@ -50,6 +58,9 @@ _TOGETHER = 64
 
 _SLOPE_SECONDS, _HORIZON_SECONDS, _HIGHEST_GROWTH = 30.0, 60.0, 1.5
 """A slope over so short a time says nothing of more than a minute, or of more than half as much again."""
+
+DRAIN_SECONDS = 30.0
+"""Least time that a queue may take to go: it adds to demand what would work it off in a lead, or in this."""
 
 _COST_OF_MISSES = 100.0
 """One percent of misses beyond the allowed ones counts like twice the replicas."""
@@ -78,14 +89,13 @@ _HOLDS = tuple(
 
 
 class Advice(NamedTuple):
-    """What to hold: the peak that capacity is kept for and demand now, requests per second, and the share of both."""
+    """What to hold: the peak that capacity is kept for and demand now, in the unit of the record."""
 
     peak: float
     ahead: float
-    share: float
 
 
-UNWATCHED = Advice(inf, 0.0, 1.0)
+UNWATCHED = Advice(inf, 0.0)
 """Until a record is long enough nobody knows how demand comes back: any peak may."""
 
 
@@ -93,10 +103,14 @@ UNWATCHED = Advice(inf, 0.0, 1.0)
 class Hindsight:
     """The record of one service. Arrays are never written to; a step makes new ones, so a record equals only itself.
 
-    `recent` are the last (time, requests per second). `peaks[g, w, b]` is the highest demand with growth g, requests
-    per second, in part b of window w; `targets[r, b]` the lowest count that rule r asked for in part b of the last
-    lead. By rule: its queue in requests, what it would have missed, and its replica-seconds. `arrived` and `seconds`
-    are what the record covers. `told_by` is what told the demand last.
+    Demand is in one unit throughout, that of the `capacity` that `lived` is given: replicas' worth, so that it weighs
+    the same when requests grow longer. `recent` are the last (time, demand). `peaks[g, w, b]` is the highest demand
+    with growth g in part b of window w; `targets[r, b]` the lowest count that rule r asked for in part b of the last
+    lead. By rule: its queue, what it would have missed, and its replica-seconds. `arrived` and `seconds` are what the
+    record covers, `covered` the seconds as far as they are remembered. `highest` is the highest demand, which fades as
+    the rest does, and `most` the replicas that it takes; a queue may take `tolerated_seconds`; `longest_lull` is the
+    longest time, in seconds, for which demand stayed far below, and the present lull, if there is one, began at
+    `lull_since`. `told_by` is what told the demand last.
     """
 
     lead_seconds: float
@@ -111,6 +125,12 @@ class Hindsight:
     cost: Floats
     arrived: float = 0.0
     seconds: float = 0.0
+    covered: float = 0.0
+    highest: float = 0.0
+    most: float = 0.0
+    tolerated_seconds: float = 0.0
+    lull_since: float = 0.0
+    longest_lull: float = 0.0
     told_by: object = None
 
     def knows(self, told_by: object, now: float) -> bool:
@@ -118,17 +138,21 @@ class Hindsight:
         return self.told_by is told_by and now - self.at < _LONGEST_STEP_SECONDS / 2
 
 
-def begun(lead_seconds: float, now: float) -> Hindsight:
-    """A record that has seen nothing."""
+def begun(lead_seconds: float, now: float, able: float = 0.0) -> Hindsight:
+    """A record that has seen nothing. Every rule starts from the fleet that is there, which takes `able` requests per
+    second: as if that much had been asked for until now."""
     rules = len(LEADS) * len(GROWTHS) * len(FACTORS)
+    peaks = np.zeros((len(GROWTHS), len(LEADS), _BUCKETS))
+    peaks[..., 0] = able
     return Hindsight(
         lead_seconds=lead_seconds,
         at=now,
         recent=(),
-        peaks=np.zeros((len(GROWTHS), len(LEADS), _BUCKETS)),
+        peaks=peaks,
         peaks_since=np.full(len(LEADS), now),
         targets=np.full((rules, _BUCKETS), np.inf, dtype=np.float32),  # whole numbers: exact, in half the memory
         targets_since=np.array([now]),
+        lull_since=now,
         queues=np.zeros(rules),
         missed=np.zeros(rules),
         cost=np.zeros(rules),
@@ -138,30 +162,32 @@ def begun(lead_seconds: float, now: float) -> Hindsight:
 class Look(NamedTuple):
     """One more look at a service's demand.
 
-    `capacity` is one replica's, requests per second; a queue of more than `tolerated_seconds` of work is a miss;
-    no rule goes below `fewest` replicas.
+    `capacity` is one replica's, in the unit of demand, of which rules fill the share `filled`; a queue of more than
+    `tolerated_seconds` of work is a miss; no rule goes below `fewest` replicas.
     """
 
     record: Hindsight
-    requests_per_second: float
+    demand: float
     capacity: float
     tolerated_seconds: float
     fewest: int
+    filled: float = 1.0
     told_by: object = None
 
 
 def lived(
     record: Hindsight,
-    requests_per_second: float,
+    demand: float,
     capacity: float,
     tolerated_seconds: float,
     fewest: int,
     now: float,
     *,
+    filled: float = 1.0,
     told_by: object = None,
 ) -> Hindsight:
     """The record after one more look at demand."""
-    look = Look(record, requests_per_second, capacity, tolerated_seconds, fewest, told_by)
+    look = Look(record, demand, capacity, tolerated_seconds, fewest, filled, told_by)
     return all_lived([look], now)[0]
 
 
@@ -178,45 +204,61 @@ def all_lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
 
 def _lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
     records = [look.record for look in looks]
-    rate, fewest = _column([look.requests_per_second for look in looks]), _column([look.fewest for look in looks])
-    capacity, tolerated = (
+    demand, fewest = _column([look.demand for look in looks]), _column([look.fewest for look in looks])
+    capacity, tolerated, filled = (
         _column([look.capacity for look in looks]),
         _column([look.tolerated_seconds for look in looks]),
+        _column([look.filled for look in looks]),
     )
     lead = _column([record.lead_seconds for record in records])
     seconds = [min(now - record.at, _LONGEST_STEP_SECONDS) for record in records]
     recents = [_recent(look, now) for look in looks]
     peaks, peaks_since = _moved(records, "peaks", lead * LEADS, now, 0.0)
-    np.maximum(peaks[..., 0], _signals(recents, lead)[..., None], out=peaks[..., 0])
-    wanted = np.maximum(np.ceil(_held(peaks).reshape(len(looks), -1) / capacity - 1e-9), fewest)
+    signals = _signals(recents, lead)
+    np.maximum(peaks[..., 0], signals[..., None], out=peaks[..., 0])
     targets, targets_since = _moved(records, "targets", lead * _ONE, now, np.inf)
+    queues = np.stack([record.queues for record in records])
+    queued = np.minimum(queues / np.maximum(lead, DRAIN_SECONDS), demand)
+    present = np.repeat(signals, len(LEADS) * len(FACTORS), axis=1) + queued
+    held = np.maximum(_held(peaks).reshape(len(looks), -1), present)
+    wanted = np.maximum(np.ceil(held / (capacity * filled) - 1e-9), fewest)
     np.minimum(targets[..., 0], wanted, out=targets[..., 0], casting="same_kind")
     able, step = targets.min(axis=-1) * capacity, _column(seconds)
-    queues = np.maximum(np.stack([record.queues for record in records]) + (rate - able) * step, 0.0)
+    queues = np.maximum(queues + (demand - able) * step, 0.0)
     late = queues > able * tolerated
     kept = [exp(-took / _memory_seconds(record)) for took, record in zip(seconds, records, strict=True)]
-    came = [look.requests_per_second * took for look, took in zip(looks, seconds, strict=True)]
+    came = [look.demand * took for look, took in zip(looks, seconds, strict=True)]
     missed = np.stack([record.missed for record in records]) * _column(kept) + late * _column(came)
     cost = np.stack([record.cost for record in records]) * _column(kept) + wanted * step
-    return [
-        Hindsight(
-            lead_seconds=record.lead_seconds,
-            at=now,
-            recent=recents[row],
-            # Copies, or one record that nobody looks at any more would keep all the others' arrays.
-            peaks=peaks[row].copy(),
-            peaks_since=peaks_since[row].copy(),
-            targets=targets[row].copy(),
-            targets_since=targets_since[row].copy(),
-            queues=queues[row].copy(),
-            missed=missed[row].copy(),
-            cost=cost[row].copy(),
-            arrived=record.arrived * kept[row] + came[row],
-            seconds=record.seconds + seconds[row],
-            told_by=looks[row].told_by,
+    found = []
+    for row, (record, look) in enumerate(zip(records, looks, strict=True)):
+        highest = max(record.highest * kept[row], look.demand)
+        lull_since = record.lull_since if look.demand < _LULL * highest else now
+        found.append(
+            Hindsight(
+                lead_seconds=record.lead_seconds,
+                at=now,
+                recent=recents[row],
+                # Copies, or one record that nobody looks at any more would keep all the others' arrays.
+                peaks=peaks[row].copy(),
+                peaks_since=peaks_since[row].copy(),
+                targets=targets[row].copy(),
+                targets_since=targets_since[row].copy(),
+                queues=queues[row].copy(),
+                missed=missed[row].copy(),
+                cost=cost[row].copy(),
+                arrived=record.arrived * kept[row] + came[row],
+                seconds=record.seconds + seconds[row],
+                covered=record.covered * kept[row] + seconds[row],
+                highest=highest,
+                most=max(look.fewest, ceil(highest / (look.capacity * look.filled) - 1e-9)),
+                tolerated_seconds=look.tolerated_seconds,
+                lull_since=lull_since,
+                longest_lull=max(record.longest_lull, now - lull_since),
+                told_by=look.told_by,
+            )
         )
-        for row, record in enumerate(records)
-    ]
+    return found
 
 
 def _column(values: Sequence[float]) -> Floats:
@@ -226,7 +268,7 @@ def _column(values: Sequence[float]) -> Floats:
 
 def _recent(look: Look, now: float) -> tuple[tuple[float, float], ...]:
     since = now - _SLOPE_SECONDS
-    return (*[one for one in look.record.recent if one[0] >= since], (now, look.requests_per_second))
+    return (*[one for one in look.record.recent if one[0] >= since], (now, look.demand))
 
 
 def _memory_seconds(record: Hindsight) -> float:
@@ -240,7 +282,7 @@ def all_advice(records: Sequence[Hindsight], allowed: Sequence[float]) -> list[A
 
 
 def _advice(record: Hindsight, hold: Hold) -> Advice:
-    return Advice(peak(record, hold), ahead(record, hold), hold.factor)
+    return Advice(peak(record, hold), ahead(record, hold))
 
 
 def rule(record: Hindsight, allowed: float) -> Hold | None:
@@ -249,28 +291,42 @@ def rule(record: Hindsight, allowed: float) -> Hold | None:
 
 
 def rules(records: Sequence[Hindsight], allowed: Sequence[float]) -> list[Hold | None]:
-    """The rule of each record."""
+    """The rule of each record.
+
+    Each is charged with one more rise to the highest demand: what it does not usually hold queues until replicas have
+    loaded, and what then queues beyond the tolerated time is missed. What was not seen yet weighs less the longer the
+    record is.
+    """
     found: list[Hold | None] = [None] * len(records)
-    due = [number for number, record in enumerate(records) if record.seconds >= _long_enough_seconds(record)]
+    due = [number for number, record in enumerate(records) if record.seconds >= long_enough_seconds(record)]
     if due:
         known = [records[number] for number in due]
-        arrived = _column([max(record.arrived, 1e-9) for record in known])
-        share = np.stack([record.missed for record in known]) / arrived
-        beyond = np.maximum(0.0, share - _column([allowed[number] for number in due]))
-        dear = np.stack([record.cost for record in known]) * (1 + _COST_OF_MISSES * beyond)
+        once = [record.highest * record.lead_seconds for record in known]
+        cost = np.stack([record.cost for record in known])
+        held = cost / _column([max(record.covered, 1e-9) * max(record.most, 1.0) for record in known])
+        short = np.maximum(
+            0.0, (1 - held) - held * _column([one.tolerated_seconds / one.lead_seconds for one in known])
+        )
+        missed = np.stack([record.missed for record in known]) + _column(once) * short
+        came = _column([max(record.arrived + rise, 1e-9) for record, rise in zip(known, once, strict=True)])
+        beyond = np.maximum(0.0, missed / came - _column([allowed[number] for number in due]))
+        dear = cost * (1 + _COST_OF_MISSES * beyond)
         for number, chosen in zip(due, np.argmin(dear, axis=1).tolist(), strict=True):
             found[number] = _HOLDS[chosen]
     return found
 
 
-def _long_enough_seconds(record: Hindsight) -> float:
-    return max(_LONG_ENOUGH_LEADS * record.lead_seconds, _LONG_ENOUGH_SECONDS)
+def long_enough_seconds(record: Hindsight) -> float:
+    """How long demand has to be watched before capacity is let go."""
+    lulls = min(_LONG_ENOUGH_TIMES * record.longest_lull, _LONG_ENOUGH_SECONDS)
+    return max(_LONG_ENOUGH_TIMES * record.lead_seconds, lulls)
 
 
 def peak(record: Hindsight, hold: Hold) -> float:
-    """Demand that a rule holds capacity for, requests per second."""
-    longer = record.peaks[0, _LONGER_WINDOWS[hold.window]].max()
-    return max(float(record.peaks[hold.growth, hold.window].max()) * hold.factor, float(longer) * _KEPT_LONGER)
+    """Demand that a rule holds capacity for: its row of `_held`."""
+    plain, grown = record.peaks[0], record.peaks[hold.growth, _GROWN_WINDOWS[hold.window]].max()
+    longer = plain[_LONGER_WINDOWS[hold.window]].max()
+    return max(float(plain[hold.window].max()) * hold.factor, float(grown) * hold.factor, float(longer) * _KEPT_LONGER)
 
 
 def forecast(now: float, slope_per_second: float, lead_seconds: float) -> float:
@@ -279,9 +335,9 @@ def forecast(now: float, slope_per_second: float, lead_seconds: float) -> float:
 
 
 def ahead(record: Hindsight, hold: Hold) -> float:
-    """Demand now, as the rule takes it, requests per second."""
+    """Demand now, as the rule takes it."""
     slope, horizon = _slope(record.recent), min(record.lead_seconds, _HORIZON_SECONDS)
-    return forecast(record.recent[-1][1], slope, float(GROWTHS[hold.growth]) * horizon) * hold.factor
+    return forecast(record.recent[-1][1], slope, float(GROWTHS[hold.growth]) * horizon)
 
 
 def _held(parts: Floats) -> Floats:
@@ -291,7 +347,8 @@ def _held(parts: Floats) -> Floats:
     """
     peaks = parts.max(axis=-1)
     longer = _KEPT_LONGER * peaks[..., :1, _LONGER_WINDOWS]
-    return np.asarray(np.maximum(peaks[..., None] * FACTORS, longer[..., None]))
+    grown = np.maximum(peaks[..., :1, :], peaks[..., _GROWN_WINDOWS])
+    return np.asarray(np.maximum(grown[..., None] * FACTORS, longer[..., None]))
 
 
 def _signals(recents: Sequence[tuple[tuple[float, float], ...]], lead_seconds: Floats) -> Floats:

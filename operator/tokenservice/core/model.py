@@ -178,13 +178,14 @@ class Margin:
     """Factor on the modelled capacity of a service, and what is remembered to judge the next moment (see `margin`).
 
     `usual` is the mean rate of requests, per second; `at` is when the factor was last moved; until
-    `blind_until` nothing is learned.
+    `blind_until` nothing is learned. `tried_seconds` is how long the pool was under a load that teaches.
     """
 
     factor: float = 1.0
     usual: float = 0.0
     at: float | None = None
     blind_until: float = 0.0
+    tried_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,11 +36,19 @@ class Outlook:
     want: Want | None = None
 
     def load(self, margin: float, ready: int) -> float:
-        """Demand as a share of what the replicas that serve are held to take; 0 where neither is known."""
+        """What arrives as a share of what the replicas that serve are held to take; 0 where neither is known.
+
+        A queue is left out: where one stands although no more arrives than they should take, they take less.
+        """
         if self.want is None or isinstance(self.demand, Missing):
             return 0.0
         able = ready * self.want.capacity.requests_per_second * margin
-        return self.demand.requests_per_second / able if able > 0 else 0.0
+        return self.demand.arriving / able if able > 0 else 0.0
+
+    @property
+    def queued(self) -> bool:
+        """Whether a queue stands: more than arrives in a second."""
+        return not isinstance(self.demand, Missing) and self.demand.waiting > self.demand.arriving
 
     @property
     def owed(self) -> int:
@@ -198,7 +206,12 @@ def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
     held = facts.holding(seen.service.key)
     if held is None or isinstance(asked, Missing):
         return asked
-    return replace(asked, peak_requests_per_second=held.peak, forecast_requests_per_second=held.ahead, held=held.share)
+    able = seen.ranked[index][1].requests_per_second
+    return replace(
+        asked,
+        peak_requests_per_second=held.peak * able,
+        forecast_requests_per_second=held.ahead * able,
+    )
 
 
 def _desired(facts: Facts, seen: Outlook, index: int, asked: Demand | Missing, count: int) -> Scaling:

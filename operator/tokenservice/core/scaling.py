@@ -147,8 +147,8 @@ def _automatic(case: _Case, demand: Demand) -> Scaling:
 
 
 def _lower(case: _Case, demand: Demand, ahead: float) -> int:
-    """Replicas to keep for the peak; the present ones while it is not known."""
-    peak = max(demand.peak_requests_per_second, ahead)
+    """Replicas to keep for the peak and until a queue is gone; the present ones while the peak is not known."""
+    peak = max(demand.peak_requests_per_second, ahead, demand.until_worked_off)
     return case.needed(peak * _SPARE) if peak < inf else min(case.current, case.ceiling)
 
 
