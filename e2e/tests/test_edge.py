@@ -199,13 +199,13 @@ async def test_what_is_there_already_is_not_created_over(kube: Kube, namespace: 
     assert (await kube.get(key))["spec"]["replicas"] == 3
 
 
-async def test_a_child_that_lost_our_label_is_taken_back(kube: Kube, cluster: Cluster, namespace: str) -> None:
+async def test_what_is_there_without_our_label_is_left_alone(kube: Kube, cluster: Cluster, namespace: str) -> None:
     (key, _), *_ = (await carry_out(kube, applied(deployment(namespace)))).written
     cluster.kubectl("label", "deployment", "-n", namespace, "chat", f"{MANAGED_BY_LABEL}-")
     await until_settled(kube, key)
     report = await carry_out(kube, applied(deployment(namespace)))
-    assert [outcome.result for outcome in report.outcomes] == [Result.DONE]
-    assert MANAGED_BY_LABEL in (await kube.get(key))["metadata"]["labels"]
+    assert [outcome.result for outcome in report.outcomes] == [Result.CONFLICT]
+    assert MANAGED_BY_LABEL not in (await kube.get(key))["metadata"]["labels"]
 
 
 async def test_apply_over_a_live_object_does_not_bring_back_what_was_deleted(

@@ -207,25 +207,15 @@ async def test_no_child_is_made_for_an_owner_that_is_gone(name: str) -> None:
     assert [verb for verb, _, _ in server.calls] == ["get"]
 
 
-async def test_a_child_that_lost_our_label_is_taken_back() -> None:
-    """Our watches do not see it, so it looks as if it had to be made."""
+async def test_what_is_there_without_our_label_is_left_alone_and_said() -> None:
+    """Our watches do not see it, so it looks as if it had to be made; it may be anybody's."""
     server = Server()
     key = server.put(manifest("chat", uid="u7"))
     report = await make_applier(server).apply(
         [Apply(id="again", reason=Reason.CREATED, message="", manifest=manifest("chat", labels=OURS))]
     )
-    assert report.outcomes[0].result is Result.DONE
-    assert server.objects[key]["metadata"]["labels"] == OURS
-    assert server.objects[key]["metadata"]["uid"] == "u7"
-
-
-async def test_a_child_that_lost_our_label_is_left_by_who_leads_no_more() -> None:
-    server = Server()
-    key = server.put(manifest("chat", uid="u7"))
-    report = await make_applier(server, Fence(1)).apply(
-        [Apply(id="again", reason=Reason.CREATED, message="", manifest=manifest("chat", labels=OURS))]
-    )
     assert report.outcomes[0].result is Result.CONFLICT
+    assert "chat is there already" in report.outcomes[0].message
     assert "labels" not in server.objects[key]["metadata"]
 
 

@@ -70,7 +70,7 @@ podSelector:
 {{- define "tokenservice.namespacedRules" -}}
 - apiGroups: [taas.dev]
   resources: [tokenservices]
-  verbs: [list, watch]
+  verbs: [get, list, watch]
 - apiGroups: [taas.dev]
   resources: [tokenservices/status]
   verbs: [patch]

@@ -21,7 +21,6 @@ from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Plac
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
-    MANAGED_BY_LABEL,
     PLACEMENT_GATE,
     SERVING_CONDITION,
 )
@@ -193,17 +192,17 @@ class Applier:
     async def _create(self, manifest: Json) -> Json:
         """Only what is not there: a leader that was frozen on the way must not write over its successor's work.
 
-        What is there without our label is not seen by our watches, and would be in the way for ever: it is taken over.
+        What is there without our label may be anybody's: it stays, and is in the way until somebody removes it.
         """
         await self._check_owner(manifest)
         try:
             return await self._writer.apply(_expecting(manifest, resourceVersion=_NEVER))
-        except Conflict:
-            live = await self._writer.get(key_of(manifest))
-            seen = (live["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == FIELD_MANAGER
-            if seen or not self._fence.held():
-                raise
-            return await self._over(manifest, live["metadata"]["uid"], live["metadata"]["resourceVersion"])
+        except Conflict as conflict:
+            raise Conflict(
+                f"{manifest['kind']} {manifest['metadata']['name']} is there already: another leader made it meanwhile,"
+                " or it is not an object of the operator, which leaves those of others alone",
+                status=conflict.status,
+            ) from conflict
 
     async def _check_owner(self, manifest: Json) -> None:
         """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew.
