@@ -205,7 +205,7 @@ async def test_what_is_there_without_our_label_is_left_alone(kube: Kube, cluster
     await until_settled(kube, key)
     report = await carry_out(kube, applied(deployment(namespace)))
     assert [outcome.result for outcome in report.outcomes] == [Result.CONFLICT]
-    assert MANAGED_BY_LABEL not in (await kube.get(key))["metadata"]["labels"]
+    assert MANAGED_BY_LABEL not in (await kube.get(key))["metadata"].get("labels", {})
 
 
 async def test_apply_over_a_live_object_does_not_bring_back_what_was_deleted(
