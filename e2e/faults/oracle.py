@@ -17,7 +17,13 @@ from typing import Any
 from e2e.faults.proxy import Call
 from e2e.tests.support.api import Api, Json, Record, eventually, is_true, watched
 from e2e.tests.support.site import SERVICE_LABEL
-from tokenservice.core.names import MANIFEST_HASH_ANNOTATION, PLACEMENT_GATE, SCALED_AT_ANNOTATION, VARIANT_LABEL
+from tokenservice.core.names import (
+    MANIFEST_HASH_ANNOTATION,
+    PLACEMENT_GATE,
+    SCALED_AT_ANNOTATION,
+    TEMPLATE_ANNOTATION,
+    VARIANT_LABEL,
+)
 
 CHILDREN = ("deployments", "services", "serviceaccounts", "poddisruptionbudgets", "networkpolicies")
 COUNTED = ("tokenservices", *CHILDREN, "pods")
@@ -35,7 +41,8 @@ _MASKED = frozenset(
         "clusterIPs",
         "observedGeneration",
         SCALED_AT_ANNOTATION,
-        MANIFEST_HASH_ANNOTATION,  # and the hash below: of manifests that name the region, which is the run's own
+        MANIFEST_HASH_ANNOTATION,  # and the two hashes below: of manifests that name the region, which is the run's own
+        TEMPLATE_ANNOTATION,
         "pod-template-hash",
         "kubectl.kubernetes.io/last-applied-configuration",
     }
