@@ -17,8 +17,9 @@ DIGEST = "sha256:" + "0a" * 32
 
 @pytest.fixture
 def tenant(site: Site) -> Site:
-    """Somebody with the chart's role `tokenservice-edit` here, and no other."""
-    site.kubectl("create", "rolebinding", "tenant", "--clusterrole=tokenservice-edit", "--user=tenant")
+    """Somebody with the chart's roles to see and to edit here, and no other."""
+    for role in ("view", "edit"):
+        site.kubectl("create", "rolebinding", f"tenant-{role}", f"--clusterrole=tokenservice-{role}", "--user=tenant")
     eventually(
         lambda: site.kubectl("auth", "can-i", "create", "tokenservices.taas.dev", TENANT, check=False) == "yes\n",
         "the tenant's role is in force",
