@@ -404,7 +404,7 @@ def test_with_the_operators_token_a_pod_can_be_placed_and_drained_and_no_more(ne
         ("pods", {"spec": {"containers": [{"name": image, "image": "example.org/mine:1"}]}}),
         ("pods", {"spec": {"tolerations": [*pod["spec"]["tolerations"], {"operator": "Exists"}]}}),
         ("pods", {"spec": {"activeDeadlineSeconds": 1}}),
-        ("pods/status", {"status": {"podIPs": [{"ip": "10.0.0.9"}], "podIP": "10.0.0.9"}}),
+        ("pods/status", {"status": {"podIPs": [{"ip": "10.0.0.9"}, {"$patch": "replace"}], "podIP": "10.0.0.9"}}),
         ("pods/status", {"status": {"phase": "Failed"}}),
     ]
     strategic = "application/strategic-merge-patch+json"

@@ -331,9 +331,13 @@ def _asked(holder: Json) -> _Amounts:
 
 
 def child(obj: Json) -> Child | None:
-    """An object that a TokenService owns; others that carry our label are not ours."""
+    """An object that a TokenService owns, or that nobody owns any more but is labelled as one's: it is taken back.
+
+    What others own is not ours, whatever label it carries.
+    """
     metadata = obj["metadata"]
-    owner = _owner(metadata)
+    left_behind = None if metadata.get("ownerReferences") else (metadata.get("labels") or {}).get(SERVICE_LABEL)
+    owner = _owner(metadata) or left_behind
     if owner is None:
         return None
     return Child(
