@@ -25,8 +25,8 @@ Say = Callable[[str], None]
 
 PLAN_INTERVAL_SECONDS = 5
 NAMESPACES = 25
-QUIET_SECONDS = 30.0
-"""So long without a write, and the fleet is taken to have settled."""
+QUIET_SECONDS = 95.0
+"""Longer than figures in a status may wait to be written (60 to 90 s), so that rest is rest."""
 
 _PATIENCE_SECONDS = 1800.0
 _PAUSE_SECONDS = 0.25

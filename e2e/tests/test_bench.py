@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from e2e.bench.__main__ import main
 
 SERVICES = 40
 
 
+@pytest.mark.timeout(600)
 def test_a_small_fleet_becomes_deployments_rests_and_is_planned_alike_after_a_restart(tmp_path: Path) -> None:
     written = tmp_path / "bench.json"
     options = [f"--services={SERVICES}", "--rounds=1", "--idle-seconds=20", "--scrape-seconds=5", f"--json={written}"]
