@@ -70,8 +70,20 @@ async def health(port: int) -> tuple[int, Any]:
     return await asyncio.to_thread(ask)
 
 
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a name, as in a container: the operator once ended here, from its image only."""
+
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 65532")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+
+
 @pytest.mark.parametrize(("stuck", "want"), [([], (200, {"state": {"leading": True}})), (["no pass"], (500, None))])
-async def test_health_is_told_and_a_stuck_process_is_unhealthy(stuck: list[str], want: tuple[int, Any]) -> None:
+async def test_health_is_told_and_a_stuck_process_is_unhealthy(
+    stuck: list[str], want: tuple[int, Any], nobody: None
+) -> None:
     application = web.Application()
     application.add_routes([web.get("/{path:.*}", discovery)])
     runner = web.AppRunner(application)
@@ -79,7 +91,7 @@ async def test_health_is_told_and_a_stuck_process_is_unhealthy(stuck: list[str],
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     server, port = f"http://127.0.0.1:{runner.addresses[0][1]}", free_port()
     running = asyncio.create_task(
-        run_kopf(make_hooks(server, stuck), namespaces=(), health_address="127.0.0.1", health_port=port)
+        run_kopf(make_hooks(server, stuck), identity="me", namespaces=(), health_address="127.0.0.1", health_port=port)
     )
     try:
         async with asyncio.timeout(30):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import kopf
 
@@ -21,14 +21,19 @@ _log = logging.getLogger(__name__)
 _STOP_SECONDS = 10.0
 
 
-async def run_kopf(hooks: Hooks, *, namespaces: Sequence[str], health_address: str, health_port: int) -> None:
-    """Runs kopf until cancelled. Raises what ended it, should it end by itself."""
+async def run_kopf(
+    hooks: Hooks, *, identity: str, namespaces: Sequence[str], health_address: str, health_port: int
+) -> None:
+    """Runs kopf until cancelled. Raises what ended it, should it end by itself.
+
+    `identity` is this process's. Left to itself kopf asks for the user's name, and a container's user may have none.
+    """
     stop = threading.Event()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     host = f"[{health_address}]" if ":" in health_address else health_address
     endpoint = f"http://{host}:{health_port}/healthz"
     work = threading.Thread(
-        target=_run, args=(asyncio.get_running_loop(), ended, hooks, namespaces, endpoint, stop), name="kopf"
+        target=_run, args=(asyncio.get_running_loop(), ended, hooks, identity, namespaces, endpoint, stop), name="kopf"
     )
     work.start()
     try:
@@ -42,21 +47,25 @@ def _run(
     main: asyncio.AbstractEventLoop,
     ended: asyncio.Future[None],
     hooks: Hooks,
+    identity: str,
     namespaces: Sequence[str],
     endpoint: str,
     stop: threading.Event,
 ) -> None:
     error: BaseException | None = None
     try:
-        asyncio.run(_operate(hooks, namespaces, endpoint, stop))
+        asyncio.run(_operate(hooks, identity, namespaces, endpoint, stop))
     except BaseException as caught:
         error = caught
     if not stop.is_set():
         main.call_soon_threadsafe(_settle, ended, error)
 
 
-async def _operate(hooks: Hooks, namespaces: Sequence[str], endpoint: str, stop: threading.Event) -> None:
+async def _operate(
+    hooks: Hooks, identity: str, namespaces: Sequence[str], endpoint: str, stop: threading.Event
+) -> None:
     await kopf.operator(
+        identity=cast(Any, identity),  # kopf keeps the type of it to itself
         registry=registry(hooks),
         settings=settings(),
         standalone=True,

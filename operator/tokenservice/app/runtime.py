@@ -105,6 +105,7 @@ async def _main(options: Options, decide: Decide) -> None:
                 *operator.tasks(),
                 run_kopf(
                     hooks,
+                    identity=operator.lease.identity,
                     namespaces=settings.watch_namespaces,
                     health_address=settings.listen_address,
                     health_port=settings.health.port,
