@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from e2e.real import images, network
+from e2e.real.discovery import Discovery
 from e2e.real.images import Workshop
 from e2e.real.machine import alone
 from e2e.real.node import Node
@@ -99,8 +100,11 @@ def _furnished(
     for node in nodes:
         give_accelerators(cluster, node.name)
     say("Prometheus")
+    discovery = Discovery(cluster.kubeconfig, cluster.folder / "targets")
+    discovery.start()
+    stack.callback(discovery.stop)
     watcher = prometheus.create_with(
-        cluster.folder / "prometheus", _scrape_jobs(cluster.kubeconfig), scrape_seconds=5, host=network.GATEWAY
+        cluster.folder / "prometheus", discovery.scrape_jobs(), scrape_seconds=5, host=network.GATEWAY
     )
     stack.callback(watcher.stop)
     watcher.start()
@@ -142,21 +146,3 @@ def _values(bed: Bed) -> Json:
         "prometheus": {"address": bed.prometheus.address},
         "engineImages": {"vllm": {"nvidia": bed.engine_image}},
     }
-
-
-def _scrape_jobs(kubeconfig: Path) -> list[Json]:
-    """Those of docs/operations.md."""
-
-    def job(name: str, port: str, **more: Any) -> Json:
-        rules = [
-            {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": port, "action": "keep"},
-            {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
-            {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
-        ]
-        discovery = [{"role": "pod", "kubeconfig_file": str(kubeconfig)}]
-        return {"job_name": name, "kubernetes_sd_configs": discovery, "relabel_configs": rules, **more}
-
-    engines = job("taas-engines", "http")
-    only = {"source_labels": ["__meta_kubernetes_pod_label_taas_dev_service"], "regex": ".+", "action": "keep"}
-    engines["relabel_configs"].insert(0, only)
-    return [engines, job("taas-operator", "metrics", honor_labels=True)]
