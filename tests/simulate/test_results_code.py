@@ -18,6 +18,7 @@ MAIN = '''
 """A module."""
 from toy.other import helper, unused
 from toy import deep, plugin
+from toy.resource import Spec
 
 LIMIT = 3
 TABLE = {"a": plugin}
@@ -25,7 +26,7 @@ TABLE = {"a": plugin}
 class Thing:
     """A class."""
     def run(self):
-        return helper(LIMIT) + deep.below() + TABLE["a"].run()
+        return helper(LIMIT) + deep.below() + TABLE["a"].run() + Spec().limit + Spec().dump()["maxAge"]
 
 def begin():
     # says something
@@ -37,8 +38,17 @@ def elsewhere():
 OTHER = "def helper(x):\n    return x\n\ndef unused():\n    return 1\n"
 DEEP = "def below():\n    return 2\n\ndef above():\n    return 3\n"
 PLUGIN = "def run():\n    return 5\n"
+RESOURCE = """
+class Part(ApiModel):
+    width: int = 1
+
+class Spec(ApiModel):
+    limit: int = 2
+    max_age: int = 3
+    part: Part = 4
+"""
 Files = dict[str, str]
-FILES: Files = {"main": MAIN, "other": OTHER, "deep": DEEP, "plugin": PLUGIN}
+FILES: Files = {"main": MAIN, "other": OTHER, "deep": DEEP, "plugin": PLUGIN, "resource": RESOURCE}
 
 
 def digest(folder: Path, files: Files, without: frozenset[tuple[str, str]] = frozenset()) -> str:
@@ -55,6 +65,9 @@ COUNTS = {
     "an imported function": ("other", "return x", "return x + 1"),
     "a function of an imported module": ("deep", "return 2", "return 7"),
     "anything of a module that stands in a table": ("plugin", "return 5", "return 6"),
+    "a resource's field that is asked for": ("resource", "limit: int = 2", "limit: int = 5"),
+    "one that is asked for in JSON": ("resource", "max_age: int = 3", "max_age: int = 5"),
+    "a resource's base": ("resource", "class Spec(ApiModel)", "class Spec(ApiModel, Base)"),
 }
 COUNTS_NOT = {
     "a comment": ("main", "# says something", "# says something else"),
@@ -62,6 +75,9 @@ COUNTS_NOT = {
     "a function that is not reached": ("main", "return unused()", "return unused() + 1"),
     "what only that one uses": ("other", "return 1", "return 2"),
     "what is not taken from an imported module": ("deep", "return 3", "return 4"),
+    "a resource's field that nobody asks for": ("resource", "part: Part = 4", "part: Part = 5"),
+    "a new one": ("resource", "    part:", "    more: int = 1\n    part:"),
+    "what only such a field is made of": ("resource", "width: int = 1", "width: int = 2"),
 }
 
 

@@ -2,13 +2,15 @@
 
 From the definitions that a run begins with, names are followed through functions, classes and imports of this package.
 Every definition that can be reached counts by its syntax tree, without comments and docstrings. A name counts wherever
-it stands, annotations included: too much rather than too little.
+it stands, annotations included: too much rather than too little. A field of a resource counts once anything that is
+reached says its name, in Python or in JSON: a field that nobody asks for changes no result.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +20,10 @@ PACKAGE = "tokenservice"
 FOLDER = Path(__file__).parents[2]
 
 Name = tuple[str, str]
-"""A module and a definition in it; `""` stands for what the module does besides defining."""
+"""A module and a definition in it; `""` stands for what the module does besides defining, `Class.field` for a field."""
+
+RESOURCE = "ApiModel"
+"""The base class of what has fields that count one by one."""
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -39,6 +44,7 @@ def reached(
 ) -> dict[Name, str]:
     """The definitions, each with the digest of its own text."""
     todo, found = list(begin), dict[Name, str]()
+    said, unsaid = set[str](), dict[str, list[Name]]()
     while todo:
         name = todo.pop()
         if name in found or name in without:
@@ -50,16 +56,24 @@ def reached(
             continue
         found[name] = module.digests[name[1]]
         todo += [(name[0], ""), *module.uses[name[1]]]
+        for word in module.words[name[1]] - said:
+            said.add(word)
+            todo += unsaid.pop(word, [])
+        for one in module.fields.get(name[1], ()):
+            waiting = todo if one in said else unsaid.setdefault(one, [])
+            waiting.append((name[0], f"{name[1]}.{one}"))
     return found
 
 
 @dataclass(slots=True)
 class _Module:
-    """A module's definitions: their digests, and the names that each uses."""
+    """A module's definitions: their digests, the names that each uses, the words in each; the fields of resources."""
 
     imports: dict[str, Name] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     uses: dict[str, list[Name]] = field(default_factory=dict)
+    words: dict[str, frozenset[str]] = field(default_factory=dict)
+    fields: dict[str, list[str]] = field(default_factory=dict)
 
 
 @cache
@@ -72,11 +86,36 @@ def _module(package: str, folder: Path, name: str) -> _Module:
     for statement in tree.body:
         for one in _names(statement):
             parts.setdefault(one, []).append(statement)
+        for owner, one, declared in _taken_fields(statement):
+            parts[f"{owner}.{one}"] = [declared]
+            module.fields.setdefault(owner, []).append(one)
     for one, statements in parts.items():
         text = "\n".join(ast.dump(statement) for statement in statements)
         module.digests[one] = hashlib.sha256(text.encode()).hexdigest()
         module.uses[one] = list(_used(statements, name, module.imports, parts, package, folder))
+        module.words[one] = frozenset(word for statement in statements for word in _words(statement))
     return module
+
+
+def _taken_fields(statement: ast.stmt) -> Iterator[tuple[str, str, ast.stmt]]:
+    """Takes the fields out of a resource's class, as (class, field, text): they are definitions of their own."""
+    if not isinstance(statement, ast.ClassDef) or RESOURCE not in {ast.unparse(base) for base in statement.bases}:
+        return
+    for one in list(statement.body):
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and "ClassVar" not in ast.dump(one):
+            statement.body.remove(one)
+            yield statement.name, one.target.id, one
+
+
+def _words(statement: ast.stmt) -> Iterator[str]:
+    """Whatever could name a field: names, attributes, arguments, and the words of texts, as JSON writes them too."""
+    for node in ast.walk(statement):
+        match node:
+            case ast.Name(id=word) | ast.Attribute(attr=word) | ast.keyword(arg=str(word)):
+                yield word
+            case ast.Constant(value=str(text)):
+                for word in re.findall(r"\w+", text):
+                    yield re.sub(r"(?<=[a-z0-9])[A-Z]", lambda it: f"_{it[0].lower()}", word)
 
 
 def _file(package: str, folder: Path, name: str) -> Path | None:
