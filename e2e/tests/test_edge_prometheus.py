@@ -98,14 +98,23 @@ class Farm:
 
     engines: dict[str, Engine] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    epoch: float = field(default_factory=time.time)
     port: int = 0
     hanging: bool = False
+    clock: Callable[[], float] | None = None
+    """Samples are those of this time (Unix, seconds) and say so, as where another Prometheus passes them on."""
 
     def answer(self, path: str) -> str | None:
         if path == "/sd":
             return json.dumps([self._target(pod) for pod in self.engines])
         engine = self.engines.get(path.removeprefix("/pods/"))
-        return engine.text(time.monotonic() - self.began) if engine and not self.hanging else None
+        if engine is None or self.hanging:
+            return None
+        if self.clock is None:
+            return engine.text(time.monotonic() - self.began)
+        now = self.clock()
+        samples = engine.text(now - self.epoch).split("\n")
+        return "".join(f"{sample} {now * 1000:.0f}\n" for sample in samples if sample)
 
     def _target(self, pod: str) -> dict[str, object]:
         labels = {"__metrics_path__": f"/pods/{pod}", "namespace": "team", "pod": pod}
@@ -246,6 +255,23 @@ async def test_engines_that_fall_silent_are_missing_soon_and_back_at_once(scrape
     assert time.monotonic() - began < 15
     assert {metrics.reason for metrics in gone.services.values() if isinstance(metrics, Missing)} == {"NoSeries"}
     farm.hanging = False
+    await read_until(prometheus, all_known)
+
+
+async def test_samples_that_grow_old_on_their_way_are_stale(scraped: tuple[Farm, Prometheus]) -> None:
+    """Prometheus calls a failed scrape stale at once; samples with a time of their own only grow old."""
+    farm, prometheus = scraped
+    await settled(prometheus)
+    farm.clock = time.time
+    await settled(prometheus)
+    stopped = time.time()
+    farm.clock = lambda: stopped
+    old = await read_until(
+        prometheus, lambda found: all(isinstance(metrics, Missing) for metrics in found.services.values())
+    )
+    assert time.time() - stopped > WINDOWS.staleness
+    assert {metrics.reason for metrics in old.services.values() if isinstance(metrics, Missing)} == {"Stale"}
+    farm.clock = None
     await read_until(prometheus, all_known)
 
 
