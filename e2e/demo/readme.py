@@ -7,11 +7,12 @@ each if it is there.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from e2e.pages import write_block
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "e2e/out"
@@ -31,15 +32,10 @@ _ROWS = (
 def main() -> None:
     """Rewrites the blocks and the picture."""
     if (OUT / "demo.json").exists():
-        _write(ROOT / "README.md", "demo", block(json.loads((OUT / "demo.json").read_text())))
+        write_block(ROOT / "README.md", "demo", block(json.loads((OUT / "demo.json").read_text())))
         shutil.copy(OUT / "demo.png", ROOT / "docs/demo.png")
     if (OUT / "hpa.json").exists():
-        _write(ROOT / "docs/demo.md", "hpa", hpa_block(json.loads((OUT / "hpa.json").read_text())))
-
-
-def _write(file: Path, name: str, text: str) -> None:
-    between = re.compile(rf"(?s)(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)")
-    file.write_text(between.sub(lambda match: match.group(1) + text + match.group(2), file.read_text()))
+        write_block(ROOT / "docs/demo.md", "hpa", hpa_block(json.loads((OUT / "hpa.json").read_text())))
 
 
 def block(numbers: dict[str, Any]) -> str:

@@ -91,6 +91,7 @@ def _furnished(
 ) -> Bed:
     for node in nodes:
         node.import_image(operator)
+        node.ctr("images", "tag", f"{images.OPERATOR}:{images.CURRENT}", f"{images.OPERATOR}:{images.NEXT}")
     say("waiting for the nodes to be Ready")
     names = [f"node/{node.name}" for node in nodes]
     processes.wait_until(
@@ -127,22 +128,22 @@ def give_accelerators(cluster: Cluster, node: str) -> None:
     cluster.kubectl("patch", "node", node, "--subresource=status", "--type=merge", "--patch", patch)
 
 
-def install_operator(bed: Bed) -> None:
-    """By Helm, as a user would, into a namespace that admits restricted pods only."""
+def install_operator(bed: Bed, tag: str = images.CURRENT) -> None:
+    """By Helm, as a user would, into a namespace that admits restricted pods only; once more, it is an upgrade."""
     enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
     bed.cluster.apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": enforced}},
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "models", "labels": enforced}},
     )
     values = bed.cluster.folder / "values.yaml"
-    values.write_text(yaml.safe_dump(_values(bed)))
+    values.write_text(yaml.safe_dump(_values(bed, tag)))
     arguments = ("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, f"--values={values}")
     bed.cluster.helm(*arguments, "--wait", "--timeout=180s")
 
 
-def _values(bed: Bed) -> Json:
+def _values(bed: Bed, tag: str) -> Json:
     return {
-        "image": {"repository": images.OPERATOR, "tag": "e2e", "pullPolicy": "Never"},
+        "image": {"repository": images.OPERATOR, "tag": tag, "pullPolicy": "Never"},
         "prometheus": {"address": bed.prometheus.address},
         "engineImages": {"vllm": {"nvidia": bed.engine_image}},
     }

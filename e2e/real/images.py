@@ -24,6 +24,9 @@ from e2e.testbed.tools import cache_root
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATOR = "localhost/tokenservice/operator"
+CURRENT, NEXT = "e2e", "e2e-next"
+"""Tags of the operator's image: NEXT is the same under another name, for what an upgrade does to those it serves."""
+
 ENGINE = "localhost/tokenservice/vllm-cpu"
 PYTHON = "localhost/tokenservice/python:3.11"
 RUNTIME = "localhost/tokenservice/python-runtime:3.11"
@@ -122,8 +125,8 @@ class Workshop:
         self.say("operator image")
         base, runtime = self._bases()
         arguments = (f"--build-arg=PYTHON={base}", f"--build-arg=RUNTIME={runtime}")
-        self._build("operator", f"{OPERATOR}:e2e", "--layers", *arguments)
-        return self._archive(f"{OPERATOR}:e2e", "operator", compression="gzip")
+        self._build("operator", f"{OPERATOR}:{CURRENT}", "--layers", *arguments)
+        return self._archive(f"{OPERATOR}:{CURRENT}", "operator", compression="gzip")
 
     def buildah(self, *words: str | Path) -> str:
         return run(

@@ -1,20 +1,22 @@
 """A Llama of two layers with random weights and a tokenizer of bytes: small to load, and what it writes is nonsense.
 
-Run inside the engine's image, whose `transformers` makes it: `python - FOLDER < model.py`. The same seed makes the same
-weights, so that every replica answers alike.
+Run inside the engine's image, whose `transformers` makes it: `python model.py FOLDER ADAPTER`; the second folder gets a
+LoRA adapter, random too. The same seed makes the same weights, so that every replica answers alike.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 2, 4096
+LAYERS, WIDTH, HEADS, CONTEXT, RANK = 2, 64, 2, 4096, 8
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, adapter: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(["<s>", "</s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -37,6 +39,21 @@ def main(folder: Path) -> None:
         dtype="bfloat16",
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    _write_adapter(adapter)
 
 
-main(Path(sys.argv[1]))
+def _write_adapter(folder: Path) -> None:
+    """Of the projections of queries and values, in the layout of PEFT."""
+    folder.mkdir(exist_ok=True)
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 16 * RANK, "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    weights = {}
+    for layer in range(LAYERS):
+        for target in config["target_modules"]:
+            name = f"base_model.model.model.layers.{layer}.self_attn.{target}"
+            weights[f"{name}.lora_A.weight"] = torch.randn(RANK, WIDTH, dtype=torch.bfloat16)
+            weights[f"{name}.lora_B.weight"] = torch.randn(WIDTH, RANK, dtype=torch.bfloat16)
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -123,10 +125,25 @@ class Node:
         folder.chmod(0o777)  # the image's user is not root
         shutil.copyfile(script, folder / "make.py")
         mount = f"type=bind,src={HOME}/models,dst=/models,options=rbind:rw"
-        words = ("python", "/models/make.py", "/models/tiny")
+        words = ("python", "/models/make.py", "/models/tiny", "/models/adapter")
         self.ctr("run", "--rm", f"--mount={mount}", image, "make-model", *words)
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
+
+    def check_engine(self, pod: dict[str, Any]) -> list[dict[str, Any]]:
+        """The outcomes of `tokenservice engine check`, run beside the pod so that it can stop the engine's process."""
+        container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+        tasks = dict(line.split()[:2] for line in self.ctr("tasks", "ls").splitlines()[1:])
+        report = self.folder / "contract.json"
+        check = (
+            Path(sys.executable).with_name("tokenservice"),
+            "engine",
+            "check",
+            f"http://{pod['status']['podIP']}:8000",
+        )
+        with suppress(network.CommandError):  # broken promises are in the report; without one there is nothing to read
+            run(*self.command(*check, f"--pid={tasks[container]}", f"--json={report}"))
+        return list(json.loads(report.read_text())["outcomes"])
 
     def _containerd_answers(self) -> bool:
         with suppress(network.CommandError):

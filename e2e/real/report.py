@@ -9,6 +9,7 @@ from typing import Any
 from e2e.real.load import Phase
 
 Json = dict[str, Any]
+_KEPT = {True: "kept", False: "BROKEN", None: "not tried"}
 
 
 @dataclass(slots=True)
@@ -26,10 +27,18 @@ class Report:
     running: dict[str, dict[str, float]] = field(default_factory=dict)
     """Phase -> pod -> mean of the requests it was running."""
 
+    refusal: str = ""
+    """Of a change that the engine refuses, as `Stalled` told it."""
+    optimizations: Json = field(default_factory=dict)
+    contract: list[Json] = field(default_factory=list)
+    """Outcomes of `tokenservice engine check`."""
+
     @property
     def is_clean(self) -> bool:
-        """Every request of every phase is accounted for, and none was lost."""
-        return bool(self.phases) and not any(phase.lost or phase.in_flight for phase in self.phases)
+        """Every request of every phase is accounted for and none was lost; what was to be seen was seen."""
+        lost = any(phase.lost or phase.in_flight for phase in self.phases)
+        broken = [outcome for outcome in self.contract if not outcome["kept"]]
+        return bool(self.phases and self.contract) and not lost and not broken and all(self.optimizations.values())
 
     def document(self) -> Json:
         return {
@@ -41,6 +50,9 @@ class Report:
             },
             "coldStartSeconds": {name: round(value, 1) for name, value in self.cold_start.items()},
             "kubectlGetTokenservices": self.columns.splitlines(),
+            "refusedChange": self.refusal,
+            "optimizations": self.optimizations,
+            "contract": {outcome["name"]: outcome["kept"] for outcome in self.contract},
             "phases": {phase.name: self._phase(phase) for phase in self.phases},
         }
 
@@ -50,6 +62,9 @@ class Report:
         megabytes = self.operator_image_bytes / 1e6
         resident = self.operator_resident_bytes / 2**20
         lines += [f"operator: image {megabytes:.1f} MB compressed, {resident:.0f} MiB resident"]
+        lines += [f"a change that the engine refuses: {self.refusal}"]
+        lines += [f"seen of the optimizations: {self.optimizations}"]
+        lines += [f"contract: {one['name']} {_KEPT[one['kept']]}: {one['seen']}" for one in self.contract]
         lines += [f"{'phase':18}{'seconds':>8}{'sent':>7}{'answered':>9}{'failed':>7}{'cut':>5}  running per replica"]
         for phase in self.phases:
             busy = ", ".join(f"{mean:.1f}" for mean in self.running.get(phase.name, {}).values())

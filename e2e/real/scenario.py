@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.real import bed as parts
-from e2e.real import service
+from e2e.real import images, optimizations, service
 from e2e.real.bed import Bed
 from e2e.real.load import Load, Question
 from e2e.real.report import Report
@@ -33,6 +33,9 @@ START_SECONDS = 900.0
 
 _MODEL = Path(__file__).with_name("model.py")
 """Run by the engine image's Python, never here."""
+
+POLL_SECONDS = 2.0
+"""Each look is a kubectl of its own, and the engines need the cores."""
 
 SETTLE_SECONDS = 20.0
 """A phase goes on for so long after its change, for what comes late."""
@@ -59,6 +62,8 @@ class Scenario:
             load.stop()
         self._report.phases = load.phases
         self._measure_operator()
+        self._report.optimizations = self._optimize()
+        self._report.contract = self._held_to_contract()
         return self._report
 
     def _phases(self, load: Load) -> None:
@@ -70,7 +75,7 @@ class Scenario:
             print(self._report.columns, flush=True)
         with self._phase(load, "upgrade", HIGH):
             before = set(self._pods())
-            self._bed.cluster.apply(service.token_service(max_model_len=2048))
+            self._bed.cluster.apply(service.token_service())
             self._until(lambda: self._all_new(before), "every replica with the new argument, the old ones gone")
         with self._phase(load, "drain", HIGH):
             node = self._drainable()
@@ -79,8 +84,17 @@ class Scenario:
             self._kubectl("uncordon", node)
         with self._phase(load, "operator-restart", HIGH):
             self._restart_operator()
+        with self._phase(load, "operator-upgrade", HIGH):
+            parts.install_operator(self._bed, tag=images.NEXT)
         with self._phase(load, "scale-down", LOW):
             self._until(lambda: len(self._pods()) == 1 and self._ready() == 1, "one replica, the other gone")
+        with self._phase(load, "refused-change", LOW):
+            self._bed.cluster.apply(service.token_service(max_model_len=service.TOO_LONG))
+            self._until(lambda: "max_model_len" in self._stalled(), "the engine's own words in Stalled")
+            self._report.refusal = self._stalled()
+            self._say(f"Stalled: {self._report.refusal}")
+            self._bed.cluster.apply(service.token_service())
+            self._until(lambda: not self._stalled() and len(self._pods()) == 1, "what served before, alone again")
         self._say("the last requests end")
 
     # --- What is done --------------------------------------------------------------------------------------------
@@ -94,7 +108,7 @@ class Scenario:
     def _first_token(self) -> str:
         """From `kubectl apply` to the first token of an answer, over the Service's cluster address."""
         applied = time.time()
-        self._bed.cluster.apply(service.token_service())
+        self._bed.cluster.apply(service.token_service(max_model_len=1024))
         self._say("kubectl apply of the TokenService")
         self._kubectl("wait", "--for=condition=Ready", f"tokenservice/{NAME}", "-n", NAMESPACE, "--timeout=15m")
         found = self._bed.cluster.get("service", NAME, "-n", NAMESPACE)["spec"]
@@ -137,6 +151,20 @@ class Scenario:
         self._kubectl("delete", "pod", *at, "-l", selector, "--wait")
         self._kubectl("rollout", "status", f"deployment/{RELEASE}", *at, "--timeout=300s")
 
+    def _optimize(self) -> Json:
+        """Every optimization that shows on a CPU at once, each seen by what the engine counts or answers."""
+        self._say("the optimizations: n-gram speculation, an adapter, prefix caching")
+        self._bed.cluster.apply(service.token_service(**service.OPTIMIZED))
+        self._until(self._settled, "one replica with them")
+        return optimizations.seen(f"http://{self._pod()['status']['podIP']}:8000")
+
+    def _held_to_contract(self) -> list[Json]:
+        """`tokenservice engine check` against the replica, a graceful stop last of all, from its own node."""
+        pod = self._pod()
+        node = next(node for node in self._bed.nodes if node.name == pod["spec"]["nodeName"])
+        self._say("the engine contract")
+        return node.check_engine(pod)
+
     # --- What is seen --------------------------------------------------------------------------------------------
 
     def _ready(self) -> int:
@@ -146,6 +174,23 @@ class Scenario:
     def _pods(self) -> list[str]:
         found = self._bed.cluster.get("pods", "-n", NAMESPACE, "-l", f"taas.dev/service={NAME}")["items"]
         return [pod["metadata"]["name"] for pod in found if pod["status"].get("phase") in ("Pending", "Running")]
+
+    def _pod(self) -> Json:
+        """The only one there is."""
+        (name,) = self._pods()
+        return dict(self._bed.cluster.get("pod", name, "-n", NAMESPACE))
+
+    def _stalled(self) -> str:
+        """Why, or nothing."""
+        conditions = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE)["status"]["conditions"]
+        return next((str(it["message"]) for it in conditions if it["type"] == "Stalled" and it["status"] == "True"), "")
+
+    def _settled(self) -> bool:
+        """One replica, of the newest template."""
+        found = self._bed.cluster.get("deployments", "-n", NAMESPACE, "-l", f"taas.dev/service={NAME}")["items"]
+        status = found[0]["status"]
+        seen = status.get("observedGeneration") == found[0]["metadata"]["generation"]
+        return seen and status.get("updatedReplicas") == 1 == self._ready() == len(self._pods())
 
     def _all_new(self, before: set[str]) -> bool:
         now = self._pods()
@@ -186,7 +231,7 @@ class Scenario:
 
     def _until(self, true: Callable[[], bool], what: str) -> None:
         self._say(f"waiting for {what}")
-        self._bed.processes.wait_until(true, what=what, timeout_seconds=START_SECONDS)
+        self._bed.processes.wait_until(true, what=what, timeout_seconds=START_SECONDS, pause_seconds=POLL_SECONDS)
 
     def _kubectl(self, *arguments: str) -> str:
         return self._bed.cluster.kubectl(*arguments)

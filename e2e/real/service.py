@@ -94,14 +94,26 @@ def weights() -> tuple[Json, Json]:
     return volume, {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim}
 
 
-def token_service(max_model_len: int = 1024) -> Json:
-    """The contract; objectives so wide that a busy test machine keeps them."""
+TOO_LONG = 8192
+"""A context beyond the model's: the operator does not know the model's shape, so the engine says it."""
+
+ADAPTER = "tiny-tuned"
+SEQUENCES = 4
+OPTIMIZED: dict[str, Any] = {
+    "model": {"adapters": [{"name": ADAPTER, "uri": f"pvc://{CLAIM}/adapter"}]},
+    "engine": {"speculative": {"method": "NGram", "tokens": 3}, "maxNumSeqs": SEQUENCES},
+}
+
+
+def token_service(max_model_len: int = 2048, model: Json | None = None, engine: Json | None = None) -> Json:
+    """The contract, with more of a model or an engine; objectives so wide that a busy test machine keeps them."""
     spec = {
-        "model": {"uri": URI},
+        "model": {"uri": URI} | (model or {}),
         "engine": {
             "name": "vLLM",
             "maxModelLen": max_model_len,
             "extraArgs": ["--enforce-eager"],
+            **(engine or {}),
             "resources": {"cpu": "200m", "memory": "5Gi", "sharedMemory": "1Gi", "ephemeralStorage": "1Gi"},
         },
         "objectives": {

@@ -149,14 +149,16 @@ class Processes:
                 code = child.process.returncode
                 raise ProcessDiedError(f"{child.name} ended with status {code}; {child.log} ends:\n{child.log_tail()}")
 
-    def wait_until(self, ready: Callable[[], bool], *, what: str, timeout_seconds: float) -> None:
+    def wait_until(
+        self, ready: Callable[[], bool], *, what: str, timeout_seconds: float, pause_seconds: float = 0.1
+    ) -> None:
         """Poll `ready` until it is true; raise as soon as a child dies, or when the time is up."""
         deadline = time.monotonic() + timeout_seconds
         while not ready():
             self.check()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} not reached in {timeout_seconds:.0f} s; logs are in {self._log_dir}")
-            time.sleep(0.1)
+            time.sleep(pause_seconds)
 
     def _stop(self, children: Sequence[Child], grace_seconds: float) -> None:
         for child in children:

@@ -1,0 +1,80 @@
+"""`python -m e2e.real.page`: puts the last run's figures where README and docs/real.md show them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from e2e.pages import write_block
+
+ROOT = Path(__file__).resolve().parents[2]
+Json = dict[str, Any]
+
+
+def main() -> None:
+    """Rewrites the blocks from `e2e/out/real.json`."""
+    run = json.loads((ROOT / "e2e/out/real.json").read_text())
+    write_block(ROOT / "README.md", "real", summary(run))
+    write_block(ROOT / "docs/real.md", "real", block(run))
+
+
+def summary(run: Json) -> str:
+    """One paragraph for the README."""
+    phases, cold = run["phases"], run["coldStartSeconds"]
+    sent = sum(phase["sent"] for phase in phases.values())
+    lost = sum(phase["failed"] + phase["cut"] for phase in phases.values())
+    return (
+        f"In one run the first token of {_engine(run)} came {cold['all']:.0f} s after the apply,"
+        f" {cold['engineReady']:.0f} s of them the engine's own start. Of {sent:,} streamed requests sent through"
+        f" {_listed(phases)}, {lost or 'none'} failed or was cut.\n"
+    )
+
+
+def block(run: Json) -> str:
+    """Tables for docs/real.md."""
+    operator, cold = run["operator"], run["coldStartSeconds"]
+    lines = [
+        f"{_engine(run)}. Operator: image {operator['imageBytes'] / 1e6:.1f} MB compressed, at most"
+        f" {operator['peakResidentBytes'] / 2**20:.0f} MiB resident. From apply to first token {cold['all']:.1f} s: "
+        + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in cold.items() if name != "all")
+        + ".",
+        "",
+        "| phase | seconds | sent | answered | failed | cut | median TTFT, s | requests running, by replica |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+        *(_row(name, phase) for name, phase in run["phases"].items()),
+        "",
+        f"The change that the engine refuses, as `Stalled` told it: *{run['refusedChange']}*",
+        "",
+        "Optimizations, all in one replica: " + ", ".join(_seen(*one) for one in run["optimizations"].items()) + ".",
+        "",
+        "The engine contract: " + ", ".join(f"{name} {_KEPT[kept]}" for name, kept in run["contract"].items()) + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_KEPT = {True: "kept", False: "**broken**", None: "not tried"}
+
+
+def _engine(run: Json) -> str:
+    return f"{run['engine']['name']} {run['engine']['version']} on a {run['engine']['device']}"
+
+
+def _row(name: str, phase: Json) -> str:
+    counts = " | ".join(f"{phase[what]:,}" for what in ("sent", "answered", "failed", "cut"))
+    busy = ", ".join(f"{mean:.1f}" for mean in phase["meanRunningByPod"].values())
+    return f"| {name} | {phase['seconds']:.0f} | {counts} | {phase['medianFirstTokenSeconds']} | {busy} |"
+
+
+def _seen(name: str, value: bool | float) -> str:
+    return f"{name} {'yes' if value is True else 'no' if value is False else f'{value:,.0f}'}"
+
+
+def _listed(names: Json) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}"
+
+
+if __name__ == "__main__":
+    main()
