@@ -76,9 +76,23 @@ def test_a_snapshot_has_everything_sorted() -> None:
     assert [found.name for found in seen.pods] == ["p1", "p2"]
     assert list(seen.children) == [ObjectKey("Deployment", "team", "chat-h100")]
     assert seen.stale_kinds == ("Pod",)
-    assert (seen.proposals, seen.margins) == (proposals, margins)
+    assert seen.proposals == proposals
     assert seen.status_written_at == {ObjectKey("TokenService", "team", "chat"): 3.0}
     assert isinstance(seen.metrics[ServiceKey("team", "a")], Missing)
+
+
+def test_what_was_learned_of_capacity_outlives_the_process_that_learned_it() -> None:
+    observer, _ = make_observer(
+        TokenService=[token_service(name, status={"capacityFactor": 0.8}) for name in ("known", "restarted")]
+        + [token_service("new")]
+    )
+    seen = observer.snapshot((), Plan(margins={ServiceKey("team", "known"): Margin(0.9)}))
+    assert seen is not None
+    assert {key.name: margin.factor for key, margin in seen.margins.items()} == {
+        "known": 0.9,
+        "restarted": 0.8,
+        "new": 1.0,
+    }
 
 
 def test_other_extended_resources_are_no_accelerators() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from math import inf, isclose
+from math import inf, isclose, nan
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from tests.support.build import make_metrics, make_spec
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.capacity import Capacity, Limit, Targets, Workload
 from tokenservice.core.demand import Demand
-from tokenservice.core.margin import HIGHEST, LOWEST, UNTRIED, moved, usable
+from tokenservice.core.margin import HIGHEST, LOWEST, UNTRIED, learned, moved, remembered, usable
 from tokenservice.core.model import Margin, Missing, ServiceMetrics
 from tokenservice.core.scaling import desired
 
@@ -251,3 +251,30 @@ def test_less_trust_never_means_fewer_replicas(one: float, other: float, rate: f
         desired(make_spec(), current, asked, TEN_PER_SECOND, TokenFleetSpec(), margin=factor) for factor in (low, high)
     )
     assert cautious.replicas >= bold.replicas
+
+
+# --- what outlives the process
+
+
+def test_what_was_learned_is_told_and_taken_up_again() -> None:
+    wiser = after(TRIED, seen(0.5))
+    assert learned(wiser) == usable(wiser) < 1
+    again = remembered({"capacityFactor": learned(wiser)})
+    assert usable(again) == usable(wiser)
+    assert learned(again) == learned(wiser)  # an idle service after a restart keeps what stands there
+    assert (
+        after(replace(again, at=0.0), seen(0.0)).factor - again.factor
+        < after(replace(UNTRIED, at=0.0), seen(0.0)).factor - UNTRIED.factor
+    )  # it is no beginner any more
+
+
+@pytest.mark.parametrize("nonsense", [None, "0.8", True, nan, inf, [0.8]])
+def test_a_status_that_says_nothing_of_it_teaches_nothing(nonsense: object) -> None:
+    assert remembered({"capacityFactor": nonsense}) == UNTRIED
+    assert remembered({}) == UNTRIED
+    assert learned(UNTRIED) is None
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_no_status_leads_beyond_the_bounds(written: float) -> None:
+    assert LOWEST <= remembered({"capacityFactor": written}).factor <= HIGHEST

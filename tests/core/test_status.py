@@ -90,6 +90,7 @@ def test_a_full_status_fits_the_schema() -> None:
     full = report(
         loading=LOADING,
         forecast="7 requests/s in 60 s",
+        capacity_factor=0.93,
         decision=DecisionReport(
             reason=Reason.SCALED_UP, message="demand", inputs={"demand": "6.2"}, rejected=("l40s: too slow",)
         ),

@@ -591,5 +591,11 @@ class TokenServiceStatus(ApiModel):
     workload: PlannedWorkload | None = field(
         None, "Requests that the service is planned for; while metrics are missing, as last measured"
     )
+    capacity_factor: float | None = field(
+        None,
+        "What objectives kept and missed have taught of the modelled capacity; a restart goes on from it",
+        unit="ratio",
+        default_text="nothing was learned yet",
+    )
     loading: Loading | None = field(None, "Replicas on their way")
     decision: Decision | None = field(None, "The last decision and the numbers behind it")

@@ -9,8 +9,21 @@ from typing import TypeVar
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture
 from tokenservice.app.metering import Metering
+from tokenservice.core.margin import remembered
 from tokenservice.core.memo import Memo
-from tokenservice.core.model import Accelerator, Node, ObjectKey, Plan, Pod, Profile, Service, Settings, Snapshot
+from tokenservice.core.model import (
+    Accelerator,
+    Margin,
+    Node,
+    ObjectKey,
+    Plan,
+    Pod,
+    Profile,
+    Service,
+    ServiceKey,
+    Settings,
+    Snapshot,
+)
 from tokenservice.edge.projections import Fleet, Resident, Unreadable
 from tokenservice.edge.resources import OWNED_KINDS
 from tokenservice.edge.store import Stores
@@ -60,7 +73,7 @@ class Observer:
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,
-            margins=previous.margins,
+            margins=_margins(self.services(), previous),
             hindsights=previous.hindsights,
         )
 
@@ -87,6 +100,12 @@ class Observer:
 
     def _readable(self, kind: str, of: type[T]) -> tuple[T, ...]:
         return tuple(value for value in self.stores.values(kind) if isinstance(value, of))
+
+
+def _margins(services: Iterable[Service], previous: Plan) -> dict[ServiceKey, Margin]:
+    """What was learned of each service: by this process, else by the one that wrote the status."""
+    known = previous.margins
+    return {it.key: known[it.key] if it.key in known else remembered(it.status) for it in services}
 
 
 def _left(node: Node, resources: frozenset[str], taken: tuple[float, float]) -> Node | None:

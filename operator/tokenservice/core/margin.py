@@ -12,11 +12,11 @@ it is certain, a success where it is certain; what lies between moves nothing.
 
 from __future__ import annotations
 
-from math import sqrt
+from math import isfinite, sqrt
 
 from tokenservice.core.capacity import Targets
 from tokenservice.core.histogram import attainment
-from tokenservice.core.model import Margin, Missing, ServiceMetrics
+from tokenservice.core.model import Json, Margin, Missing, ServiceMetrics
 from tokenservice.core.utilization import Interval, joint_attainment
 
 LOWEST, HIGHEST = 0.5, 1.5
@@ -55,6 +55,19 @@ def allowed(targets: Targets) -> float:
 def usable(margin: Margin) -> float:
     """The factor, on a grid of 1 %: a count should not stir for less."""
     return round(margin.factor, 2)
+
+
+def remembered(status: Json) -> Margin:
+    """What a status says was learned, for a process that has learned nothing itself; UNTRIED where it says nothing."""
+    factor = status.get("capacityFactor")
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or not isfinite(factor):
+        return UNTRIED
+    return Margin(min(max(float(factor), LOWEST), HIGHEST), tried_seconds=_LEARNING_SECONDS)
+
+
+def learned(margin: Margin) -> float | None:
+    """What a status says of it; None while nothing was learned."""
+    return usable(margin) if margin.tried_seconds > 0 else None
 
 
 def moved(

@@ -14,6 +14,7 @@ from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
 from tokenservice.core.facts import Facts, rolling_out
 from tokenservice.core.histogram import quantile
+from tokenservice.core.margin import learned
 from tokenservice.core.model import (
     Action,
     Apply,
@@ -200,6 +201,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         tpot_seconds=_latency(seen, "tpot"),
         cost_per_million_tokens=_cost(seen, crew),
         workload=seen.workload,
+        capacity_factor=learned(facts.margin(service.key)),
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
     )
 

@@ -102,6 +102,7 @@ class ServiceReport:
     cost_per_million_tokens: Figure = NOT_MEASURED
     joules_per_token: Figure = NOT_MEASURED
     workload: Workload = DEFAULT
+    capacity_factor: float | None = None
     forecast: str | None = None
     decision: DecisionReport | None = None
 
@@ -138,6 +139,7 @@ def service_status(report: ServiceReport, now: float) -> Json:
         "conditions": rendered(verdicts(report), service.status, service.generation, now),
         "forecast": shortened(report.forecast, 256) if report.forecast else None,
         "workload": workload_status(report.workload),
+        "capacityFactor": report.capacity_factor,
         "loading": _loading(report.loading),
         "decision": _decision(report.decision),
     }
