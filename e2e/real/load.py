@@ -104,6 +104,11 @@ class Load:
         self._thread.join()
         self._loop.close()
 
+    def abandon(self) -> None:
+        """Sends nothing more and waits for nothing; the books are worth nothing then."""
+        self._stopping = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
     async def _send(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=10)

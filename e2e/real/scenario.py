@@ -58,8 +58,10 @@ class Scenario:
         load.start("steady", LOW)
         try:
             self._phases(load)
-        finally:
-            load.stop()
+        except BaseException:
+            load.abandon()
+            raise
+        load.stop()
         self._report.phases = load.phases
         self._measure_operator()
         self._report.optimizations = self._optimize()
