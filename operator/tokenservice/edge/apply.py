@@ -3,7 +3,8 @@
 Actions run as soon as those they come after have succeeded, eight at a time. Before every write the fence is asked
 whether this process still leads; every write carries what it expects to find. Each action is safe to repeat, so a
 crash at any point needs no cleaning up, and nothing is retried in here: a conflict or a vanished object ends the
-action quietly, the next plan is made from what is then there.
+action quietly, the next plan is made from what is then there. What stays in the way until somebody acts is no conflict
+but an outcome of its own, and told.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from tokenservice.core.names import (
     SERVING_CONDITION,
 )
 from tokenservice.edge.kube import Patch, key_of
+from tokenservice.edge.projections import is_sibling
 from tokenservice.edge.store import Version
-from tokenservice.errors import ApiError, Conflict, NotFound, Retryable
+from tokenservice.errors import ApiError, Conflict, NotFound, Retryable, Taken
 
 PARALLEL_WRITES = 8
 
@@ -38,6 +40,8 @@ class Writer(Protocol):
     """What carrying out needs of the API server."""
 
     async def get(self, key: ObjectKey) -> Json: ...
+
+    async def find(self, key: ObjectKey) -> Json | None: ...
 
     async def apply(
         self, manifest: Json, *, manager: str = FIELD_MANAGER, force: bool = True, subresource: str = ""
@@ -65,6 +69,7 @@ class Result(StrEnum):
 
     DONE = "Done"
     CONFLICT = "Conflict"
+    TAKEN = "Taken"
     GONE = "Gone"
     FAILED = "Failed"
     RETRYABLE = "Retryable"
@@ -95,8 +100,8 @@ class Report:
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        """What someone should hear of: refused for good, or worth another try."""
-        return tuple(o for o in self.outcomes if o.result in (Result.FAILED, Result.RETRYABLE))
+        """What someone should hear of: in the way or refused for good, or worth another try."""
+        return tuple(o for o in self.outcomes if o.result in (Result.TAKEN, Result.FAILED, Result.RETRYABLE))
 
     @property
     def retry_after(self) -> float:
@@ -155,6 +160,8 @@ class Applier:
     async def _attempt(self, action: Action) -> Outcome:
         try:
             return Outcome(action=action, result=Result.DONE, written=tuple(await self._write(action)))
+        except Taken as error:
+            return Outcome(action=action, result=Result.TAKEN, message=error.message)
         except Conflict as error:
             return Outcome(action=action, result=Result.CONFLICT, message=error.message)
         except NotFound as error:
@@ -192,15 +199,19 @@ class Applier:
     async def _create(self, manifest: Json) -> Json:
         """Only what is not there: a leader that was frozen on the way must not write over its successor's work.
 
-        What is there without our label may be anybody's: it stays, and is in the way until somebody removes it.
+        What is there and is not a child of the same service may be anybody's: it stays, and is in the way until
+        somebody removes it. Our watches do not show it, so it is asked for; a child was made by another leader.
         """
         await self._check_owner(manifest)
         try:
             return await self._writer.apply(_expecting(manifest, resourceVersion=_NEVER))
         except Conflict as conflict:
-            raise Conflict(
-                f"{manifest['kind']} {manifest['metadata']['name']} is there already: another leader made it meanwhile,"
-                " or it is not an object of the operator, which leaves those of others alone",
+            there = await self._writer.find(key_of(manifest))
+            if there is None or is_sibling(there, manifest):
+                raise
+            raise Taken(
+                f"{manifest['kind']} {manifest['metadata']['name']} is there already and is not of this TokenService;"
+                " the operator leaves what is of others alone",
                 status=conflict.status,
             ) from conflict
 
