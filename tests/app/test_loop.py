@@ -19,6 +19,7 @@ from tokenservice.core.model import (
     Event,
     ObjectKey,
     Plan,
+    Problem,
     Proposal,
     Reason,
     ServiceKey,
@@ -243,6 +244,18 @@ async def test_a_child_that_cannot_be_is_known_to_the_next_decision_until_it_is_
     assert (second[SERVICE.key].reason, second[SERVICE.key].field) == (reason, "Deployment chat-h100")
     assert "exceeded quota: small" in second[SERVICE.key].message
     assert fix in second[SERVICE.key].message
+
+
+async def test_the_first_decision_knows_what_the_last_leader_said() -> None:
+    said = {"type": "Stalled", "status": "True", "reason": "NameTaken", "message": "Service chat: it is there already"}
+    told = replace(SERVICE, status={"conditions": [said]})
+    world = World(snapshot=replace(SNAPSHOT, services=(told,)))
+    planner = world.planner()
+    await planner.turn()
+    await planner.turn()
+    first, second = (snapshot.refusals for snapshot in world.decided_on)
+    assert first == {SERVICE.key: Problem(Reason.NAME_TAKEN, "Service chat", "it is there already")}
+    assert second == {}
 
 
 async def test_a_race_is_no_refusal() -> None:

@@ -12,7 +12,7 @@ from tests.support.build import NOW, VARIANT, make_pod, make_service, make_snaps
 from tokenservice.core.decide import decide
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import Apply, Json, Plan, Pod, Problem, Reason
-from tokenservice.core.refusal import advice, own_words, refusal, taken
+from tokenservice.core.refusal import advice, own_words, refusal, remembered, taken
 from tokenservice.core.rollout import exchanged_in_place
 
 QUOTA = 'pods "chat-h100-x7k2p" is forbidden: exceeded quota: small, requested: requests.nvidia.com/gpu=1, used: '
@@ -108,17 +108,30 @@ REFUSALS: dict[str, Problem] = {
 def test_a_child_that_cannot_be_stalls_its_service_alone_and_is_told_once(problem: Problem) -> None:
     other = make_service("other", **GOOD)
     memo = Memo()
-    calm = make_snapshot(CHAT, other)
-    decide(calm, NOW, memo)
-    plan = decide(make_snapshot(CHAT, other, refusals={CHAT.key: problem}), NOW, memo)
+    first = decide(make_snapshot(CHAT, other), NOW, memo)
+    written = {write.key.name: write.status for write in first.statuses if write.key.kind == "TokenService"}
+    services = [replace(service, status=written[service.key.name]) for service in (CHAT, other)]
+    assert not decide(make_snapshot(*services), NOW, memo).statuses, "nothing is left to say"
+    plan = decide(make_snapshot(*services, refusals={CHAT.key: problem}), NOW, memo)
     told = {write.key.name: write.status for write in plan.statuses if write.key.kind == "TokenService"}
     found = {name: {c["type"]: c for c in status["conditions"]} for name, status in told.items()}
     assert (found["chat"]["Stalled"]["status"], found["chat"]["Stalled"]["reason"]) == ("True", problem.reason)
     assert found["chat"]["Stalled"]["message"].startswith("Service chat: ")
     assert found["chat"]["Reconciling"]["status"] == found["chat"]["Ready"]["status"] == "False"
-    assert found["other"]["Stalled"]["status"] == "False"
+    assert "other" not in found
     warnings = [event for event in plan.events if event.type == "Warning" and event.reason == problem.reason]
     assert [event.regarding.name for event in warnings] == ["chat"]
+
+
+@pytest.mark.parametrize("problem", REFUSALS.values(), ids=REFUSALS)
+def test_a_new_leader_says_what_the_last_one_said_until_it_has_tried_itself(problem: Problem) -> None:
+    """Or each restart would call the service well for a moment, in a condition and in an event."""
+    serving = {"pods": (make_pod("a"), make_pod("b"))}
+    plan = decide(make_snapshot(CHAT, refusals={CHAT.key: problem}, **serving), NOW)
+    told = replace(CHAT, status=status_of(plan))
+    assert remembered([told, make_service("other")]) == {CHAT.key: problem}
+    well = decide(make_snapshot(CHAT, **serving), NOW)
+    assert remembered([replace(CHAT, status=status_of(well))]) == {}
 
 
 def test_a_child_of_another_service_is_not_taken_for_ones_own() -> None:

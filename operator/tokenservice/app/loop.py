@@ -28,7 +28,7 @@ from tokenservice.core.model import (
     Snapshot,
 )
 from tokenservice.core.refinement import Refinement
-from tokenservice.core.refusal import refusal, taken
+from tokenservice.core.refusal import refusal, remembered, taken
 from tokenservice.edge.apply import Report, Result
 from tokenservice.edge.projections import Unreadable
 
@@ -107,7 +107,7 @@ class Planner:
     _failing: set[tuple[str, str]] = field(default_factory=set)
     _pause: float = 0.0
     _refinements: Mapping[str, Refinement] = field(default_factory=dict)
-    _refusals: Mapping[ServiceKey, Problem] = field(default_factory=dict)
+    _refusals: Mapping[ServiceKey, Problem] | None = None
 
     def mark_dirty(self) -> None:
         """Something changed: a pass follows within a second."""
@@ -141,7 +141,8 @@ class Planner:
         if snapshot is None:
             _log.info("waiting for the first list of every kind")
             return
-        self.plan = await self._decide(replace(snapshot, refusals=self._refusals))
+        refusals = remembered(snapshot.services) if self._refusals is None else self._refusals
+        self.plan = await self._decide(replace(snapshot, refusals=refusals))
         report = await self._apply(self.plan)
         self._refusals = _refusals(report)
         self._refinements, taught = learn(self._refinements, snapshot, self.wall_clock())

@@ -7,12 +7,14 @@ keeps the words of the refusal, which arrive as its condition ReplicaFailure and
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from tokenservice.core.conditions import shortened
-from tokenservice.core.model import Child, Json, Pod, Problem, Reason
+from tokenservice.api.conditions import ConditionType
+from tokenservice.core.conditions import by_type, shortened
+from tokenservice.core.model import Child, Json, Pod, Problem, Reason, Service, ServiceKey
 
 _WORDS = 600
+_SERVE_ON = re.compile(r"; \d+ replicas serve on$")
 _WHO = re.compile(r"^(?:Forbidden|Invalid): |^\S+ \"[^\"]*\" is (?:forbidden|invalid): ", re.IGNORECASE)
 
 _ADVICE = (
@@ -44,6 +46,17 @@ def taken(what: str, words: str) -> Problem:
     return Problem(
         Reason.NAME_TAKEN, what, f"{words} (rename or remove that object, or give the TokenService another name)"
     )
+
+
+def remembered(services: Iterable[Service]) -> dict[ServiceKey, Problem]:
+    """What statuses say of children that cannot be: known to a process that has not tried to write any yet."""
+    found: dict[ServiceKey, Problem] = {}
+    for service in services:
+        stalled = by_type(service.status).get(ConditionType.STALLED, {})
+        if stalled.get("reason") in (Reason.REFUSED, Reason.NAME_TAKEN):
+            what, _, words = str(stalled.get("message", "")).partition(": ")
+            found[service.key] = Problem(Reason(stalled["reason"]), what, _SERVE_ON.sub("", words))
+    return found
 
 
 def own_words(text: str) -> str:
