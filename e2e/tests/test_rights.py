@@ -56,7 +56,8 @@ def monitored(whole_bed: Bed) -> None:
     folder = source("prometheus-operator") / "example/prometheus-operator-crd"
     files = [f"--filename={folder}/monitoring.coreos.com_{kind}.yaml" for kind in ("podmonitors", "prometheusrules")]
     whole_bed.cluster.kubectl("apply", "--server-side", *files)
-    whole_bed.cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
+    wait = ("wait", "--for=condition=Established", "--timeout=30s", *files)  # which fails while there are no conditions
+    eventually(lambda: whole_bed.cluster.kubectl(*wait, check=False).count("condition met") == 2, "they are there", 30)
     installed(whole_bed)
 
 
@@ -429,7 +430,7 @@ def test_a_name_that_a_tenant_uses_is_left_to_them_and_said(neighbours: Site) ->
     said = neighbours.wait_condition("Stalled", "True", "web")
     assert said["reason"] == "NameTaken"
     assert "Service web is there already" in said["message"]
-    assert "rename or remove that object" in said["message"]
+    assert "rename or remove it" in said["message"]
     neighbours.eventually(lambda: neighbours.told("NameTaken", "web"), "an event says it")
     assert neighbours.kubectl("get", "service", "web", "-o", "jsonpath={.spec}") == before
     assert is_true(neighbours.service("chat"), "Ready"), "the other service never noticed"

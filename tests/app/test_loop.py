@@ -223,7 +223,7 @@ async def test_what_the_next_plan_mends_by_itself_is_not_told(result: Result) ->
 
 REFUSALS: dict[Result, tuple[Reason, str]] = {
     Result.FAILED: (Reason.REFUSED, "have the ResourceQuota of the namespace raised"),
-    Result.TAKEN: (Reason.NAME_TAKEN, "rename or remove that object"),
+    Result.TAKEN: (Reason.NAME_TAKEN, ""),
 }
 
 

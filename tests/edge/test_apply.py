@@ -211,13 +211,18 @@ def owned_by(name: str) -> list[Json]:
     return [{"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "name": name, "uid": "u1"}]
 
 
-OTHERS: dict[str, Json] = {
-    "it has no label of ours": {},
-    "it has our label and is another controller's": {
-        "labels": OURS,
-        "ownerReferences": [{"apiVersion": "example.org/v1", "kind": "App", "name": "chat", "uid": "u8"}],
-    },
-    "it is of another TokenService": {"labels": OURS, "ownerReferences": owned_by("other")},
+NOT_OURS, NO_LABEL = "rename or remove it", "put app.kubernetes.io/managed-by=tokenservice-operator back"
+OTHERS: dict[str, tuple[Json, str]] = {
+    "it has no label of ours": ({}, NOT_OURS),
+    "it has our label and is another controller's": (
+        {
+            "labels": OURS,
+            "ownerReferences": [{"apiVersion": "example.org/v1", "kind": "App", "name": "chat", "uid": "u8"}],
+        },
+        NOT_OURS,
+    ),
+    "it is of another TokenService": ({"labels": OURS, "ownerReferences": owned_by("other")}, NOT_OURS),
+    "it is the service's and somebody took its label": ({"ownerReferences": owned_by("chat")}, NO_LABEL),
 }
 
 
@@ -226,11 +231,13 @@ async def test_what_has_a_childs_name_and_is_not_the_services_is_left_alone_and_
     """Our watches do not see it as a child, so it looks as if it had to be made; it may be anybody's."""
     server = Server()
     server.put(owner())
-    key = server.put(manifest("a", uid="u7", **OTHERS[name]))
+    made, fix = OTHERS[name]
+    key = server.put(manifest("a", uid="u7", **made))
     before = server.objects[key]
     report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
     assert [outcome.result for outcome in report.outcomes] == [Result.TAKEN, Result.DONE]
     assert "Deployment a is there already" in report.outcomes[0].message
+    assert fix in report.outcomes[0].message
     assert report.failures == report.outcomes[:1]
     assert server.objects[key] is before
 

@@ -43,9 +43,7 @@ def refusal(what: str, words: str) -> Problem:
 
 def taken(what: str, words: str) -> Problem:
     """That the name of a child is somebody else's."""
-    return Problem(
-        Reason.NAME_TAKEN, what, f"{words} (rename or remove that object, or give the TokenService another name)"
-    )
+    return Problem(Reason.NAME_TAKEN, what, words)
 
 
 def remembered(services: Iterable[Service]) -> dict[ServiceKey, Problem]:

@@ -22,11 +22,12 @@ from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Plac
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
+    MANAGED_BY_LABEL,
     PLACEMENT_GATE,
     SERVING_CONDITION,
 )
 from tokenservice.edge.kube import Patch, key_of
-from tokenservice.edge.projections import is_sibling
+from tokenservice.edge.projections import belongs_to, is_sibling
 from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound, Retryable, Taken
 
@@ -209,11 +210,7 @@ class Applier:
             there = await self._writer.find(key_of(manifest))
             if there is None or is_sibling(there, manifest):
                 raise
-            raise Taken(
-                f"{manifest['kind']} {manifest['metadata']['name']} is there already and is not of this TokenService;"
-                " the operator leaves what is of others alone",
-                status=conflict.status,
-            ) from conflict
+            raise Taken(_in_the_way(there, manifest), status=conflict.status) from conflict
 
     async def _check_owner(self, manifest: Json) -> None:
         """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew.
@@ -293,6 +290,17 @@ class _Run:
     def _succeeded(self, id_: str) -> bool:
         outcome = self.outcomes.get(id_)
         return outcome is not None and outcome.result is Result.DONE
+
+
+def _in_the_way(there: Json, manifest: Json) -> str:
+    """What has the child's name, and the way out; one's own child is known by its label alone."""
+    named = f"{manifest['kind']} {manifest['metadata']['name']} is there already"
+    if belongs_to(there["metadata"]) == belongs_to(manifest["metadata"]):
+        return f"{named} without its label: put {MANAGED_BY_LABEL}={FIELD_MANAGER} back"
+    return (
+        f"{named} and is not of this TokenService; the operator leaves what is of others alone:"
+        " rename or remove it, or give the TokenService another name"
+    )
 
 
 def _expecting(manifest: Json, **metadata: str) -> Json:

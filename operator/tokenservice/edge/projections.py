@@ -365,7 +365,7 @@ def child(obj: Json) -> Child | None:
     What others own is not ours, whatever label it carries.
     """
     metadata = obj["metadata"]
-    owner = _belongs_to(metadata)
+    owner = belongs_to(metadata)
     if owner is None:
         return None
     return Child(
@@ -381,10 +381,10 @@ def is_sibling(obj: Json, manifest: Json) -> bool:
     """Whether an object that has the name of a child is seen as one of the same TokenService."""
     theirs, ours = obj["metadata"], manifest["metadata"]
     watched = (theirs.get("labels") or {}).get(MANAGED_BY_LABEL) == FIELD_MANAGER
-    return watched and _belongs_to(theirs) == _belongs_to(ours)
+    return watched and belongs_to(theirs) == belongs_to(ours)
 
 
-def _belongs_to(metadata: Json) -> str | None:
+def belongs_to(metadata: Json) -> str | None:
     """Name of the TokenService whose child an object is."""
     left_behind = None if metadata.get("ownerReferences") else (metadata.get("labels") or {}).get(SERVICE_LABEL)
     return _owner(metadata) or left_behind
