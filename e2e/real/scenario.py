@@ -157,7 +157,7 @@ class Scenario:
         """Every optimization that shows on a CPU at once, each seen by what the engine counts or answers."""
         self._say("the optimizations: n-gram speculation, an adapter, prefix caching")
         self._bed.cluster.apply(service.token_service(**service.OPTIMIZED))
-        self._until(self._settled, "one replica with them")
+        self._until(lambda: self._alone_with(service.ADAPTER), "one replica with them")
         return optimizations.seen(f"http://{self._pod()['status']['podIP']}:8000")
 
     def _held_to_contract(self) -> list[Json]:
@@ -187,12 +187,10 @@ class Scenario:
         conditions = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE)["status"]["conditions"]
         return next((str(it["message"]) for it in conditions if it["type"] == "Stalled" and it["status"] == "True"), "")
 
-    def _settled(self) -> bool:
-        """One replica, of the newest template."""
-        found = self._bed.cluster.get("deployments", "-n", NAMESPACE, "-l", f"taas.dev/service={NAME}")["items"]
-        status = found[0]["status"]
-        seen = status.get("observedGeneration") == found[0]["metadata"]["generation"]
-        return seen and status.get("updatedReplicas") == 1 == self._ready() == len(self._pods())
+    def _alone_with(self, word: str) -> bool:
+        """Whether the only replica serves, and was started with this word."""
+        pods = self._pods()
+        return len(pods) == 1 == self._ready() and word in json.dumps(self._pod()["spec"])
 
     def _all_new(self, before: set[str]) -> bool:
         now = self._pods()

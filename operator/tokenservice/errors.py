@@ -6,6 +6,7 @@
     ├── LeaseLost             another process leads, or may by now: stop writing
     └── ApiError              the API server, or the way to it, said no
         ├── Conflict          409: someone else wrote first, or owns the field
+        │   └── Taken         the name belongs to an object of somebody else, and will until they remove it
         ├── NotFound          404; 403 when the namespace is being deleted
         ├── Gone              410: the revision to continue from is compacted, list again
         ├── Forbidden         401, 403
@@ -50,6 +51,10 @@ class ApiError(TokenServiceError):
 
 class Conflict(ApiError):  # noqa: N818
     """Someone else wrote first, the object exists already, or another manager owns a field."""
+
+
+class Taken(Conflict):
+    """An object of somebody else has the name."""
 
 
 class NotFound(ApiError):  # noqa: N818

@@ -19,6 +19,7 @@ from tokenservice.core.model import (
     Event,
     ObjectKey,
     Plan,
+    Problem,
     Proposal,
     Reason,
     ServiceKey,
@@ -45,7 +46,8 @@ KEY = ObjectKey("TokenService", *SERVICE.key)
 
 
 def applied(id_: str = "apply/chat", service: ServiceKey | None = SERVICE.key) -> Apply:
-    return Apply(id=id_, reason=Reason.SCALED_UP, message="1 -> 2", service=service, manifest={})
+    manifest = {"kind": "Deployment", "metadata": {"name": "chat-h100"}}
+    return Apply(id=id_, reason=Reason.SCALED_UP, message="1 -> 2", service=service, manifest=manifest)
 
 
 class Stop(Exception):  # noqa: N818
@@ -66,6 +68,7 @@ class World:
     seen: list[str] = field(default_factory=list)
     observed: list[tuple[tuple[str, ...], tuple[Proposal, ...]]] = field(default_factory=list)
     reported: list[Plan] = field(default_factory=list)
+    decided_on: list[Snapshot] = field(default_factory=list)
     expected: list[Any] = field(default_factory=list)
     counted: list[tuple[str, str]] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
@@ -88,6 +91,7 @@ class World:
 
     def decide(self, snapshot: Snapshot, now: float) -> Plan:
         self.seen.append("decide")
+        self.decided_on.append(snapshot)
         if self.error is not None:
             raise self.error
         return self.plan
@@ -215,6 +219,62 @@ async def test_what_the_next_plan_mends_by_itself_is_not_told(result: Result) ->
     world = World(plan=Plan(actions=(action,)), results={action.id: Outcome(action=action, result=result)})
     await world.planner().turn()
     assert world.reported[0].events == ()
+
+
+REFUSALS: dict[Result, tuple[Reason, str]] = {
+    Result.FAILED: (Reason.REFUSED, "have the ResourceQuota of the namespace raised"),
+    Result.TAKEN: (Reason.NAME_TAKEN, ""),
+}
+
+
+@pytest.mark.parametrize("result", REFUSALS)
+async def test_a_child_that_cannot_be_is_known_to_the_next_decision_until_it_is_made(result: Result) -> None:
+    action, words = applied(), 'Forbidden: deployments.apps "chat-h100" is forbidden: exceeded quota: small'
+    world = World(plan=Plan(actions=(action,)), results={action.id: Outcome(action=action, result=result)})
+    world.results[action.id] = replace(world.results[action.id], message=words)
+    planner, (reason, fix) = world.planner(), REFUSALS[result]
+    await planner.turn()
+    await planner.turn()
+    world.results = {}
+    await planner.turn()
+    await planner.turn()
+    first, second, third, fourth = (snapshot.refusals for snapshot in world.decided_on)
+    assert first == fourth == {}
+    assert second == third
+    assert (second[SERVICE.key].reason, second[SERVICE.key].field) == (reason, "Deployment chat-h100")
+    assert "exceeded quota: small" in second[SERVICE.key].message
+    assert fix in second[SERVICE.key].message
+
+
+async def test_the_first_decision_knows_what_the_last_leader_said() -> None:
+    said = {"type": "Stalled", "status": "True", "reason": "NameTaken", "message": "Service chat: it is there already"}
+    told = replace(SERVICE, status={"conditions": [said]})
+    world = World(snapshot=replace(SNAPSHOT, services=(told,)))
+    planner = world.planner()
+    await planner.turn()
+    await planner.turn()
+    first, second = (snapshot.refusals for snapshot in world.decided_on)
+    assert first == {SERVICE.key: Problem(Reason.NAME_TAKEN, "Service chat", "it is there already")}
+    assert second == {}
+
+
+async def test_a_race_is_no_refusal() -> None:
+    action = applied()
+    world = World(plan=Plan(actions=(action,)), results={action.id: Outcome(action=action, result=Result.CONFLICT)})
+    planner = world.planner()
+    await planner.turn()
+    await planner.turn()
+    assert world.decided_on[1].refusals == {}
+
+
+@pytest.mark.parametrize("result", [Result.DONE, Result.TAKEN, Result.SKIPPED, Result.CONFLICT])
+async def test_what_was_not_done_is_not_told_as_done(result: Result) -> None:
+    action = applied()
+    told = Event(regarding=KEY, uid="u", type="Normal", reason=action.reason, message=action.message)
+    world = World(plan=Plan(actions=(action,), events=(told,)))
+    world.results[action.id] = Outcome(action=action, result=result)
+    await world.planner().turn()
+    assert (told in world.reported[0].events) == (result is Result.DONE)
 
 
 async def test_a_failure_that_stays_the_same_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

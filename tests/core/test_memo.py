@@ -14,6 +14,7 @@ from tests.support.world import World
 from tokenservice.core.decide import decide
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import Missing, ObjectKey, Plan, ServiceKey
+from tokenservice.core.refusal import refusal
 
 SERVICES = (
     make_service("owed", created_at=2.0, tier="Guaranteed", scaling={"minReplicas": 2}),
@@ -50,6 +51,8 @@ def happen(made: World, what: str, name: str, value: float) -> None:
         made.services = [replace(one, spec=None, error="no") if one.key == key else one for one in made.services]
     elif what == "gone":
         made.services = [one for one in made.services if one.key != key]
+    elif what == "refused":
+        made.extra["refusals"] = {key: refusal("Service chat", "exceeded quota")} if value > 50 else {}
     elif what == "stale":
         made.extra["stale_kinds"] = ("Pod",) if value > 50 else ()
     elif what == "unready":
@@ -65,7 +68,20 @@ def spoil(made: World, key: ObjectKey) -> None:
 
 HAPPENINGS = st.tuples(
     st.sampled_from(
-        ["rate", "missing", "cordon", "drift", "status", "spec", "broken", "gone", "stale", "unready", "nothing"]
+        [
+            "rate",
+            "missing",
+            "cordon",
+            "drift",
+            "status",
+            "spec",
+            "broken",
+            "gone",
+            "refused",
+            "stale",
+            "unready",
+            "nothing",
+        ]
     ),
     NAMES,
     st.floats(0, 100),

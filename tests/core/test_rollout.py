@@ -55,6 +55,15 @@ def test_replicas_that_never_served_may_go_though_others_are_not_ready() -> None
     assert got.replicas == 1
 
 
+def test_replicas_that_the_cluster_refuses_do_not_hold_up_the_scale_in() -> None:
+    """They never came to be, so that there are fewer than asked for however long one waits."""
+    refused = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]}
+    pods = [make_pod("a"), make_pod("b")]
+    assert next_step(pods, 3, 1).reason is Reason.HOLDING
+    assert next_step(pods, 3, 1, status=refused).replicas == 2
+    assert next_step(pods, 2, 1, status=refused).replicas == 1
+
+
 def test_scale_in_waits_for_a_rollout() -> None:
     got = next_step([make_pod("a"), make_pod("b")], 2, 1, status={"updatedReplicas": 1})
     assert (got.replicas, got.reason) == (2, Reason.ROLLING_OUT)

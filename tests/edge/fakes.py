@@ -55,6 +55,10 @@ class Server:
         self._call("get", key)
         return copy.deepcopy(self._live(key))
 
+    async def find(self, key: ObjectKey) -> Json | None:
+        self._call("find", key)
+        return copy.deepcopy(self.objects.get(key))
+
     async def create(self, kind: str, body: Json) -> Json:
         self._call("create", key_of(body), body)
         if key_of(body) in self.objects:

@@ -207,16 +207,59 @@ async def test_no_child_is_made_for_an_owner_that_is_gone(name: str) -> None:
     assert [verb for verb, _, _ in server.calls] == ["get"]
 
 
-async def test_what_is_there_without_our_label_is_left_alone_and_said() -> None:
-    """Our watches do not see it, so it looks as if it had to be made; it may be anybody's."""
+def owned_by(name: str) -> list[Json]:
+    return [{"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "name": name, "uid": "u1"}]
+
+
+NOT_OURS, NO_LABEL = "rename or remove it", "put app.kubernetes.io/managed-by=tokenservice-operator back"
+OTHERS: dict[str, tuple[Json, str]] = {
+    "it has no label of ours": ({}, NOT_OURS),
+    "it has our label and is another controller's": (
+        {
+            "labels": OURS,
+            "ownerReferences": [{"apiVersion": "example.org/v1", "kind": "App", "name": "chat", "uid": "u8"}],
+        },
+        NOT_OURS,
+    ),
+    "it is of another TokenService": ({"labels": OURS, "ownerReferences": owned_by("other")}, NOT_OURS),
+    "it is the service's and somebody took its label": ({"ownerReferences": owned_by("chat")}, NO_LABEL),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_what_has_a_childs_name_and_is_not_the_services_is_left_alone_and_told(name: str) -> None:
+    """Our watches do not see it as a child, so it looks as if it had to be made; it may be anybody's."""
     server = Server()
-    key = server.put(manifest("chat", uid="u7"))
-    report = await make_applier(server).apply(
-        [Apply(id="again", reason=Reason.CREATED, message="", manifest=manifest("chat", labels=OURS))]
-    )
+    server.put(owner())
+    made, fix = OTHERS[name]
+    key = server.put(manifest("a", uid="u7", **made))
+    before = server.objects[key]
+    report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
+    assert [outcome.result for outcome in report.outcomes] == [Result.TAKEN, Result.DONE]
+    assert "Deployment a is there already" in report.outcomes[0].message
+    assert fix in report.outcomes[0].message
+    assert report.failures == report.outcomes[:1]
+    assert server.objects[key] is before
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["another leader made it", "it is gone again"])
+async def test_a_child_that_was_made_meanwhile_is_a_race_and_quiet(there: bool) -> None:
+    server = Server()
+    server.put(owner())
+    if there:
+        server.put(manifest("a", labels=OURS, ownerReferences=owned_by("chat")))
+    else:
+        server.apply = refusing(Conflict("exists"))  # type: ignore[method-assign]
+    report = await make_applier(server).apply([child("a", "u1")])
     assert report.outcomes[0].result is Result.CONFLICT
-    assert "chat is there already" in report.outcomes[0].message
-    assert "labels" not in server.objects[key]["metadata"]
+    assert report.failures == ()
+
+
+def refusing(error: ApiError) -> Any:
+    async def refuse(*_: Any, **__: Any) -> Json:
+        raise error
+
+    return refuse
 
 
 async def test_the_plan_is_not_changed_by_carrying_it_out() -> None:

@@ -376,6 +376,19 @@ FAILURES: dict[str, tuple[dict[str, object], str | None]] = {
         "ImagePullBackOff: v0: not found",
     ),
     "its image is being pulled": ({"state": {"waiting": {"reason": "ContainerCreating"}}}, None),
+    "its Secret is not there": (
+        {"state": {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "token" not found'}}},
+        'CreateContainerConfigError: secret "token" not found',
+    ),
+    "it needs more memory than it may have": (
+        {
+            "name": "engine",
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "restartCount": 2,
+            "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+        },
+        "engine ended with 137 (OOMKilled)",
+    ),
 }
 
 
@@ -386,3 +399,49 @@ def test_a_container_that_does_not_start_is_heard(state: dict[str, object], said
     assert (seen.failure or "").endswith(said or "")
     assert (seen.failure is None) == (said is None)
     assert len(seen.failure or "") < 700
+
+
+def unschedulable(message: str) -> dict[str, object]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return {"conditions": [condition]}
+
+
+VOLUMES: dict[str, tuple[str, str | None, bool]] = {
+    "its claim is not there": (
+        '0/3 nodes are available: persistentvolumeclaim "weights" not found. not found, preemption: 0/3 nodes',
+        'persistentvolumeclaim "weights" not found',
+        True,
+    ),
+    "its claim waits for a volume": (
+        "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found",
+        "unbound immediate PersistentVolumeClaims",
+        False,
+    ),
+    "there is no room": ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", None, False),
+}
+
+
+@pytest.mark.parametrize(("message", "unbound", "fails"), VOLUMES.values(), ids=VOLUMES)
+def test_a_pod_that_waits_for_a_volume_is_told_from_one_without_room(
+    message: str, unbound: str | None, fails: bool
+) -> None:
+    seen = projections.pod(pod(status=unschedulable(message)))
+    assert isinstance(seen, Pod)
+    assert (seen.unschedulable, seen.unbound) == (True, unbound)
+    assert seen.failure == (unbound if fails else None)
+
+
+STARTS: dict[str, tuple[dict[str, object], bool]] = {
+    "nothing runs yet": ({}, True),
+    "its engine starts": ({"started": False, "restartCount": 0}, True),
+    "its engine has started up": ({"started": True, "restartCount": 0}, False),
+    "its engine was started again": ({"started": False, "restartCount": 1}, False),
+}
+
+
+@pytest.mark.parametrize(("state", "starts"), STARTS.values(), ids=STARTS)
+def test_a_first_start_counts_from_when_the_pod_got_its_node(state: dict[str, object], starts: bool) -> None:
+    bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    seen = projections.pod(pod(status={"conditions": [bound], "containerStatuses": [state] if state else []}))
+    assert isinstance(seen, Pod)
+    assert seen.starting_since == (projections.seconds("2026-01-01T00:00:00Z") if starts else None)

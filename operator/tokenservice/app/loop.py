@@ -16,8 +16,19 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from tokenservice.core.learning import learn
-from tokenservice.core.model import Action, Event, ObjectKey, Plan, Reason, Snapshot
+from tokenservice.core.model import (
+    Action,
+    Apply,
+    Event,
+    ObjectKey,
+    Plan,
+    Problem,
+    Reason,
+    ServiceKey,
+    Snapshot,
+)
 from tokenservice.core.refinement import Refinement
+from tokenservice.core.refusal import refusal, remembered, taken
 from tokenservice.edge.apply import Report, Result
 from tokenservice.edge.projections import Unreadable
 
@@ -96,6 +107,7 @@ class Planner:
     _failing: set[tuple[str, str]] = field(default_factory=set)
     _pause: float = 0.0
     _refinements: Mapping[str, Refinement] = field(default_factory=dict)
+    _refusals: Mapping[ServiceKey, Problem] | None = None
 
     def mark_dirty(self) -> None:
         """Something changed: a pass follows within a second."""
@@ -129,10 +141,13 @@ class Planner:
         if snapshot is None:
             _log.info("waiting for the first list of every kind")
             return
-        self.plan = await self._decide(snapshot)
+        refusals = remembered(snapshot.services) if self._refusals is None else self._refusals
+        self.plan = await self._decide(replace(snapshot, refusals=refusals))
         report = await self._apply(self.plan)
+        self._refusals = _refusals(report)
         self._refinements, taught = learn(self._refinements, snapshot, self.wall_clock())
-        told = (*self.plan.events, *_complaints(report, snapshot), *_unreadable(self.observes.unreadable()))
+        done = _of_what_was_done(self.plan.events, report)
+        told = (*done, *_complaints(report, snapshot), *_unreadable(self.observes.unreadable()))
         self.expects.add(
             await self._timed(
                 "report", self.reports.report(replace(self.plan, events=told, statuses=(*self.plan.statuses, *taught)))
@@ -197,7 +212,33 @@ class Planner:
         self._pause = min(doubled, LONGEST_PAUSE_SECONDS)
 
 
-_LEVELS = {Result.DONE: logging.INFO, Result.FAILED: logging.ERROR, Result.RETRYABLE: logging.WARNING}
+_LEVELS = {
+    Result.DONE: logging.INFO,
+    Result.TAKEN: logging.WARNING,
+    Result.FAILED: logging.ERROR,
+    Result.RETRYABLE: logging.WARNING,
+}
+
+
+def _refusals(report: Report) -> dict[ServiceKey, Problem]:
+    """Children that cannot be as they should, the first of each service: for the next plan to tell."""
+    found: dict[ServiceKey, Problem] = {}
+    for outcome in report.outcomes:
+        action, tells = outcome.action, {Result.TAKEN: taken, Result.FAILED: refusal}.get(outcome.result)
+        if isinstance(action, Apply) and action.service is not None and tells is not None:
+            what = f"{action.manifest['kind']} {action.manifest['metadata']['name']}"
+            found.setdefault(action.service, tells(what, outcome.message))
+    return found
+
+
+def _of_what_was_done(events: Iterable[Event], report: Report) -> Iterable[Event]:
+    """Without those of actions that were not: the next plan tells them when it does them."""
+    left = {
+        (ObjectKey("TokenService", *action.service), action.reason, action.message)
+        for outcome in report.outcomes
+        if (action := outcome.action).service is not None and outcome.result is not Result.DONE
+    }
+    return [event for event in events if (event.regarding, event.reason, event.message) not in left]
 
 
 def _complaints(report: Report, snapshot: Snapshot) -> Iterable[Event]:

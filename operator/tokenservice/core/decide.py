@@ -228,7 +228,8 @@ def _applied(
 ) -> Iterable[Action]:
     """The apply of a child, if it differs from what is there."""
     metadata = manifest["metadata"]
-    live = facts.snapshot.children.get(ObjectKey(manifest["kind"], metadata["namespace"], metadata["name"]))
+    there = facts.snapshot.children.get(ObjectKey(manifest["kind"], metadata["namespace"], metadata["name"]))
+    live = there if there is not None and there.owner == service.key else None  # names of two services may meet
     if live is not None and not differs(manifest, live.body):
         return
     first = reason if live is not None or reason is not Reason.UPDATED else Reason.CREATED

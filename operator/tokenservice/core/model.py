@@ -115,7 +115,11 @@ class Pod:
     waiting_reason: str | None = None
     restarts: int = 0
     failure: str | None = None
-    """What the kubelet and the engine say of a container that does not start, again and again."""
+    """What kubelet, scheduler and engine say of a pod that does not start, again and again."""
+    unbound: str | None = None
+    """What the scheduler says of a volume that it waits for; room would not help."""
+    starting_since: float | None = None
+    """When it got its node, seconds since the epoch, as long as no start of its engine has ended, good or bad."""
 
     @property
     def starting(self) -> bool:
@@ -286,6 +290,8 @@ class Snapshot:
     proposals: tuple[Proposal, ...] = ()
     margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
     hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)
+    refusals: Mapping[ServiceKey, Problem] = field(default_factory=dict)
+    """What the API server refused for good when the last plan was carried out, the first of each service."""
 
 
 # --- Decisions -----------------------------------------------------------------------------------------------------
@@ -334,6 +340,8 @@ class Reason(StrEnum):
     VERIFIED = "Verified"
     ACCEPTED = "Accepted"
     ENGINE_FAILED = "EngineFailed"
+    NAME_TAKEN = "NameTaken"
+    REFUSED = "Refused"
     # what is wrong with a spec
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_ACCELERATOR = "UnknownAccelerator"

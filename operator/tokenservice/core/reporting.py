@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 
 from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import Provenance
+from tokenservice.api.conditions import ConditionType
 from tokenservice.api.token_service import Mode
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
+from tokenservice.core.conditions import by_type
+from tokenservice.core.deployment import startup_seconds
 from tokenservice.core.facts import Facts, rolling_out
 from tokenservice.core.histogram import quantile
 from tokenservice.core.margin import learned
@@ -35,7 +38,8 @@ from tokenservice.core.model import (
     Variant,
 )
 from tokenservice.core.outlook import Outlook
-from tokenservice.core.rollback import failure, rolled_back
+from tokenservice.core.refusal import advice, overdue, refusal, refused_pods
+from tokenservice.core.rollback import failure, newest, rolled_back
 from tokenservice.core.rollout import exchanged_in_place
 from tokenservice.core.room import NOBODY
 from tokenservice.core.status import (
@@ -111,8 +115,9 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
     seen = {one.service.key: one for one in decided.outlooks}
     mine = {key: tuple(by_service.get(key, ())) for key in seen}
     wait = {key: _rests(facts, one.service, now) for key, one in seen.items()}
+    refused = facts.snapshot.refusals
     given = {
-        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope)
+        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope, refused.get(key))
         for key, one in seen.items()
     }
     found = facts.memo.recall_each(
@@ -187,11 +192,12 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         acting=acting(facts, service),
         changing=_changing(facts, service, mine),
         exchange=_exchange(facts, seen),
-        failure=_failure(facts, seen, grant) if acting(facts, service) else None,
+        failure=_failure(facts, seen, grant, now) if acting(facts, service) else None,
+        refused=_refused(facts, service.key, grant),
         variants=_variants(seen, grant, crew),
         loading=_loading(crew, seen, now),
         without_room=crew.stuck,
-        room_message=_room_message(seen, crew.stuck),
+        room_message=_room_message(facts, seen, crew.stuck),
         limited=grant.limited if grant is not None else "",
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
@@ -248,19 +254,46 @@ def _exchange(facts: Facts, seen: Outlook) -> str:
     return "changes are being rolled out by surge: a replica goes when its successor serves"
 
 
-def _failure(facts: Facts, seen: Outlook, grant: Grant | None) -> Problem | None:
-    """What engines of the variants that are wanted say when they do not come up."""
+def _failure(facts: Facts, seen: Outlook, grant: Grant | None, now: float) -> Problem | None:
+    """What keeps children, or engines of the variants that are wanted, from coming about."""
     key = seen.service.key
+    if key in facts.snapshot.refusals:
+        return facts.snapshot.refusals[key]
+    known = by_type(seen.service.status).get(ConditionType.STALLED, {}).get("reason") == Reason.ENGINE_FAILED
     for variant in grant.counts if grant is not None else ():
-        left = rolled_back(facts.deployments.get(key, {}).get(variant))
+        live, pods = facts.deployments.get(key, {}).get(variant), facts.pods.get((key, variant), ())
+        left = rolled_back(live)
         if left is not None:
             does = "rolled back, for the version that the spec asks for did not come up"
             return Problem(Reason.ROLLED_BACK, variant, f"{does} (change the spec to try another): {left}")
-        said = failure(facts.pods.get((key, variant), ()))
+        said = failure(pods, known=known) or _overdue(seen, variant, pods, now)
         if said is not None:
-            does = "engines do not come up (mend the spec; spec.rollback: Automatic goes back)"
+            fix = advice(said) or "mend the spec"
+            does = f"engines do not come up ({fix}; spec.rollback: Automatic goes back)"
             return Problem(Reason.ENGINE_FAILED, variant, f"{does}: {said}")
+        refused = refused_pods(live)
+        if refused is not None and live is not None and (rolling_out(live) or _lacking(facts, seen)):
+            return refusal(f"pods of {variant}", refused)
     return None
+
+
+def _lacking(facts: Facts, seen: Outlook) -> bool:
+    """Whether fewer replicas serve than must."""
+    return facts.ready(seen.service.key) < max(1, seen.floor)
+
+
+def _overdue(seen: Outlook, name: str, pods: Sequence[Pod], now: float) -> str | None:
+    variant = next((variant for variant, _ in seen.ranked if variant.name == name), None)
+    if variant is None or seen.service.spec is None:
+        return None
+    return overdue(newest(pods), startup_seconds(seen.service.spec, variant), now)
+
+
+def _refused(facts: Facts, service: ServiceKey, grant: Grant | None) -> str:
+    """Why the cluster lets the service have no more pods; empty while it does."""
+    live = facts.deployments.get(service, {})
+    found = [words for name in (grant.counts if grant is not None else ()) if (words := refused_pods(live.get(name)))]
+    return refusal("", found[0]).message if found else ""
 
 
 def _touches_engines(action: Action) -> bool:
@@ -324,7 +357,10 @@ def _loading(crew: _Crew, seen: Outlook, now: float) -> LoadingReport | None:
     )
 
 
-def _room_message(seen: Outlook, waiting: int) -> str:
+def _room_message(facts: Facts, seen: Outlook, waiting: int) -> str:
+    volume = next((pod.unbound for pod in facts.pods_of(seen.service.key) if pod.unschedulable and pod.unbound), None)
+    if volume is not None:
+        return f"they wait for their volume, not for room ({advice(volume) or 'see its claim'}): {volume}"
     size = seen.want.variant.accelerators if seen.want is not None else 0
     name = seen.want.variant.accelerator.name if seen.want is not None else "the allowed classes"
     return f"{waiting} replicas of {size} accelerators each find no room on nodes of {name}"

@@ -23,19 +23,28 @@ from tokenservice.core.names import (
     TEMPLATE_ANNOTATION,
 )
 
+_PULLED_ONCE = "ErrImagePull"
+"""What a kubelet says right after a pull that failed; between the tries it says ImagePullBackOff."""
 
-def failure(pods: Sequence[Pod]) -> str | None:
+
+def failure(pods: Sequence[Pod], *, known: bool = False) -> str | None:
     """What is said of the newest version if none of its pods serves and one fails; None while there is hope.
 
-    Of the newest alone: a version that is being replaced because it fails says nothing of its successor.
+    Of the newest alone: a version that is being replaced because it fails says nothing of its successor. A first pull
+    that fails is no failure yet; where it is `known` that the version fails, it is one more try of the same.
     """
-    if not pods:
-        return None
-    newest = max(pods, key=lambda pod: (pod.created_at, pod.name)).template_hash
-    mine = sorted((pod for pod in pods if pod.template_hash == newest), key=lambda pod: pod.name)
+    mine = newest(pods)
     if any(pod.ready for pod in mine):
         return None
-    return next((pod.failure for pod in mine if pod.failure), None)
+    return next((pod.failure for pod in mine if pod.failure and (known or pod.waiting_reason != _PULLED_ONCE)), None)
+
+
+def newest(pods: Sequence[Pod]) -> list[Pod]:
+    """Pods of the version that was made last."""
+    if not pods:
+        return []
+    version = max(pods, key=lambda pod: (pod.created_at, pod.name)).template_hash
+    return sorted((pod for pod in pods if pod.template_hash == version), key=lambda pod: pod.name)
 
 
 def rolled_back(live: Child | None) -> str | None:

@@ -26,6 +26,7 @@ from tokenservice.core.model import (
     SetServing,
 )
 from tokenservice.core.packing import victims
+from tokenservice.core.refusal import refused_pods
 from tokenservice.core.repack import LEAVING, VICTIM
 
 
@@ -117,8 +118,8 @@ def _shrink(
     if rolling_out(deployment):
         return Step(replicas=current, reason=Reason.ROLLING_OUT, message="a rollout runs: scale-in waits")
     if not _only_free_pods_go(facts, pods, current, wanted):
-        homeless = sum(pod.node is None for pod in pods)
-        if homeless:  # a ReplicaSet removes these before any other; they may wait for room for ever
+        homeless = sum(pod.node is None for pod in pods) + _refused(deployment, current, pods)
+        if homeless:  # a ReplicaSet removes these before any other; they may wait for ever
             fewer = max(wanted, current - homeless)
             message = f"{variant}: {current} -> {fewer} replicas, of those without a node"
             return Step(replicas=fewer, reason=Reason.SCALED_DOWN, message=message)
@@ -130,6 +131,11 @@ def _shrink(
         reason=Reason.SCALED_DOWN,
         message=f"{variant}: {current} -> {wanted} replicas, {', '.join(pod.name for pod in going) or 'none'} goes",
     )
+
+
+def _refused(deployment: Child, current: int, pods: tuple[Pod, ...]) -> int:
+    """How many the cluster does not let be."""
+    return max(0, current - len(pods)) if refused_pods(deployment) is not None else 0
 
 
 def _only_free_pods_go(facts: Facts, pods: tuple[Pod, ...], current: int, wanted: int) -> bool:
@@ -163,9 +169,10 @@ def mark(pod: Pod, cost: int, reason: Reason, why: str) -> SetDeletionCost:
 def exchanged_in_place(deployment: Child, pods: Sequence[Pod], owed: int) -> bool:
     """Whether a replica may go before its successor serves: the successor finds no room, and the others are enough.
 
-    Only for as long as it waits: once it has the room, the exchange goes on with a surge again.
+    Only for as long as it waits: once it has the room, the exchange goes on with a surge again. Where it waits for a
+    volume, room would not help it.
     """
-    waits = any(pod.unschedulable and not pod.ready for pod in pods)
+    waits = any(pod.unschedulable and not pod.ready and pod.unbound is None for pod in pods)
     return rolling_out(deployment) and waits and sum(pod.ready for pod in pods) > owed
 
 

@@ -73,8 +73,9 @@ class ServiceReport:
     Observe or Recommend, paused, or a namespace that it must not touch. `changing` says that Deployments are to be
     applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `limited`
     says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
-    `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up: everything
-    else goes on. Latencies are at the percentiles of the objectives.
+    `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up and of
+    children that cannot be made: everything else goes on. `refused` says why the cluster lets there be no more
+    replicas. Latencies are at the percentiles of the objectives.
     """
 
     service: Service
@@ -93,6 +94,7 @@ class ServiceReport:
     without_room: int = 0
     room_message: str = "no node that the service may use has room"
     limited: str = ""
+    refused: str = ""
     metrics: Missing | None = None
     tokens_per_second: Figure = NOT_MEASURED
     requests_per_second: Figure = NOT_MEASURED
@@ -195,7 +197,8 @@ def _stalled(report: ServiceReport) -> Verdict:
 
 def _failed(report: ServiceReport, failure: Problem) -> str:
     """The end is what to do; what the engine said gives way to it."""
-    still = f"; {report.ready} replicas of the last good version serve on" if report.ready else ""
+    version = "" if failure.reason in (Reason.REFUSED, Reason.NAME_TAKEN) else " of the last good version"
+    still = f"; {report.ready} replicas{version} serve on" if report.ready else ""
     words = shortened(f"{failure.field}: {failure.message}", 1024 - len(still))
     return f"{words}{still}"
 
@@ -239,7 +242,7 @@ def _reconciling(report: ServiceReport) -> Verdict:
     if report.problems:
         return Verdict(FALSE, Reason.HOLDING, "nothing is changed until the spec is mended")
     if report.failure is not None:
-        return Verdict(FALSE, report.failure.reason, "engines do not come up; see Stalled")
+        return Verdict(FALSE, report.failure.reason, "what the spec asks for does not come about; see Stalled")
     if not report.acting:
         return Verdict(FALSE, _idle_reason(report), "the operator only looks on")
     if report.changing:
@@ -279,6 +282,8 @@ def _capacity_available(report: ServiceReport) -> Verdict:
         return Verdict(
             FALSE, Reason.INSUFFICIENT, shortened(f"{report.without_room} replicas wait: {report.room_message}")
         )
+    if report.refused:
+        return Verdict(FALSE, Reason.REFUSED, shortened(f"not every replica can be created: {report.refused}"))
     if report.limited:
         return Verdict(FALSE, Reason.NAMESPACE_LIMIT, shortened(f"not every replica is asked for: {report.limited}"))
     return Verdict(TRUE, Reason.AVAILABLE, "every replica that is wanted has room")

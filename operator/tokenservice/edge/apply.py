@@ -3,7 +3,8 @@
 Actions run as soon as those they come after have succeeded, eight at a time. Before every write the fence is asked
 whether this process still leads; every write carries what it expects to find. Each action is safe to repeat, so a
 crash at any point needs no cleaning up, and nothing is retried in here: a conflict or a vanished object ends the
-action quietly, the next plan is made from what is then there.
+action quietly, the next plan is made from what is then there. What stays in the way until somebody acts is no conflict
+but an outcome of its own, and told.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Plac
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
+    MANAGED_BY_LABEL,
     PLACEMENT_GATE,
     SERVING_CONDITION,
 )
 from tokenservice.edge.kube import Patch, key_of
+from tokenservice.edge.projections import belongs_to, is_sibling
 from tokenservice.edge.store import Version
-from tokenservice.errors import ApiError, Conflict, NotFound, Retryable
+from tokenservice.errors import ApiError, Conflict, NotFound, Retryable, Taken
 
 PARALLEL_WRITES = 8
 
@@ -38,6 +41,8 @@ class Writer(Protocol):
     """What carrying out needs of the API server."""
 
     async def get(self, key: ObjectKey) -> Json: ...
+
+    async def find(self, key: ObjectKey) -> Json | None: ...
 
     async def apply(
         self, manifest: Json, *, manager: str = FIELD_MANAGER, force: bool = True, subresource: str = ""
@@ -65,6 +70,7 @@ class Result(StrEnum):
 
     DONE = "Done"
     CONFLICT = "Conflict"
+    TAKEN = "Taken"
     GONE = "Gone"
     FAILED = "Failed"
     RETRYABLE = "Retryable"
@@ -95,8 +101,8 @@ class Report:
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        """What someone should hear of: refused for good, or worth another try."""
-        return tuple(o for o in self.outcomes if o.result in (Result.FAILED, Result.RETRYABLE))
+        """What someone should hear of: in the way or refused for good, or worth another try."""
+        return tuple(o for o in self.outcomes if o.result in (Result.TAKEN, Result.FAILED, Result.RETRYABLE))
 
     @property
     def retry_after(self) -> float:
@@ -155,6 +161,8 @@ class Applier:
     async def _attempt(self, action: Action) -> Outcome:
         try:
             return Outcome(action=action, result=Result.DONE, written=tuple(await self._write(action)))
+        except Taken as error:
+            return Outcome(action=action, result=Result.TAKEN, message=error.message)
         except Conflict as error:
             return Outcome(action=action, result=Result.CONFLICT, message=error.message)
         except NotFound as error:
@@ -192,17 +200,17 @@ class Applier:
     async def _create(self, manifest: Json) -> Json:
         """Only what is not there: a leader that was frozen on the way must not write over its successor's work.
 
-        What is there without our label may be anybody's: it stays, and is in the way until somebody removes it.
+        What is there and is not a child of the same service may be anybody's: it stays, and is in the way until
+        somebody removes it. Our watches do not show it, so it is asked for; a child was made by another leader.
         """
         await self._check_owner(manifest)
         try:
             return await self._writer.apply(_expecting(manifest, resourceVersion=_NEVER))
         except Conflict as conflict:
-            raise Conflict(
-                f"{manifest['kind']} {manifest['metadata']['name']} is there already: another leader made it meanwhile,"
-                " or it is not an object of the operator, which leaves those of others alone",
-                status=conflict.status,
-            ) from conflict
+            there = await self._writer.find(key_of(manifest))
+            if there is None or is_sibling(there, manifest):
+                raise
+            raise Taken(_in_the_way(there, manifest), status=conflict.status) from conflict
 
     async def _check_owner(self, manifest: Json) -> None:
         """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew.
@@ -282,6 +290,17 @@ class _Run:
     def _succeeded(self, id_: str) -> bool:
         outcome = self.outcomes.get(id_)
         return outcome is not None and outcome.result is Result.DONE
+
+
+def _in_the_way(there: Json, manifest: Json) -> str:
+    """What has the child's name, and the way out; one's own child is known by its label alone."""
+    named = f"{manifest['kind']} {manifest['metadata']['name']} is there already"
+    if belongs_to(there["metadata"]) == belongs_to(manifest["metadata"]):
+        return f"{named} without its label: put {MANAGED_BY_LABEL}={FIELD_MANAGER} back"
+    return (
+        f"{named} and is not of this TokenService; the operator leaves what is of others alone:"
+        " rename or remove it, or give the TokenService another name"
+    )
 
 
 def _expecting(manifest: Json, **metadata: str) -> Json:

@@ -117,6 +117,12 @@ class Kube:
         """One object."""
         return await self._json("GET", path_of(key))
 
+    async def find(self, key: ObjectKey) -> Json | None:
+        """One object by the right to list its kind; None when it is not there."""
+        query = {"fieldSelector": f"metadata.name={key.name}"}
+        body = await self._json("GET", RESOURCES[key.kind].path(key.namespace), query)
+        return next(iter(_typed(key.kind, body.get("items") or ())), None)
+
     async def list_pages(self, kind: str, namespace: str = "", *, selector: str = "") -> AsyncIterator[Page]:
         """All objects of a kind, chunk by chunk. Raises Gone when it took longer than the server remembers."""
         token = ""

@@ -25,6 +25,8 @@ from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.model import Accelerator, Child, Json, Node, ObjectKey, Pod, Profile, Service, ServiceKey
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
+    FIELD_MANAGER,
+    MANAGED_BY_LABEL,
     PLACEMENT_GATE,
     SERVICE_LABEL,
     SERVING_CONDITION,
@@ -168,6 +170,7 @@ def pod(obj: Json) -> Pod | Resident | None:
         return _resident(spec.get("nodeName"), requests)
     gates = {gate["name"] for gate in spec.get("schedulingGates") or ()}
     states = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    unbound = _unbound(status) if SERVICE_LABEL in labels else None
     return Pod(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -193,7 +196,9 @@ def pod(obj: Json) -> Pod | Resident | None:
         deletion_cost=_integer((metadata.get("annotations") or {}).get(DELETION_COST_ANNOTATION, "0")),
         waiting_reason=_waiting_reason(states),
         restarts=sum(int(state.get("restartCount", 0)) for state in states),
-        failure=_failure(states) if SERVICE_LABEL in labels else None,
+        failure=(_failure(states) or _lacks_claim(unbound)) if SERVICE_LABEL in labels else None,
+        unbound=unbound,
+        starting_since=_starting_since(status, states) if SERVICE_LABEL in labels else None,
     )
 
 
@@ -210,6 +215,29 @@ def _reason(status: Json, kind: str) -> str | None:
     return next((c.get("reason") for c in status.get("conditions") or () if c.get("type") == kind), None)
 
 
+_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" (?:not found|is being deleted)|unbound immediate \w+')
+
+
+def _unbound(status: Json) -> str | None:
+    """The scheduler's words about a volume, without its counts of nodes, which change as nodes come and go."""
+    said: Json = next((c for c in status.get("conditions") or () if c.get("type") == "PodScheduled"), {})
+    found = _CLAIM.search(said.get("message") or "") if said.get("reason") == "Unschedulable" else None
+    return found[0] if found else None
+
+
+def _lacks_claim(unbound: str | None) -> str | None:
+    """A claim that does not exist fails the pod; one that waits for its volume may come to it by itself."""
+    return unbound if unbound is not None and unbound.startswith("persistentvolumeclaim") else None
+
+
+def _starting_since(status: Json, states: list[Json]) -> float | None:
+    if any(state.get("started") or state.get("restartCount") for state in states):
+        return None
+    conditions = status.get("conditions") or ()
+    bound: Json = next((c for c in conditions if c.get("type") == "PodScheduled" and c.get("status") == "True"), {})
+    return seconds(bound["lastTransitionTime"]) if bound.get("lastTransitionTime") else None
+
+
 def _tristate(status: str | None) -> bool | None:
     return {"True": True, "False": False}.get(status or "")
 
@@ -224,6 +252,7 @@ _HOPELESS = frozenset(
         "CreateContainerConfigError",
         "CreateContainerError",
         "ErrImageNeverPull",
+        "ErrImagePull",
         "ImagePullBackOff",
         "InvalidImageName",
         "RunContainerError",
@@ -336,8 +365,7 @@ def child(obj: Json) -> Child | None:
     What others own is not ours, whatever label it carries.
     """
     metadata = obj["metadata"]
-    left_behind = None if metadata.get("ownerReferences") else (metadata.get("labels") or {}).get(SERVICE_LABEL)
-    owner = _owner(metadata) or left_behind
+    owner = belongs_to(metadata)
     if owner is None:
         return None
     return Child(
@@ -347,6 +375,19 @@ def child(obj: Json) -> Child | None:
         owner=ServiceKey(metadata["namespace"], owner),
         body=_without_managers(obj),
     )
+
+
+def is_sibling(obj: Json, manifest: Json) -> bool:
+    """Whether an object that has the name of a child is seen as one of the same TokenService."""
+    theirs, ours = obj["metadata"], manifest["metadata"]
+    watched = (theirs.get("labels") or {}).get(MANAGED_BY_LABEL) == FIELD_MANAGER
+    return watched and belongs_to(theirs) == belongs_to(ours)
+
+
+def belongs_to(metadata: Json) -> str | None:
+    """Name of the TokenService whose child an object is."""
+    left_behind = None if metadata.get("ownerReferences") else (metadata.get("labels") or {}).get(SERVICE_LABEL)
+    return _owner(metadata) or left_behind
 
 
 def _owner(metadata: Json) -> str | None:

@@ -204,6 +204,7 @@ def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Mi
     namespace, model = row
     if "running" not in own:
         fix = "check that Prometheus scrapes its pods and keeps their namespace as a label"
+        fix += ", and that no NetworkPolicy keeps it out (access.prometheus of the chart)"
         return Missing("NoSeries", f"no engine that serves {model} in {namespace} has reported: {fix}")
     age, limit = own.get("age_seconds", math.inf), question.windows.staleness
     if not age <= limit:
