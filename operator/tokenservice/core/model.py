@@ -116,6 +116,10 @@ class Pod:
     restarts: int = 0
     failure: str | None = None
     """What the kubelet and the engine say of a container that does not start, again and again."""
+    refused: bool = False
+    """That container is the verifier of the model."""
+    held_to: str | None = None
+    """What its model was held to before the engine started; None before that, and where it was held to nothing."""
 
     @property
     def starting(self) -> bool:
@@ -246,10 +250,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineImages:
-    """Images by (engine, vendor), and what else users may name; from the chart's values."""
+    """Images by (engine, vendor), and what else users may name; from the chart's values.
+
+    `verifier` is the image that verifies signatures of models before an engine starts.
+    """
 
     defaults: Mapping[tuple[str, str], str]
     allowed: tuple[str, ...] = ()
+    verifier: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +342,7 @@ class Reason(StrEnum):
     VERIFIED = "Verified"
     ACCEPTED = "Accepted"
     ENGINE_FAILED = "EngineFailed"
+    VERIFICATION_FAILED = "VerificationFailed"
     # what is wrong with a spec
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_ACCELERATOR = "UnknownAccelerator"
@@ -347,6 +356,7 @@ class Reason(StrEnum):
     ARGUMENT_NOT_ALLOWED = "ArgumentNotAllowed"
     IMAGE_NOT_ALLOWED = "ImageNotAllowed"
     NO_ENGINE_IMAGE = "NoEngineImage"
+    NO_VERIFIER_IMAGE = "NoVerifierImage"
     NOT_ALLOWED_IN_NAMESPACE = "NotAllowedInNamespace"
 
 

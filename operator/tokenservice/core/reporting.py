@@ -34,7 +34,7 @@ from tokenservice.core.model import (
     Variant,
 )
 from tokenservice.core.outlook import Outlook
-from tokenservice.core.rollback import failure, rolled_back
+from tokenservice.core.rollback import failure, refused, rolled_back
 from tokenservice.core.rollout import exchanged_in_place
 from tokenservice.core.room import NOBODY
 from tokenservice.core.status import (
@@ -181,6 +181,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         desired=sum(grant.counts.values()) if grant is not None else crew.existing,
         existing=crew.existing,
         ready=crew.ready,
+        held_to=crew.held_to,
         cluster_domain=facts.snapshot.settings.cluster_domain,
         problems=seen.problems,
         acting=acting(facts, service),
@@ -256,6 +257,9 @@ def _failure(facts: Facts, seen: Outlook, grant: Grant | None) -> Problem | None
             return Problem(Reason.ROLLED_BACK, variant, f"{does} (change the spec to try another): {left}")
         said = failure(facts.pods.get((key, variant), ()))
         if said is not None:
+            if refused(facts.pods.get((key, variant), ())):
+                does = "no engine starts with a model that is not verified"
+                return Problem(Reason.VERIFICATION_FAILED, variant, f"{does}: {said}")
             does = "engines do not come up (mend the spec; spec.rollback: Automatic goes back)"
             return Problem(Reason.ENGINE_FAILED, variant, f"{does}: {said}")
     return None
@@ -286,6 +290,7 @@ class _Crew:
 
     existing: int
     ready: int
+    held_to: frozenset[str | None]
     ready_by_variant: Mapping[str, int]
     stuck: int
     starting: int
@@ -304,6 +309,7 @@ def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
     return _Crew(
         existing=len(pods),
         ready=len(ready),
+        held_to=frozenset(pod.held_to for pod in pods if pod.ready),
         ready_by_variant=Counter(ready),
         stuck=sum(pod.unschedulable for pod in pods),
         starting=len(starting),

@@ -29,13 +29,24 @@ def failure(pods: Sequence[Pod]) -> str | None:
 
     Of the newest alone: a version that is being replaced because it fails says nothing of its successor.
     """
+    failing = _failing(pods)
+    return failing.failure if failing is not None else None
+
+
+def refused(pods: Sequence[Pod]) -> bool:
+    """Whether that is said by the verifier of the model."""
+    failing = _failing(pods)
+    return failing is not None and failing.refused
+
+
+def _failing(pods: Sequence[Pod]) -> Pod | None:
     if not pods:
         return None
     newest = max(pods, key=lambda pod: (pod.created_at, pod.name)).template_hash
     mine = sorted((pod for pod in pods if pod.template_hash == newest), key=lambda pod: pod.name)
     if any(pod.ready for pod in mine):
         return None
-    return next((pod.failure for pod in mine if pod.failure), None)
+    return next((pod for pod in mine if pod.failure), None)
 
 
 def rolled_back(live: Child | None) -> str | None:
