@@ -295,7 +295,7 @@ def test_a_repository_with_a_tampered_file_is_refused_and_never_in_its_place(fet
     assert not fetching.target.exists()
 
 
-def test_an_interrupted_download_goes_on_within_the_file_and_the_next_start_keeps_whole_files(
+def test_an_interrupted_download_is_resumed_and_the_next_start_keeps_whole_files(
     fetching: Fetching,
 ) -> None:
     (fetching.signed.model / "large.safetensors").write_bytes(bytes(12 * _MEBIBYTE))
