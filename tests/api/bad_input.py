@@ -100,6 +100,7 @@ _SOURCE = "unknown source: write hf://ORGANISATION/MODEL"
 _DIGEST = "malformed digest: write sha256: and 64 lower-case hexadecimal digits"
 _AMOUNT = "give a positive amount"
 _NAME = "metadata.name also names a Service"
+_SIGNER = {"identity": "release@example.com", "issuer": "https://issuer.example.com"}
 _GOOD_DIGEST = "sha256:" + "0a" * 32
 
 BAD = (
@@ -432,6 +433,54 @@ BAD = (
         "not a key of a Secret",
     ),
     Bad(
+        "a signature of nobody",
+        _spec(model={"verification": {}}),
+        "spec.model.verification",
+        "say who must have signed: either publicKey, or identity and issuer",
+    ),
+    Bad(
+        "a signature of a key and of an identity",
+        _spec(model={"verification": {"publicKey": {"name": "signers"}, **_SIGNER}}),
+        "spec.model.verification",
+        "say who must have signed: either publicKey, or identity and issuer",
+    ),
+    Bad(
+        "an identity that nobody vouches for",
+        _spec(model={"verification": {"identity": "release@example.com"}}),
+        "spec.model.verification",
+        "identity and issuer belong together",
+    ),
+    Bad(
+        "an identity that would read the environment",
+        _spec(model={"verification": {**_SIGNER, "identity": "$(HF_TOKEN)"}}),
+        "spec.model.verification.identity",
+        "one word without spaces or $",
+    ),
+    Bad(
+        "an issuer without TLS",
+        _spec(model={"verification": {**_SIGNER, "issuer": "http://issuer.example.com"}}),
+        "spec.model.verification.issuer",
+        "write the URL of an OpenID Connect issuer, with https://",
+    ),
+    Bad(
+        "a public key in an object by path",
+        _spec(model={"verification": {"publicKey": {"name": "../signers"}}}),
+        "spec.model.verification.publicKey.name",
+        "not the name of a ConfigMap or Secret",
+    ),
+    Bad(
+        "a public key by path",
+        _spec(model={"verification": {"publicKey": {"name": "signers", "key": "../../model.pub"}}}),
+        "spec.model.verification.publicKey.key",
+        "not a key of a ConfigMap or Secret",
+    ),
+    Bad(
+        "a signature outside the model",
+        _spec(model={"verification": {**_SIGNER, "signature": "../model.sig"}}),
+        "spec.model.verification.signature",
+        "not a path inside the model's folder",
+    ),
+    Bad(
         "a fleet limit without a namespace",
         _spec(namespaces=[{"maxAccelerators": 8}]),
         "spec.namespaces[0].name",
@@ -480,6 +529,22 @@ GOOD: dict[str, Json] = {
                     {"name": "a", "uri": "s3://bucket/path/to"},
                     {"name": "b/c.d_e-f", "uri": "pvc://claim/path"},
                 ],
+            }
+        ),
+    ),
+    "a signature of a key": changed(
+        SERVICE,
+        _spec(model={"verification": {"publicKey": {"kind": "Secret", "name": "a.b-c", "key": "x.y_z-1.pub"}}}),
+    ),
+    "a signature of an identity": changed(
+        SERVICE,
+        _spec(
+            model={
+                "verification": {
+                    "identity": "https://github.com/org/repo/.github/workflows/sign.yml@refs/heads/main",
+                    "issuer": "https://token.actions.githubusercontent.com",
+                    "signature": ".attestations/model.sig",
+                }
             }
         ),
     ),

@@ -36,6 +36,7 @@ IMAGES = EngineImages(
         for vendor in ("NVIDIA", "AMD")
     },
     allowed=(f"example.org/own@{DIGEST}", "example.org/engines/", "example.org/tagless"),
+    verifier=f"example.org/model-verifier@{DIGEST}",
 )
 PEERS = ({"podSelector": {}},)
 SETTINGS = Settings(images=IMAGES, gateway_peers=PEERS, metrics_peers=PEERS)
@@ -76,6 +77,34 @@ SPECS: dict[str, dict[str, Any]] = {
     "a claim, offline": {"model": {"uri": "pvc://weights/qwen/32b"}},
     "an image by digest": {
         "model": {"uri": "oci://example.org/qwen", "digest": DIGEST, "credentials": {"name": "registry"}},
+    },
+    "a private repository, signed with a key": {
+        "model": {
+            "uri": "hf://meta-llama/Llama-3.3-70B-Instruct",
+            "revision": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",
+            "credentials": {"name": "hub"},
+            "verification": {"publicKey": {"name": "signers"}},
+            "adapters": [{"name": "chat", "uri": f"oci://example.org/chat-lora@{DIGEST}"}],
+        },
+    },
+    "a claim, signed by an identity": {
+        "model": {
+            "uri": "pvc://weights/qwen/32b",
+            "verification": {
+                "identity": "https://github.com/acme/models/.github/workflows/sign.yml@refs/heads/main",
+                "issuer": "https://token.actions.githubusercontent.com",
+                "signature": "signatures/model.sig",
+            },
+        },
+    },
+    "an image, pickled and signed": {
+        "model": {
+            "uri": f"oci://example.org/qwen@{DIGEST}",
+            "verification": {
+                "publicKey": {"kind": "Secret", "name": "signers", "key": "release"},
+                "allowPickle": True,
+            },
+        },
     },
     "every knob of the engine": {
         "engine": {

@@ -339,8 +339,10 @@ def test_every_mount_has_its_volume_and_every_volume_is_mounted(case: str, varia
     pod = pod_of(render(case_service(case), VARIANTS[variant]))
     names = [volume["name"] for volume in pod["volumes"]]
     mounts = pod["containers"][0]["volumeMounts"]
+    before = [mount for one in pod.get("initContainers", ()) for mount in one["volumeMounts"]]
     assert len(names) == len(set(names))
-    assert {mount["name"] for mount in mounts} == set(names)
+    assert {mount["name"] for mount in [*mounts, *before]} == set(names)
+    assert len({mount["mountPath"] for mount in before}) == len(before)
     assert len({mount["mountPath"] for mount in mounts}) == len(mounts)
     writable = {mount["name"] for mount in mounts if not mount.get("readOnly")}
     assert writable == {"cache", "shm", "tmp"}

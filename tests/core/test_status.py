@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.rendering import MI300X, make_variant, spec_of
+from tests.core.rendering import DIGEST, MI300X, make_variant, spec_of
 from tests.support.build import H100, NOW, make_node, make_pod, make_service
 from tests.support.kstatus import CURRENT, FAILED, IN_PROGRESS, TERMINATING, kstatus
 from tokenservice.api.accelerator_class import AcceleratorClassStatus
@@ -228,7 +228,8 @@ def test_where_the_operator_only_looks_on_it_says_so(spec: dict[str, Any], reaso
 
 def test_only_an_image_by_digest_is_verified_and_only_once_it_is_there() -> None:
     pinned = replace(make_service(), spec=spec_of("an image by digest"))
-    assert of(service_status(report(pinned), NOW), VERIFIED) == ("True", "Verified")
+    assert of(service_status(report(pinned, held_to=frozenset({DIGEST})), NOW), VERIFIED) == ("True", "Verified")
+    assert of(service_status(report(pinned, held_to=frozenset({None})), NOW), VERIFIED) == ("Unknown", "Pending")
     assert of(service_status(report(pinned, ready=0), NOW), VERIFIED) == ("Unknown", "Pending")
 
 

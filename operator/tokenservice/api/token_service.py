@@ -45,6 +45,17 @@ _SECRET = matches(
     "not the name of a Secret: use lower-case letters, digits, - and . between them",
 )
 _SECRET_KEY = matches(r"^[A-Za-z0-9._-]+$", "not a key of a Secret: use letters, digits and . _ -")
+_OBJECT_NAME = matches(
+    r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+    "not the name of a ConfigMap or Secret: use lower-case letters, digits, - and . between them",
+)
+_OBJECT_KEY = matches(r"^[A-Za-z0-9._-]+$", "not a key of a ConfigMap or Secret: use letters, digits and . _ -")
+_SIGNATURE = matches(
+    r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*(/\.?[A-Za-z0-9_-][A-Za-z0-9._-]*)*$",
+    "not a path inside the model's folder: write a name such as model.sig",
+)
+_WORD = matches(r"^[!-#%-~]+$", "one word without spaces or $, for example release@example.com")
+_ISSUER = matches(r"^https://[!-#%-~]+$", "write the URL of an OpenID Connect issuer, with https://")
 _VARIABLE = matches(
     r"^[A-Z_][A-Z0-9_]*$", "not an environment variable: use capitals, digits and _, for example HF_HUB_OFFLINE"
 )
@@ -92,6 +103,13 @@ class Tier(StrEnum):
     SPOT = "Spot"
 
 
+class KeyKind(StrEnum):
+    """Where a public key stands."""
+
+    CONFIG_MAP = "ConfigMap"
+    SECRET = "Secret"  # noqa: S105 - a kind, no password
+
+
 class Rollback(StrEnum):
     """What becomes of a change that does not come up."""
 
@@ -110,6 +128,52 @@ class SecretReference(ApiModel):
 
     name: str = field(REQUIRED, "Name of the Secret", min_length=1, max_length=253, rules=(_SECRET,))
     key: str = field("token", "Key in the Secret", min_length=1, max_length=253, rules=(_SECRET_KEY,))
+
+
+class PublicKeyReference(ApiModel):
+    """A public key in the same namespace, in PEM; mounted into the verifier, never read by the operator."""
+
+    kind: KeyKind = field(KeyKind.CONFIG_MAP, "What holds the key: ConfigMap or Secret")
+    name: str = field(REQUIRED, "Name of the object", min_length=1, max_length=253, rules=(_OBJECT_NAME,))
+    key: str = field("model.pub", "Key in the object", min_length=1, max_length=253, rules=(_OBJECT_KEY,))
+
+
+class Verification(ApiModel):
+    """Whose signature the model must carry: of a key, or of an identity that an issuer vouched for."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.publicKey) != has(self.identity)",
+            "say who must have signed: either publicKey, or identity and issuer",
+            check=lambda it: ("publicKey" in it) != ("identity" in it),
+        ),
+        Rule(
+            "has(self.identity) == has(self.issuer)",
+            "identity and issuer belong together: an identity counts only as its issuer's word",
+            check=lambda it: ("identity" in it) == ("issuer" in it),
+        ),
+    )
+
+    public_key: PublicKeyReference | None = field(
+        None, "Public key that the signature must verify with; needs no network", default_text="identity and issuer"
+    )
+    identity: str | None = field(
+        None,
+        "Who must have signed, by Sigstore: an e-mail address or the URL of a workflow",
+        default_text="publicKey",
+        min_length=1,
+        max_length=512,
+        rules=(_WORD,),
+    )
+    issuer: str | None = field(
+        None, "OpenID Connect issuer of the identity", default_text="publicKey", max_length=512, rules=(_ISSUER,)
+    )
+    signature: str = field(
+        "model.sig", "File of the signature, inside the model's folder", max_length=255, rules=(_SIGNATURE,)
+    )
+    allow_pickle: bool = field(
+        False, "Let weights be in formats that can run code when they are read (.bin, .pt, .pkl), if they are signed"
+    )
 
 
 class Architecture(ApiModel):
@@ -193,6 +257,12 @@ class ModelSource(ApiModel):
     credentials: SecretReference | None = field(None, "Secret with the source's token", default_text="anonymous access")
     architecture: Architecture | None = field(
         None, "Shape of the model, for models that have no CapacityProfile", default_text="looked up by uri"
+    )
+    verification: Verification | None = field(
+        None,
+        "Signature (OpenSSF Model Signing) that is verified in each pod before the engine starts; hf://, oci:// and"
+        " pvc:// sources",
+        default_text="not verified",
     )
     adapters: tuple[Adapter, ...] = field(
         (),

@@ -70,6 +70,7 @@ class Settings(_Model):
     prometheus: PrometheusSettings = PrometheusSettings()
     engine_images: dict[str, dict[str, str]] = Field(default_factory=dict)
     allowed_engine_images: tuple[str, ...] = ()
+    model_verifier_image: str = ""
     engine_pod_patch: Json = Field(default_factory=dict)
     gateway_peers: tuple[Json, ...] = ()
     metrics_peers: tuple[Json, ...] = ()
@@ -91,7 +92,9 @@ class Settings(_Model):
             if image
         }
         return CoreSettings(
-            images=EngineImages(defaults=defaults, allowed=self.allowed_engine_images),
+            images=EngineImages(
+                defaults=defaults, allowed=self.allowed_engine_images, verifier=self.model_verifier_image or None
+            ),
             gateway_peers=self.gateway_peers,
             metrics_peers=self.metrics_peers,
             pod_monitors=self.pod_monitors,

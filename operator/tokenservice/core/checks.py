@@ -197,6 +197,17 @@ def check_engine_image(given: Input) -> Iterable[Problem]:
     )
 
 
+def check_verifier(given: Input) -> Iterable[Problem]:
+    """What is to verify the model has an image."""
+    if given.spec.model.verification is not None and given.images.verifier is None:
+        yield Problem(
+            Reason.NO_VERIFIER_IMAGE,
+            "spec.model.verification",
+            "no image of the verifier is configured: have modelVerifier.image set in the chart's values,"
+            " or remove this",
+        )
+
+
 def check_location(given: Input) -> Iterable[Problem]:
     """Of the nodes that could run the model, at least one is where the service may run."""
     classes = {variant.accelerator.name: variant.accelerator for variant in given.variants}
@@ -217,6 +228,7 @@ CHAIN: tuple[Check, ...] = (
     check_arguments,  # how
     check_image,  # by which software
     check_engine_image,
+    check_verifier,
     check_location,  # where; last, because it speaks of the variants that the rest leaves
 )
 

@@ -28,6 +28,7 @@ from tokenservice.core.names import (
     engine_account_name,
 )
 from tokenservice.core.network import disruption_spec, monitor_spec, policy_spec, service_spec
+from tokenservice.core.verification import verified
 
 _NEVER_SCALED: Mapping[str, str] = MappingProxyType({})
 
@@ -97,7 +98,7 @@ def deployment(
     if spec is None or image is None:
         raise ValueError(f"{key} cannot run {variant.name}: no valid spec or no image")
     body = deployment_spec(key, spec, variant, replicas, image, fleet, in_place=in_place)
-    body["template"] = merged(body["template"], settings.pod_patch)
+    body["template"] = verified(merged(body["template"], settings.pod_patch), spec, settings.images.verifier)
     name = deployment_name(key.name, variant.name)
     made = hashed(_object(service, "apps/v1", "Deployment", name, labels(key, spec, variant)) | {"spec": body})
     made["metadata"]["annotations"][SURGE_ANNOTATION] = str(surge)

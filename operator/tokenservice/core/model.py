@@ -120,6 +120,10 @@ class Pod:
     """What the scheduler says of a volume that it waits for; room would not help."""
     starting_since: float | None = None
     """When it got its node, seconds since the epoch, as long as no start of its engine has ended, good or bad."""
+    unverified: bool = False
+    """What fails is the verifier of the model."""
+    held_to: str | None = None
+    """What its model was held to before the engine started; None before that, and where it was held to nothing."""
 
     @property
     def starting(self) -> bool:
@@ -250,10 +254,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineImages:
-    """Images by (engine, vendor), and what else users may name; from the chart's values."""
+    """Images by (engine, vendor), and what else users may name; from the chart's values.
+
+    `verifier` is the image that verifies signatures of models before an engine starts.
+    """
 
     defaults: Mapping[tuple[str, str], str]
     allowed: tuple[str, ...] = ()
+    verifier: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,6 +350,7 @@ class Reason(StrEnum):
     ENGINE_FAILED = "EngineFailed"
     NAME_TAKEN = "NameTaken"
     REFUSED = "Refused"
+    VERIFICATION_FAILED = "VerificationFailed"
     # what is wrong with a spec
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_ACCELERATOR = "UnknownAccelerator"
@@ -355,6 +364,7 @@ class Reason(StrEnum):
     ARGUMENT_NOT_ALLOWED = "ArgumentNotAllowed"
     IMAGE_NOT_ALLOWED = "ImageNotAllowed"
     NO_ENGINE_IMAGE = "NoEngineImage"
+    NO_VERIFIER_IMAGE = "NoVerifierImage"
     NOT_ALLOWED_IN_NAMESPACE = "NotAllowedInNamespace"
 
 

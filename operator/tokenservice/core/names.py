@@ -19,6 +19,9 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 PROFILE_ANNOTATION = "taas.dev/profile"
 """On pods: name of the CapacityProfile that the variant was planned with."""
 
+VERIFICATION_ANNOTATION = "taas.dev/verification"
+"""On pods whose model is verified before the engine starts: which model, and whose signature it must carry."""
+
 MANIFEST_HASH_ANNOTATION = "taas.dev/manifest-hash"
 """On children: hash of what was applied. Finds fields that we no longer want, which a comparison cannot."""
 
@@ -56,6 +59,8 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 
 ENGINE_PORT = 8000
 ENGINE_CONTAINER = "engine"
+VERIFIER_CONTAINER = "verify-model"
+MODEL_VOLUME = "model"
 
 _LABEL_LIMIT = 63
 

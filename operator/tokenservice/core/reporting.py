@@ -39,7 +39,7 @@ from tokenservice.core.model import (
 )
 from tokenservice.core.outlook import Outlook
 from tokenservice.core.refusal import advice, overdue, refusal, refused_pods
-from tokenservice.core.rollback import failure, newest, rolled_back
+from tokenservice.core.rollback import failure, newest, rolled_back, unverified
 from tokenservice.core.rollout import exchanged_in_place
 from tokenservice.core.room import NOBODY
 from tokenservice.core.status import (
@@ -187,6 +187,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         desired=sum(grant.counts.values()) if grant is not None else crew.existing,
         existing=crew.existing,
         ready=crew.ready,
+        held_to=crew.held_to,
         cluster_domain=facts.snapshot.settings.cluster_domain,
         problems=seen.problems,
         acting=acting(facts, service),
@@ -259,7 +260,8 @@ def _failure(facts: Facts, seen: Outlook, grant: Grant | None, now: float) -> Pr
     key = seen.service.key
     if key in facts.snapshot.refusals:
         return facts.snapshot.refusals[key]
-    known = by_type(seen.service.status).get(ConditionType.STALLED, {}).get("reason") == Reason.ENGINE_FAILED
+    stalled = by_type(seen.service.status).get(ConditionType.STALLED, {}).get("reason")
+    known = stalled in (Reason.ENGINE_FAILED, Reason.VERIFICATION_FAILED)
     for variant in grant.counts if grant is not None else ():
         live, pods = facts.deployments.get(key, {}).get(variant), facts.pods.get((key, variant), ())
         left = rolled_back(live)
@@ -268,6 +270,9 @@ def _failure(facts: Facts, seen: Outlook, grant: Grant | None, now: float) -> Pr
             return Problem(Reason.ROLLED_BACK, variant, f"{does} (change the spec to try another): {left}")
         said = failure(pods, known=known) or _overdue(seen, variant, pods, now)
         if said is not None:
+            if unverified(pods, known=known):
+                does = "no engine starts with a model that is not verified"
+                return Problem(Reason.VERIFICATION_FAILED, variant, f"{does}: {said}")
             fix = advice(said) or "mend the spec"
             does = f"engines do not come up ({fix}; spec.rollback: Automatic goes back)"
             return Problem(Reason.ENGINE_FAILED, variant, f"{does}: {said}")
@@ -321,6 +326,7 @@ class _Crew:
 
     existing: int
     ready: int
+    held_to: frozenset[str | None]
     ready_by_variant: Mapping[str, int]
     stuck: int
     starting: int
@@ -339,6 +345,7 @@ def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
     return _Crew(
         existing=len(pods),
         ready=len(ready),
+        held_to=frozenset(pod.held_to for pod in pods if pod.ready),
         ready_by_variant=Counter(ready),
         stuck=sum(pod.unschedulable for pod in pods),
         starting=len(starting),

@@ -33,10 +33,14 @@ def failure(pods: Sequence[Pod], *, known: bool = False) -> str | None:
     Of the newest alone: a version that is being replaced because it fails says nothing of its successor. A first pull
     that fails is no failure yet; where it is `known` that the version fails, it is one more try of the same.
     """
-    mine = newest(pods)
-    if any(pod.ready for pod in mine):
-        return None
-    return next((pod.failure for pod in mine if pod.failure and (known or pod.waiting_reason != _PULLED_ONCE)), None)
+    failing = _failing(pods, known=known)
+    return failing.failure if failing is not None else None
+
+
+def unverified(pods: Sequence[Pod], *, known: bool = False) -> bool:
+    """Whether that is said by the verifier of the model."""
+    failing = _failing(pods, known=known)
+    return failing is not None and failing.unverified
 
 
 def newest(pods: Sequence[Pod]) -> list[Pod]:
@@ -45,6 +49,13 @@ def newest(pods: Sequence[Pod]) -> list[Pod]:
         return []
     version = max(pods, key=lambda pod: (pod.created_at, pod.name)).template_hash
     return sorted((pod for pod in pods if pod.template_hash == version), key=lambda pod: pod.name)
+
+
+def _failing(pods: Sequence[Pod], *, known: bool) -> Pod | None:
+    mine = newest(pods)
+    if any(pod.ready for pod in mine):
+        return None
+    return next((pod for pod in mine if pod.failure and (known or pod.waiting_reason != _PULLED_ONCE)), None)
 
 
 def rolled_back(live: Child | None) -> str | None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from math import floor, isfinite, log10
 
 from tokenservice.api.conditions import ConditionType
-from tokenservice.api.token_service import Latency, Mode, Objectives
+from tokenservice.api.token_service import Latency, Mode, ModelSource, Objectives, TokenServiceSpec
 from tokenservice.core.capacity import DEFAULT, Workload
 from tokenservice.core.conditions import FALSE, TRUE, UNKNOWN, Verdict, rendered, shortened, stalled
-from tokenservice.core.engines import pinned_digest
 from tokenservice.core.model import (
     Accelerator,
     Json,
@@ -29,6 +28,7 @@ from tokenservice.core.names import SERVICE_LABEL
 from tokenservice.core.network import endpoint
 from tokenservice.core.room import NOBODY, Tenancy
 from tokenservice.core.utilization import Waterfall
+from tokenservice.core.verification import promise
 
 NOT_MEASURED = Missing("NotMeasured", "nothing was measured yet")
 _SIGNIFICANT_DIGITS = 3
@@ -75,7 +75,8 @@ class ServiceReport:
     says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
     `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up and of
     children that cannot be made: everything else goes on. `refused` says why the cluster lets there be no more
-    replicas. Latencies are at the percentiles of the objectives.
+    replicas. `held_to` is what the models of replicas that serve were held to. Latencies are at the percentiles of the
+    objectives.
     """
 
     service: Service
@@ -84,6 +85,7 @@ class ServiceReport:
     existing: int
     ready: int
     cluster_domain: str
+    held_to: frozenset[str | None] = frozenset()
     problems: tuple[Problem, ...] = ()
     acting: bool = True
     changing: bool = False
@@ -300,18 +302,31 @@ def _metrics_available(report: ServiceReport) -> Verdict:
 
 
 def _model_verified(report: ServiceReport) -> Verdict:
-    """The kubelet pulls an image by digest or not at all; no other source is checked by anyone."""
+    """True only while every replica that serves has a model that was held to what the spec says now."""
     spec = report.service.spec
+    promised = promise(spec.model) if spec is not None else None
+    if spec is None or promised is None:
+        return Verdict(UNKNOWN, Reason.NOT_CHECKED, _not_checked(spec))
+    if report.failure is not None and report.failure.reason is Reason.VERIFICATION_FAILED:
+        return Verdict(FALSE, Reason.VERIFICATION_FAILED, _failed(report, report.failure))
+    if report.ready and report.held_to == {promised}:
+        return Verdict(TRUE, Reason.VERIFIED, shortened(_vouched(spec.model, promised)))
+    if report.failure is not None and report.failure.reason is Reason.ROLLED_BACK:
+        return Verdict(FALSE, Reason.ROLLED_BACK, _failed(report, report.failure))
+    if report.ready:
+        return Verdict(UNKNOWN, Reason.PENDING, shortened(f"some replicas started before it was asked for: {promised}"))
+    return Verdict(UNKNOWN, Reason.PENDING, "checked when the first replica has it")
+
+
+def _not_checked(spec: TokenServiceSpec | None) -> str:
     if spec is None:
-        return Verdict(UNKNOWN, Reason.NOT_CHECKED, "the source could not be read")
-    digest = pinned_digest(spec.model)
-    if digest is None:
-        scheme = spec.model.uri.partition("://")[0]
-        message = f"{scheme}:// sources are not checked; an oci:// source is, by its digest"
-        return Verdict(UNKNOWN, Reason.NOT_CHECKED, message)
-    if report.ready == 0:
-        return Verdict(UNKNOWN, Reason.PENDING, "checked when the first replica has it")
-    return Verdict(TRUE, Reason.VERIFIED, f"mounted by its digest {digest}")
+        return "the source could not be read"
+    scheme = spec.model.uri.partition("://")[0]
+    return f"{scheme}:// sources are not checked unless spec.model.verification asks for it"
+
+
+def _vouched(model: ModelSource, promised: str) -> str:
+    return f"mounted by its digest {promised}" if model.verification is None else promised
 
 
 def _variant(report: VariantReport) -> Json:

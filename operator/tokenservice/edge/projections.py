@@ -27,10 +27,13 @@ from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
     MANAGED_BY_LABEL,
+    MODEL_VOLUME,
     PLACEMENT_GATE,
     SERVICE_LABEL,
     SERVING_CONDITION,
     VARIANT_LABEL,
+    VERIFICATION_ANNOTATION,
+    VERIFIER_CONTAINER,
 )
 from tokenservice.core.quantities import amount
 from tokenservice.edge.store import Projection
@@ -199,7 +202,20 @@ def pod(obj: Json) -> Pod | Resident | None:
         failure=(_failure(states) or _lacks_claim(unbound)) if SERVICE_LABEL in labels else None,
         unbound=unbound,
         starting_since=_starting_since(status, states) if SERVICE_LABEL in labels else None,
+        unverified=any(state.get("name") == VERIFIER_CONTAINER and _fails(state) for state in states),
+        held_to=_held_to(metadata.get("annotations") or {}, spec, states) if SERVICE_LABEL in labels else None,
     )
+
+
+def _held_to(annotations: Json, spec: Json, states: list[Json]) -> str | None:
+    """What the verifier has vouched for, else the digest by which the kubelet mounted the model's image."""
+    promised = annotations.get(VERIFICATION_ANNOTATION)
+    if promised is not None:
+        passed = any(state.get("name") == VERIFIER_CONTAINER and state.get("ready") for state in states)
+        return sys.intern(promised) if passed else None
+    images = (volume.get("image") for volume in spec.get("volumes") or () if volume.get("name") == MODEL_VOLUME)
+    reference = next((str(image.get("reference", "")) for image in images if image), "")
+    return sys.intern(reference.partition("@")[2]) or None
 
 
 def _resident(node: str | None, requests: _Amounts) -> Resident | None:
@@ -266,7 +282,11 @@ _LAST_WORDS = 600
 
 def _failure(states: list[Json]) -> str | None:
     """What is said of a container that does not start; once is no failure, the second start may do."""
-    return next((said for state in states if not state.get("ready") and (said := _last_words(state))), None)
+    return next((_last_words(state) for state in states if _fails(state)), None)
+
+
+def _fails(state: Json) -> bool:
+    return not state.get("ready") and _last_words(state) is not None
 
 
 def _last_words(state: Json) -> str | None:

@@ -21,7 +21,7 @@ from tokenservice.core.engines.base import (
     environment_problems,
     served_name,
 )
-from tokenservice.core.engines.sources import Source, pinned_digest, source_problems, sources
+from tokenservice.core.engines.sources import Source, model_source, pinned_digest, source_problems, sources
 from tokenservice.core.model import Problem, ServiceKey, Variant
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "command",
     "drain_seconds",
     "engine_problems",
+    "model_source",
     "pinned_digest",
     "served_name",
     "source_problems",

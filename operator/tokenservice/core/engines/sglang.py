@@ -95,10 +95,10 @@ def _model(spec: TokenServiceSpec, service: ServiceKey) -> Iterator[str]:
     yield from ("--served-model-name", served_name(spec, service))
     yield from ("--host", "0.0.0.0")  # noqa: S104 - the kubelet and clients come from outside the pod
     yield from ("--port", str(ENGINE_PORT))
-    if source.revision is not None:
+    if source.revision is not None and source.fetched is None:
         yield from ("--revision", source.revision)
-    if source.streamed:
-        yield from ("--load-format", "runai_streamer")
+    if source.load_format is not None:
+        yield from ("--load-format", source.load_format)
 
 
 def _shape(spec: TokenServiceSpec, variant: Variant) -> Iterator[str]:

@@ -6,19 +6,26 @@
 | s3://BUCKET/PATH | the URL, streamed | egress | AWS shared credentials file from the Secret |
 | pvc://CLAIM/PATH | below the mount | the claim, read-only | none |
 | oci://IMAGE@sha256:… | the mount | an image volume, read-only | pull secret |
+
+With `spec.model.verification` an hf:// repository is downloaded by the verifier, and only it gets the token: the engine
+reads a folder, offline and read-only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenservice.api.token_service import ModelSource, SecretReference, TokenServiceSpec
 from tokenservice.core.engines.base import literal
 from tokenservice.core.model import Json, Problem, Reason
+from tokenservice.core.names import MODEL_VOLUME
 
 MODEL_PATH = "/models"
+_FETCHED_PATH = f"{MODEL_PATH}/verified"
+"""Where the verifier puts what it has downloaded, once it has vouched for it."""
+
 _CREDENTIALS_PATH = "/credentials"
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -31,7 +38,8 @@ DISK_BYTES_PER_SECOND = 2e9
 class Source:
     """One source as a pod needs it.
 
-    `streamed` weights never touch the disk; `downloaded` ones need local disk; `remote` ones need the network.
+    `streamed` weights never touch the disk; `downloaded` ones need local disk; `remote` ones need the network. The
+    repository that is `fetched` for the engine by the verifier, which needs `fetch_env` for it.
     """
 
     path: str
@@ -44,11 +52,23 @@ class Source:
     volumes: tuple[Json, ...] = ()
     mounts: tuple[Json, ...] = ()
     pull_secret: str | None = None
+    fetched: str | None = None
+    fetch_env: tuple[Json, ...] = ()
+    safetensors_only: bool = False
+
+    @property
+    def load_format(self) -> str | None:
+        """The name that both engines have for it; None leaves the choice to the engine."""
+        if self.streamed:
+            return "runai_streamer"
+        return "safetensors" if self.safetensors_only else None
 
 
 def model_source(model: ModelSource) -> Source:
     """The model itself."""
-    return _source(model.uri, "model", MODEL_PATH, model)
+    asked = model.verification
+    found = _source(model.uri, MODEL_VOLUME, MODEL_PATH, model)
+    return found if asked is None else replace(found, safetensors_only=not asked.allow_pickle)
 
 
 def adapter_sources(model: ModelSource) -> tuple[Source, ...]:
@@ -83,7 +103,7 @@ def pinned_digest(model: ModelSource) -> str | None:
 
 def source_problems(spec: TokenServiceSpec) -> tuple[Problem, ...]:
     """Sources that could not be loaded, or not as promised."""
-    return tuple(_model_problems(spec.model)) + tuple(_companion_problems(spec))
+    return (*_model_problems(spec.model), *_companion_problems(spec), *_verification_problems(spec))
 
 
 def _source(uri: str, name: str, mount: str, model: ModelSource | None) -> Source:
@@ -105,13 +125,28 @@ def _hugging_face(rest: str, model: ModelSource | None) -> Source:
     credentials = model.credentials if model is not None else None
     chosen = (model.revision if model is not None else None) or revision or None
     env = () if credentials is None else (_secret_variable("HF_TOKEN", credentials),)
-    return Source(
+    found = Source(
         path=repository,
         bytes_per_second=REMOTE_BYTES_PER_SECOND,
         revision=literal(chosen) if chosen is not None else None,
         remote=True,
         downloaded=True,
         env=env,
+    )
+    return found if model is None or model.verification is None else _fetched(found)
+
+
+def _fetched(source: Source) -> Source:
+    """A volume of its own: the engine, which reads it, cannot write to it."""
+    return replace(
+        source,
+        path=_FETCHED_PATH,
+        downloaded=False,
+        env=(),
+        volumes=({"name": MODEL_VOLUME, "emptyDir": {}},),
+        mounts=({"name": MODEL_VOLUME, "mountPath": MODEL_PATH, "readOnly": True},),
+        fetched=source.path,
+        fetch_env=source.env,
     )
 
 
@@ -191,15 +226,37 @@ def _revision_problems(scheme: str, rest: str, revision: str | None) -> Iterator
 
 def _companion_problems(spec: TokenServiceSpec) -> Iterator[Problem]:
     """Adapters and drafts are loaded from folders, so they cannot be streamed from a bucket."""
-    speculative = spec.engine.speculative
-    draft = [] if speculative is None or speculative.draft_model is None else [speculative.draft_model]
-    named = [(f"spec.model.adapters[{a.name}].uri", a.uri) for a in spec.model.adapters]
-    for at, uri in [*named, *(("spec.engine.speculative.draftModel", uri) for uri in draft)]:
+    for at, uri in _companions(spec):
         yield from _uri_problems(uri, at)
         if uri.startswith("s3://"):
             yield _invalid(at, "s3:// is for the model itself: bring this by hf://, oci:// or pvc://")
         if uri.startswith("oci://") and _DIGEST.search(uri) is None:
             yield _invalid(at, "oci:// needs a digest: append @sha256:…")
+
+
+def _companions(spec: TokenServiceSpec) -> Iterator[tuple[str, str]]:
+    """Fields of adapters and of the draft model, and where each comes from."""
+    yield from ((f"spec.model.adapters[{adapter.name}].uri", adapter.uri) for adapter in spec.model.adapters)
+    speculative = spec.engine.speculative
+    if speculative is not None and speculative.draft_model is not None:
+        yield "spec.engine.speculative.draftModel", speculative.draft_model
+
+
+def _verification_problems(spec: TokenServiceSpec) -> Iterator[Problem]:
+    """A signature is of the model's folder, which must be there before the engine; it says nothing of companions."""
+    if spec.model.verification is None:
+        return
+    if spec.model.uri.startswith("s3://"):
+        yield _invalid(
+            "spec.model.verification",
+            "an s3:// source is streamed into the engine and cannot be verified before: bring the model by hf://,"
+            " oci:// or pvc://, or remove this",
+        )
+    for at, uri in _companions(spec):
+        if not uri.startswith("oci://"):
+            yield _invalid(
+                at, "spec.model.verification speaks of the model only: bring this by oci:// with a digest, too"
+            )
 
 
 def _uri_problems(uri: str, at: str) -> Iterator[Problem]:
