@@ -262,6 +262,7 @@ class Settings:
     pod_monitors: bool = False
     cluster_domain: str = "cluster.local"
     pod_patch: Json = field(default_factory=dict)
+    status_interval_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
