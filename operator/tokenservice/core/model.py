@@ -280,6 +280,7 @@ class Snapshot:
     settings: Settings
     fleet: TokenFleetSpec = field(default_factory=TokenFleetSpec)
     fleet_object: Json | None = None
+    fleet_problem: Problem | None = None
     fleet_utilization: float | Missing = Missing("NoData", "utilization was not read yet")
     fleet_means: Means = NO_MEANS
     stale_kinds: tuple[str, ...] = ()

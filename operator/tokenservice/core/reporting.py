@@ -450,6 +450,7 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
         accelerators_in_use=counts.held,
         accelerators_fragmented=counts.free_on_used_nodes,
         cost_per_hour=price,
+        problems=() if facts.snapshot.fleet_problem is None else (facts.snapshot.fleet_problem,),
         metrics=_fleet_metrics(decided.outlooks),
         utilization=_fleet_utilization(facts, served, counts),
         utilization_1h=facts.snapshot.fleet_means.hour,
