@@ -51,6 +51,14 @@ def model_source(model: ModelSource) -> Source:
     return _source(model.uri, "model", MODEL_PATH, model)
 
 
+def loading(source: Source) -> Iterator[str]:
+    """What both engines are told alike of where a model comes from."""
+    if source.revision is not None:
+        yield from ("--revision", source.revision)
+    if source.streamed:
+        yield from ("--load-format", "runai_streamer")
+
+
 def adapter_sources(model: ModelSource) -> tuple[Source, ...]:
     """Its adapters, in the order of the spec."""
     return tuple(
