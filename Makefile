@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint unit e2e test bench demo bench-policies mutants tools hpa agreement faults e2e-real clean
+.PHONY: help setup lock generate lint secrets audit sbom unit e2e test bench demo bench-policies mutants tools hpa agreement faults e2e-real clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -37,13 +37,26 @@ lock: ## Pin the dependencies anew
 generate: setup ## Write crds/, the chart's CRDs and docs/reference.md from the pydantic models
 	$(BIN)/tokenservice crd --output crds --chart charts/tokenservice --docs docs/reference.md
 
-lint: setup ## Format, lint, types, import rings, stale generated files
+lint: setup ## Format, lint, types, import rings, secrets, workflows, stale generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) -s secrets
+	$(BIN)/zizmor --offline --quiet .github
 	$(MAKE) -s generate
 	git diff --exit-code -- crds charts docs/reference.md
+
+secrets: setup ## What looks like a secret in the tracked files; hashes of lock files are left out
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-files \
+	  '^requirements/|^images/.*\.txt$$|go\.sum$$|^crds/|^charts/tokenservice/templates/crds\.yaml$$|^tests/core/golden/'
+
+audit: setup ## Known vulnerabilities in the lock files; says so where nobody can be asked (REQUIRED=1 fails then)
+	@$(BIN)/python -m release.audit $(if $(REQUIRED),--required)
+
+sbom: setup ## CycloneDX of the Python lock, and of an image's unpacked root file system: ROOT=DIR VERSION=DIGEST
+	$(BIN)/python -m release.sbom --lock requirements/operator.txt --to dist/python-lock.cdx.json
+	$(if $(ROOT),$(BIN)/python -m release.sbom --root $(ROOT) --version $(or $(VERSION),0) --to dist/operator-image.cdx.json)
 
 unit: setup ## Tests of the pure core, without a cluster
 	$(BIN)/pytest tests

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from e2e.bench import measure
-from e2e.bench.measure import PLAN_INTERVAL_SECONDS, Say, Size
+from e2e.bench.measure import PLAN_INTERVAL_SECONDS, STATUS_INTERVAL_SECONDS, Say, Size
 from e2e.demo.__main__ import OUT
 from e2e.testbed import bed as testbed
 from e2e.testbed.bed import Bed
@@ -54,6 +54,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each size, of which the median counts")
     parser.add_argument("--idle-seconds", type=float, default=600.0, help="how long to watch the fleet at rest")
     parser.add_argument("--scrape-seconds", type=int, default=15, help="Prometheus' interval")
+    parser.add_argument(
+        "--status-seconds",
+        type=float,
+        default=STATUS_INTERVAL_SECONDS,
+        help="how long figures in statuses wait to be written; the fleet is at rest after one and a half times as long",
+    )
     parser.add_argument("--json", type=Path, default=OUT / "bench.json", help="where the figures go")
     return parser.parse_args(arguments)
 
@@ -97,7 +103,13 @@ def _bed(size: Size, options: argparse.Namespace, say: Say) -> Bed:
     bed = testbed.start(
         time_scale=_ENGINES_TIME_SCALE,
         scrape_seconds=options.scrape_seconds,
-        values={"operator": {"planIntervalSeconds": PLAN_INTERVAL_SECONDS, "logLevel": "warning"}},
+        values={
+            "operator": {
+                "planIntervalSeconds": PLAN_INTERVAL_SECONDS,
+                "statusIntervalSeconds": options.status_seconds,
+                "logLevel": "warning",
+            }
+        },
         say=lambda _: None,
     )
     try:
@@ -112,7 +124,7 @@ def _bed(size: Size, options: argparse.Namespace, say: Say) -> Bed:
 
 
 def _at_rest(bed: Bed, size: Size, options: argparse.Namespace, say: Say) -> dict[str, Any]:
-    measure.settle(bed, size, say)
+    measure.settle(bed, size, options.status_seconds, say)
     rest = measure.as_json(measure.idle(bed, options.idle_seconds, say))
     return rest | {"restart_to_plan_seconds": round(measure.seconds_to_plan(bed, size, say), 1)}
 

@@ -25,8 +25,8 @@ Say = Callable[[str], None]
 
 PLAN_INTERVAL_SECONDS = 5
 NAMESPACES = 25
-QUIET_SECONDS = 95.0
-"""Longer than figures in a status may wait to be written (60 to 90 s), so that rest is rest."""
+STATUS_INTERVAL_SECONDS = 60.0
+"""The operator's default: figures in a status wait so long, and up to half as long again, until they are written."""
 
 _PATIENCE_SECONDS = 1800.0
 _PAUSE_SECONDS = 0.25
@@ -144,17 +144,18 @@ def _wait(look: Callable[[], int], wanted: int, what: str, say: Say) -> None:
 # --- Rest ------------------------------------------------------------------------------------------------------------
 
 
-def settle(bed: Bed, size: Size, say: Say) -> None:
-    """Returns when every replica is Ready and nobody has written for a while."""
+def settle(bed: Bed, size: Size, status_interval_seconds: float, say: Say) -> None:
+    """Returns when every replica is Ready and nobody has written for longer than figures may wait: that is rest."""
+    quiet = 1.5 * status_interval_seconds + 5
     _wait(lambda: _ready(bed), size.pods, "replicas ready", say)
     log, began, quiet_since = AuditLog(bed), time.monotonic(), time.monotonic()
-    while time.monotonic() - quiet_since < QUIET_SECONDS:
+    while time.monotonic() - quiet_since < quiet:
         time.sleep(2.0)
         written = other_writes(log.news())
         if written:
             quiet_since = time.monotonic()
         if time.monotonic() - began > _PATIENCE_SECONDS:
-            raise BenchError(f"never quiet for {QUIET_SECONDS:.0f} s; at last: {written[-3:]}")
+            raise BenchError(f"never quiet for {quiet:.0f} s; at last: {written[-3:]}")
     say(f"settled {quiet_since - began:.0f} s after the last replica was ready")
 
 

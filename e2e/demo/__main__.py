@@ -28,15 +28,10 @@ OUT = Path(__file__).resolve().parents[1] / "out"
 
 def main() -> None:
     """Runs the demo; Ctrl-C ends what it started and nothing else."""
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    OUT.mkdir(exist_ok=True)
-    started = time.monotonic()
+    console, started = prepared()
     services = scenario.examples()
-    planned = steps.planned_traffic(console)
-    sizes = steps.static_sizes(console, services, planned.arrivals)
-    bed = testbed.start(
-        pools=scenario.pools(TIME_SCALE), time_scale=TIME_SCALE, say=lambda text: console.print(f"· {text}")
-    )
+    planned, sizes = before(console, services)
+    bed = opened(console)
     try:
         phases = asyncio.run(_phases(console, bed, services, sizes, planned))
         _conclude(console, bed, services, sizes, planned, phases)
@@ -47,6 +42,24 @@ def main() -> None:
         console.print("stopped")
     finally:
         bed.stop()
+
+
+def prepared() -> tuple[Console, float]:
+    """Where is written to, and when it began."""
+    OUT.mkdir(exist_ok=True)
+    return Console(width=None if sys.stdout.isatty() else 150), time.monotonic()
+
+
+def before(console: Console, services: Mapping[str, Example]) -> tuple[Traffic, dict[str, Size]]:
+    """The traffic that will come, and the static sizes that it asks for."""
+    planned = steps.planned_traffic(console)
+    return planned, steps.static_sizes(console, services, planned.arrivals)
+
+
+def opened(console: Console) -> Bed:
+    """The bed of the scenario; the caller stops it."""
+    say = lambda text: console.print(f"· {text}")  # noqa: E731
+    return testbed.start(pools=scenario.pools(TIME_SCALE), time_scale=TIME_SCALE, say=say)
 
 
 async def _phases(

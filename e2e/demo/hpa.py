@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -23,13 +22,12 @@ from math import isfinite
 from rich.console import Console
 
 from e2e.demo import report, scenario, steps
-from e2e.demo.__main__ import OUT
+from e2e.demo.__main__ import OUT, before, opened, prepared
 from e2e.demo.phase import Phase, run
 from e2e.demo.readme import HPA
 from e2e.demo.scenario import NAMESPACE, TIME_SCALE, Example, Json
 from e2e.demo.sizing import Size, by_service, choices
 from e2e.load.trace import Arrival, Traffic
-from e2e.testbed import bed as testbed
 from e2e.testbed import external_metrics
 from e2e.testbed.bed import Bed
 from e2e.testbed.cluster import HPA_SYNC_SECONDS
@@ -46,17 +44,12 @@ ENOUGH = 0.99
 def main() -> None:
     """A phase each, one table, `e2e/out/hpa.json`; Ctrl-C ends what it started and nothing else."""
     shares = _arguments().share or list(SHARES)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    OUT.mkdir(exist_ok=True)
-    started = time.monotonic()
+    console, started = prepared()
     services = scenario.examples()
-    planned = steps.planned_traffic(console)
-    sizes = steps.static_sizes(console, services, planned.arrivals)
+    planned, sizes = before(console, services)
     batches = _batches(services, planned.arrivals)
     _show_batches(console, batches)
-    bed = testbed.start(
-        pools=scenario.pools(TIME_SCALE), time_scale=TIME_SCALE, say=lambda text: console.print(f"· {text}")
-    )
+    bed = opened(console)
     try:
         external_metrics.start(bed.cluster, bed.processes, bed.prometheus.address, {METRIC: SERIES})
         phases = asyncio.run(_phases(console, bed, services, sizes, planned, batches, shares))

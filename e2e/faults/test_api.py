@@ -95,11 +95,7 @@ OUTAGES: dict[str, Fault] = {
 def test_backs_off_and_comes_back(faulty: Rig, stage: Stage, reference: Reference, log: Log, case: str) -> None:
     """The Lease alone is still renewed: else the process ends, which is another case."""
     with stage("outage") as play:
-        door = faulty.door()
-        life = faulty.start(door, watchNamespaces=[play.site.namespace])
-        STEPS["create"](play)
-        play.rest(life)
-        play.outcome()
+        door, life = _created(faulty, play)
         door.fault = only(beside_lease, OUTAGES[case])
         door.reset()
         before = len(door.handled)
@@ -121,17 +117,12 @@ def test_backs_off_and_comes_back(faulty: Rig, stage: Stage, reference: Referenc
 def test_the_api_server_restarts(faulty: Rig, stage: Stage, reference: Reference, log: Log) -> None:
     """Killed in the middle of a move. Who loses the Lease meanwhile ends, and is started again as a kubelet would."""
     with stage("restart") as play:
-        door = faulty.door()
-        life = faulty.start(door, watchNamespaces=[play.site.namespace])
-        STEPS["create"](play)
-        play.rest(life)
-        play.outcome()
+        door, life = _created(faulty, play)
         STEPS["move"](play)
         eventually(lambda: len(play.site.pods(None)) > 3, "a successor was started", 20, 0.05)
         play.births.records.clear()  # the tests' own watches break with the server: only the state is compared
         faulty.restart_api_server()
-        life = _revived(faulty, life, door, play)
-        play.rest(life, PATIENCE_SECONDS)
+        _revived(faulty, life, door, play)
         assert (
             wrong := reference.differs("move", {**play.outcome(), "counts": reference.outcomes["move"]["counts"]})
         ) == [], wrong
@@ -142,11 +133,7 @@ def test_the_api_server_restarts(faulty: Rig, stage: Stage, reference: Reference
 def test_etcd_hangs(faulty: Rig, stage: Stage, reference: Reference, log: Log) -> None:
     """For longer than a Lease is trusted."""
     with stage("etcd") as play:
-        door = faulty.door()
-        life = faulty.start(door, watchNamespaces=[play.site.namespace])
-        STEPS["create"](play)
-        play.rest(life)
-        play.outcome()
+        door, life = _created(faulty, play)
         processes = faulty.bed.cluster.processes
         processes.signal("etcd", signal.SIGSTOP)
         try:
@@ -154,20 +141,29 @@ def test_etcd_hangs(faulty: Rig, stage: Stage, reference: Reference, log: Log) -
         finally:
             processes.signal("etcd", signal.SIGCONT)
         STEPS["move"](play)
-        life = _revived(faulty, life, door, play)
-        play.rest(life, PATIENCE_SECONDS)
+        _revived(faulty, life, door, play)
         assert (wrong := reference.differs("move", play.outcome())) == [], wrong
         _judge(door, play, log)
         faulty.end()
 
 
-def _revived(rig: Rig, life: Instance, door: Door, play: Play) -> Instance:
-    """The operator, started anew if it lost its Lease; nothing else may have ended it."""
+def _created(rig: Rig, play: Play) -> tuple[Door, Instance]:
+    """The first step of the scenario, done and at rest; what it came to is forgotten."""
+    door = rig.door()
+    life = rig.start(door, watchNamespaces=[play.site.namespace])
+    STEPS["create"](play)
+    play.rest(life)
+    play.outcome()
+    return door, life
+
+
+def _revived(rig: Rig, life: Instance, door: Door, play: Play) -> None:
+    """At rest again, the operator started anew if it lost its Lease; nothing else may have ended it."""
     deadline = time.monotonic() + 15
     while life.is_alive and time.monotonic() < deadline and not life.leads:
         time.sleep(0.1)
-    if life.is_alive:
-        return life
-    assert "leads no more" in str(life.error), repr(life.error)
-    rig.clear_lease()
-    return rig.start(door, watchNamespaces=[play.site.namespace])
+    if not life.is_alive:
+        assert "leads no more" in str(life.error), repr(life.error)
+        rig.clear_lease()
+        life = rig.start(door, watchNamespaces=[play.site.namespace])
+    play.rest(life, PATIENCE_SECONDS)

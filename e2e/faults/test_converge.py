@@ -21,7 +21,6 @@ from e2e.faults.rig import Rig
 from e2e.faults.scenario import STEPS, Play
 from e2e.tests.support.api import eventually
 from tokenservice.app import gatekeeper, loop, runtime
-from tokenservice.core import status_changes
 from tokenservice.edge import events, kube, prometheus, webhook
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -37,10 +36,10 @@ INTERVALS: tuple[tuple[ModuleType, str], ...] = (
     (webhook, "CHECK_SECONDS"),
     (events, "SERIES_SECONDS"),
     (prometheus, "MEANS_SECONDS"),
-    (status_changes, "WRITE_SECONDS"),
     (kube, "WATCH_SECONDS"),
 )
-"""Beside the interval of planning, and the pause after a change, which are a tenth in all of these tests."""
+"""Beside the intervals that are settings: of planning, and the pause after a change, which are a tenth in all of these
+tests, and of figures in statuses."""
 
 
 @contextmanager
@@ -92,7 +91,9 @@ def test_then_nothing_is_written(faulty: Rig, stage: Stage, log: Log) -> None:
 
 
 def _start(rig: Rig, door: Door, play: Play) -> Instance:
-    return rig.start(door, watchNamespaces=[play.site.namespace], prometheus=rig.prometheus())
+    return rig.start(
+        door, watchNamespaces=[play.site.namespace], prometheus=rig.prometheus(), statusIntervalSeconds=60 / FACTOR
+    )
 
 
 def _missing(play: Play, but: tuple[str, ...]) -> list[str]:

@@ -39,7 +39,6 @@ from e2e.tests.conftest import make_site
 from e2e.tests.support.api import eventually, throughout
 from e2e.tests.support.bed import FLEET
 from e2e.tests.support.traffic import Traffic
-from tokenservice.core import status_changes
 from tokenservice.core.model import Reason
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -95,7 +94,9 @@ def scene(whole_rig: Rig) -> Iterator[Scene]:
     site.node()
     with births(whole_rig.api, whole_rig.bed.cluster, site.namespace) as counted, logged() as log:
         play = Play(whole_rig, site, counted)
-        life = whole_rig.start(whole_rig.door(), watchNamespaces=[site.namespace], prometheus=whole_rig.prometheus())
+        sooner = {"statusIntervalSeconds": 1}  # else what a status says of a fault comes within a minute
+        settings = {"watchNamespaces": [site.namespace], "prometheus": whole_rig.prometheus(), **sooner}
+        life = whole_rig.start(whole_rig.door(), **settings)
         play.ask("auto", REPLICAS, scaling={"minReplicas": 1, "maxReplicas": REPLICAS})
         site.wait_true("Ready", "auto")
         with site.traffic("auto", rate=RATE) as traffic:
@@ -244,9 +245,8 @@ def test_engines_report_gauges_and_no_counters(calm: Scene) -> None:
 
 
 @pytest.mark.parametrize("query", ["vector(70)", "vector(NaN)", "nothing_of_that_name", "up or vector(0.5)", "}{"])
-def test_the_users_own_utilization_is_no_share(calm: Scene, query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_utilization_is_no_share(calm: Scene, query: str) -> None:
     """0-100 instead of 0-1, and other mistakes: its figure is left out and says why; replicas do not follow it."""
-    monkeypatch.setattr(status_changes, "WRITE_SECONDS", 1.0)  # else the sentence comes within a minute
     calm.rig.api.patch("tokenfleets", "default", {"spec": {"prometheus": {"utilizationQuery": query}}})
     try:
         held(calm, noticed=False)

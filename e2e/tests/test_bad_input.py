@@ -5,7 +5,9 @@ The corpus is tests/api/bad_input.py, which the tests without a cluster use too.
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ import yaml
 
 from e2e.testbed.cluster import Cluster, TestbedError
 from tests.api.bad_input import BAD, FLEET, GOOD, SERVICE, Bad, changed
+from tests.core.test_mutations import INVALID, VALID, Mutation
 from tokenservice.api.resources import KINDS
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.api.validation import violations
+from tokenservice.cli.lint import findings
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
@@ -221,3 +225,61 @@ def _random_service(chance: random.Random) -> Json:
             },
         },
     )
+
+
+# --- every field, mutated ------------------------------------------------------------------------------------------
+
+
+def _sample() -> dict[str, list[Mutation]]:
+    """Of each field of a TokenService one mutation that is valid and one that is not, where there are such.
+
+    They are the mutations that tests/core/test_mutations.py draws from the schema. Which ones is drawn with the field's
+    name for a seed, so that the fields together try every way. What JSON cannot say (NaN) is left out.
+    """
+    chosen: dict[str, list[Mutation]] = {}
+    for some in (VALID, INVALID):
+        for field in dict.fromkeys(mutation.field for mutation in some):
+            sayable = [it for it in some if it.field == field and it.how not in ("not a number", "1 MB")]
+            if sayable:
+                chosen.setdefault(field, []).append(random.Random(field).choice(sayable))
+    return chosen
+
+
+SAMPLE = _sample()
+
+
+@pytest.mark.parametrize("field", SAMPLE)
+def test_a_mutated_field_is_judged_alike_by_the_server_and_by_lint(
+    cluster: Cluster, server: requests.Session, field: str
+) -> None:
+    """Server-side apply, on trial. What lint alone finds, beyond the schema, the server cannot know."""
+    for mutation in SAMPLE[field]:
+        resource = SERVICE | {"spec": mutation.spec}
+        answer, wrong = applied(cluster, server, resource), violations(resource)
+        refused = answer.get("status") == "Failure" or not answer.get("kind")
+        assert refused == bool(wrong), f"{mutation}: {answer.get('message')} / {wrong}"
+        found, judged = findings([("file", json.dumps(resource))])
+        assert judged == 1, mutation
+        if refused:
+            said = re.sub(r'\[name="[^"]*"\]|: element 0', "[0]", answer["message"])  # apply names items by their keys
+            assert any(_names(said, it.field) for it in wrong), f"{mutation}: {wrong} / {said}"
+            assert any(it.field in str(one) for it in wrong for one in found), f"{mutation}: {found}"
+
+
+def _names(said: str, field: str) -> bool:
+    """Whether an answer names a field: whole, or in an item without its key as a part that the item lacks."""
+    outer, _, last = field.rpartition(".")
+    return field in said or (outer in said and f'"{last}"' in said)
+
+
+def applied(cluster: Cluster, server: requests.Session, resource: Json) -> Json:
+    """What the server answers when this is applied, on trial."""
+    namespace, name = resource["metadata"]["namespace"], resource["metadata"]["name"]
+    url = f"{cluster.server}/apis/{resource['apiVersion']}/namespaces/{namespace}/tokenservices/{name}"
+    asked = {"dryRun": "All", "fieldValidation": "Strict", "fieldManager": "test", "force": "true"}
+    headers = {"Content-Type": "application/apply-patch+yaml"}
+    answer = server.patch(
+        url, params=asked, data=json.dumps(resource, ensure_ascii=False).encode(), headers=headers, timeout=30
+    )
+    body: Json = answer.json()
+    return body

@@ -15,8 +15,8 @@ SERVICES = 40
 @pytest.mark.timeout(600)
 def test_a_small_fleet_becomes_deployments_rests_and_is_planned_alike_after_a_restart(tmp_path: Path) -> None:
     written = tmp_path / "bench.json"
-    options = [f"--services={SERVICES}", "--rounds=1", "--idle-seconds=20", "--scrape-seconds=5", f"--json={written}"]
-    assert main(options) == 0
+    options = [f"--services={SERVICES}", "--rounds=1", "--idle-seconds=20", "--scrape-seconds=5", "--status-seconds=4"]
+    assert main([*options, f"--json={written}"]) == 0
     found = json.loads(written.read_text())
     assert found["services"] == SERVICES
     assert found["idle_writes_other_than_lease"] == 0, found["idle_writes"]

@@ -120,6 +120,12 @@ BAD = (
         "minReplicas is above maxReplicas",
     ),
     Bad(
+        "standbyReplicas above maxReplicas",
+        _spec(scaling={"standbyReplicas": 5, "maxReplicas": 2}),
+        "spec.scaling.standbyReplicas",
+        "standbyReplicas is above maxReplicas: lower it or raise maxReplicas",
+    ),
+    Bad(
         "scaling to zero",
         _spec(scaling={"minReplicas": 0}),
         "spec.scaling.minReplicas",

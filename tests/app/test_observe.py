@@ -153,3 +153,52 @@ def test_the_fleet_named_default_is_the_fleet() -> None:
     assert absent is not None
     assert absent.fleet.target_utilization == 0.70
     assert absent.fleet_object is None
+
+
+def token_fleet(**spec: Any) -> Json:
+    return {"kind": "TokenFleet", "metadata": {"name": "default", "uid": "f", "resourceVersion": "2"}, "spec": spec}
+
+
+LIMITED = token_fleet(namespaces=[{"name": "team", "maxAccelerators": 2}], budgetPerHour=9.0)
+BROKEN = token_fleet(namespaces=[{"name": "team", "maxAccelerators": "two"}], budgetPerHour=12.0)
+
+
+def test_a_policy_that_cannot_be_read_lifts_no_limit_and_is_told() -> None:
+    observer, stores = make_observer(TokenFleet=[LIMITED])
+    good = observer.snapshot()
+    (store,) = (one for one in stores if one.kind == "TokenFleet")
+    store.put(BROKEN)
+    seen = observer.snapshot()
+    assert good is not None
+    assert seen is not None
+    assert seen.fleet == good.fleet
+    assert seen.fleet.namespaces[0].max_accelerators == 2
+    assert observer.policy() == good.fleet, "metrics are asked for by the same policy"
+    assert good.fleet_problem is None
+    assert seen.fleet_problem is not None
+    assert seen.fleet_problem.field == "spec.namespaces.0.maxAccelerators"
+    assert "the last policy that could be read holds" in seen.fleet_problem.message
+    (told,) = observer.unreadable()
+    assert told.key == ObjectKey("TokenFleet", "", "default")
+    store.put(token_fleet(budgetPerHour=12.0))
+    mended = observer.snapshot()
+    assert mended is not None
+    assert (mended.fleet.budget_per_hour, mended.fleet.namespaces, mended.fleet_problem) == (12.0, (), None)
+
+
+def test_who_never_saw_a_good_policy_takes_what_can_be_read() -> None:
+    seen = make_observer(TokenFleet=[BROKEN])[0].snapshot()
+    assert seen is not None
+    assert seen.fleet.budget_per_hour == 12.0
+    assert seen.fleet_problem is not None
+    assert "the fields that can be read hold" in seen.fleet_problem.message
+
+
+def test_a_policy_that_was_deleted_holds_no_more() -> None:
+    observer, stores = make_observer(TokenFleet=[LIMITED])
+    observer.snapshot()
+    (store,) = (one for one in stores if one.kind == "TokenFleet")
+    store.remove(LIMITED)
+    seen = observer.snapshot()
+    assert seen is not None
+    assert seen.fleet.namespaces == ()

@@ -14,6 +14,7 @@ from tokenservice.errors import ConfigurationError
 WRITTEN = """
 logLevel: debug
 planIntervalSeconds: 2
+statusIntervalSeconds: 30
 watchNamespaces: [team-a, team-b]
 prometheus: {address: "http://prometheus:9090", tokenFile: ""}
 engineImages:
@@ -48,11 +49,13 @@ def test_what_the_chart_writes_is_read(tmp_path: Path) -> None:
     assert core.images.allowed == ("example.org/",)
     assert core.pod_patch == {"spec": {"runtimeClassName": "nvidia"}}
     assert core.pod_monitors
+    assert core.status_interval_seconds == 30
 
 
 def test_nothing_given_is_all_defaults() -> None:
     read = settings.load(None, {"POD_NAMESPACE": "mine"})
     assert read.plan_interval_seconds == 5
+    assert read.core.status_interval_seconds == 60
     assert read.lease.namespace == "mine"
     assert read.catalogue
 

@@ -64,6 +64,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "a private repository with adapters": {
         "model": {
             "uri": "hf://meta-llama/Llama-3.3-70B-Instruct",
+            # pragma: allowlist nextline secret
             "revision": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",
             "servedName": "llama-70b",
             "credentials": {"name": "hub"},

@@ -14,7 +14,18 @@ from tests.support.world import World
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.capacity import DEFAULT
 from tokenservice.core.facts import Facts
-from tokenservice.core.model import Apply, Delete, Means, Missing, Place, Reason, Service, SetDeletionCost, SetServing
+from tokenservice.core.model import (
+    Apply,
+    Delete,
+    Means,
+    Missing,
+    Place,
+    Problem,
+    Reason,
+    Service,
+    SetDeletionCost,
+    SetServing,
+)
 from tokenservice.core.outlook import outlook
 from tokenservice.core.repack import LEAVING
 
@@ -55,6 +66,16 @@ def test_the_fleets_status_has_the_means_that_prometheus_remembers() -> None:
     (status,) = (write.status for write in made.round().statuses if write.key.kind == "TokenFleet")
     assert status["utilization1h"] == 0.42
     assert "utilization24h" not in status
+
+
+def test_a_policy_that_cannot_be_read_stalls_the_fleet_with_the_field() -> None:
+    problem = Problem(Reason.INVALID_SPEC, "spec.budgetPerHour", "no number: the last policy that could be read holds")
+    made = world(extra={"fleet_object": {"metadata": {"name": "default", "uid": "u"}}, "fleet_problem": problem})
+    (status,) = (write.status for write in made.round().statuses if write.key.kind == "TokenFleet")
+    (stalled,) = (it for it in status["conditions"] if it["type"] == "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "InvalidSpec")
+    assert "spec.budgetPerHour" in stalled["message"]
+    assert "the last policy that could be read holds" in stalled["message"]
 
 
 def test_more_demand_brings_more_replicas_at_once() -> None:

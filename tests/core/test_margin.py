@@ -193,6 +193,7 @@ def test_a_long_silence_counts_as_half_a_minute() -> None:
     assert moved(TRIED, seen(0.2), TARGETS, 3000.0, load=1.0).factor == longest < 1
 
 
+# pragma: allowlist nextline secret
 def test_a_moment_weighs_as_much_as_its_traffic_and_at_most_three_times_the_usual() -> None:
     fall = {rate: 1 - after(TRIED, seen(1.0, rate=rate)).factor for rate in (1.0, 10.0, 1000.0)}
     assert fall[1.0] < 0.11 * fall[10.0]

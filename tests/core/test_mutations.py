@@ -92,6 +92,7 @@ FURTHER: dict[str, tuple[Any, ...]] = {
     "engine.env.name": ("NCCL_ALGO",),
     "engine.extraArgs": (["--trust-remote-code"], ["--seed", "8"]),
     "replicas": (0, 3, 20),
+    "scaling.standbyReplicas": (4,),
 }
 """Values that no bound and no enum of the schema leads to."""
 

@@ -330,18 +330,19 @@ def test_any_report_makes_a_valid_status_and_writing_it_once_is_enough(given_rep
     status = service_status(given_report, NOW)
     TokenServiceStatus.model_validate(status)
     again = service_status(replace(given_report, service=replace(BORN, status=status)), NOW + 3600)
-    assert changed(status, again, NOW, NOW + 3600) is None
+    assert changed(status, again, NOW, NOW + 3600, PAUSE) is None
 
 
 # --- when to write
 
+PAUSE = 60.0
 LATER = NOW + 61
 
 
 def write(before: ServiceReport, after: ServiceReport, now: float = LATER) -> bool:
     first = service_status(before, NOW)
     second = service_status(replace(after, service=replace(after.service, status=first)), now)
-    return changed(first, second, NOW, now) is not None
+    return changed(first, second, NOW, now, PAUSE) is not None
 
 
 @pytest.mark.parametrize(
@@ -395,8 +396,8 @@ def test_figures_in_sentences_are_held_to_the_same_rule() -> None:
 
 def test_what_was_never_written_is_written() -> None:
     status = service_status(report(), NOW)
-    assert changed({}, status, None, NOW) == status
-    assert changed({"conditions": initial_conditions()}, status, None, NOW) == status
+    assert changed({}, status, None, NOW, PAUSE) == status
+    assert changed({"conditions": initial_conditions()}, status, None, NOW, PAUSE) == status
 
 
 URGENT: dict[str, dict[str, Any]] = {
@@ -420,17 +421,18 @@ def test_what_is_urgent_is_known_without_the_status(changes: dict[str, Any]) -> 
 
 def test_statuses_that_were_written_together_are_not_written_together_again() -> None:
     after = [61.0, 70.0, 80.0, 89.0]
-    waiting = [sum(rests(NOW, NOW + seconds, f"uid-{number}") for number in range(1000)) for seconds in after]
+    waiting = [sum(rests(NOW, NOW + seconds, PAUSE, f"uid-{number}") for number in range(1000)) for seconds in after]
     assert waiting == sorted(waiting, reverse=True)
     assert waiting[0] > 900
     assert 500 < waiting[1] < 800
     assert waiting[-1] < 100
-    assert not any(rests(NOW, NOW + 90, f"uid-{number}") for number in range(1000))
+    assert not any(rests(NOW, NOW + 90, PAUSE, f"uid-{number}") for number in range(1000))
+    assert not any(rests(NOW, NOW + 6, PAUSE / 15, f"uid-{number}") for number in range(1000)), "a shorter pause"
 
 
 def test_slow_drift_is_written_when_it_adds_up() -> None:
     first = service_status(report(utilization=0.50), NOW)
-    shown = [u for u in (0.51, 0.52, 0.53) if changed(first, first | {"utilization": u}, NOW, LATER)]
+    shown = [u for u in (0.51, 0.52, 0.53) if changed(first, first | {"utilization": u}, NOW, LATER, PAUSE)]
     assert shown == [0.53]
 
 
@@ -572,15 +574,15 @@ def test_a_wrong_policy_stalls_the_fleet() -> None:
 def test_counts_of_accelerators_are_exact_however_small_the_change() -> None:
     before = fleet_status(fleet(), NOW)
     after = fleet_status(fleet(previous=before, accelerators_in_use=62), LATER)
-    assert changed(before, after, NOW, LATER) == after
-    assert changed(before, after, NOW, NOW + 1) is None
+    assert changed(before, after, NOW, LATER, PAUSE) == after
+    assert changed(before, after, NOW, NOW + 1, PAUSE) is None
 
 
 def test_what_is_planned_with_is_written_exactly_but_not_each_time() -> None:
     before = service_status(report(workload=Workload(1000.0, 200.0, 0.5)), NOW)
     after = service_status(report(workload=Workload(1000.0, 201.0, 0.5)), NOW)
-    assert changed(before, after, NOW, NOW + 59) is None
-    assert changed(before, after, NOW, NOW + 61) == after
+    assert changed(before, after, NOW, NOW + 59, PAUSE) is None
+    assert changed(before, after, NOW, NOW + 61, PAUSE) == after
 
 
 def test_an_accelerator_class_counts_what_exists_and_what_anyone_holds() -> None:

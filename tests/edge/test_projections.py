@@ -71,11 +71,14 @@ def test_cluster_objects_that_cannot_be_read_are_named() -> None:
     assert seen.error.startswith("spec.")
 
 
-def test_a_fleet_that_cannot_be_read_falls_back_to_the_defaults() -> None:
-    obj = {"kind": "TokenFleet", "metadata": {"name": "default"}, "spec": {"targetUtilization": "most"}}
-    seen = projections.fleet(obj)
-    assert seen.spec.target_utilization == 0.70
+def test_of_a_fleet_that_cannot_be_read_the_fields_that_can_are_read() -> None:
+    spec = {"targetUtilization": "most", "budgetPerHour": 9.0, "namespaces": [{"name": "a", "maxAccelerators": 2}]}
+    seen = projections.fleet({"kind": "TokenFleet", "metadata": {"name": "default"}, "spec": spec})
     assert seen.error is not None
+    assert seen.error.startswith("spec.targetUtilization: ")
+    assert (seen.spec.target_utilization, seen.spec.budget_per_hour) == (0.70, 9.0)
+    assert seen.spec.namespaces[0].max_accelerators == 2
+    assert projections.fleet({"metadata": {"name": "default"}, "spec": "all"}).spec.target_utilization == 0.70
 
 
 # --- nodes ---------------------------------------------------------------------------------------------------------

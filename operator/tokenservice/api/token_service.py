@@ -472,6 +472,12 @@ class Scaling(ApiModel):
             ".minReplicas",
             check=lambda it: it["minReplicas"] <= it["maxReplicas"],
         ),
+        Rule(
+            "!has(self.standbyReplicas) || !has(self.maxReplicas) || self.standbyReplicas <= self.maxReplicas",
+            "standbyReplicas is above maxReplicas: lower it or raise maxReplicas",
+            ".standbyReplicas",
+            check=lambda it: it["standbyReplicas"] <= it["maxReplicas"],
+        ),
     )
 
     min_replicas: int = field(1, "Fewest replicas", unit="replicas", ge=1, le=10000)

@@ -258,5 +258,5 @@ def _complaints(report: Report, snapshot: Snapshot) -> Iterable[Event]:
 
 def _unreadable(objects: Iterable[Unreadable]) -> Iterable[Event]:
     for found in objects:
-        message = f"{found.error}: it is left out until this is mended"
+        message = f"{found.error}: {found.meanwhile} until this is mended"
         yield Event(regarding=found.key, uid=found.uid, type="Warning", reason=Reason.INVALID_SPEC, message=message)

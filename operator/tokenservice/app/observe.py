@@ -18,7 +18,9 @@ from tokenservice.core.model import (
     ObjectKey,
     Plan,
     Pod,
+    Problem,
     Profile,
+    Reason,
     Service,
     ServiceKey,
     Settings,
@@ -34,7 +36,7 @@ NOTHING = Plan()
 CHILD_KINDS = (*OWNED_KINDS, "PodMonitor")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Observer:
     """Reads the stores; does no I/O of its own."""
 
@@ -44,6 +46,7 @@ class Observer:
     architectures: Mapping[str, Architecture]
     status_written_at: Callable[[], Mapping[ObjectKey, float]]
     memo: Memo = field(default_factory=Memo)
+    _last_good: TokenFleetSpec | None = field(default=None, init=False)
 
     def snapshot(self, lagging: Iterable[str] = (), previous: Plan = NOTHING) -> Snapshot | None:
         """None until every kind was listed once: a plan from half a view would take the missing half for gone."""
@@ -53,8 +56,8 @@ class Observer:
         resources = frozenset(accelerator.spec.resource_name for accelerator in accelerators)
         pods: list[Pod] = self.stores.values("Pod", Pod)
         others = (*self.stores.each("Pod", Resident), *(pod for pod in pods if not _matters(pod, resources)))
-        fleet = self.fleet()
-        answer = self.metering.answer(self.services(), fleet.spec if fleet else TokenFleetSpec())
+        fleet, policy = self.fleet(), self.policy()
+        answer = self.metering.answer(self.services(), policy)
         children = [child for kind in CHILD_KINDS for child in self.stores.values(kind)]
         return Snapshot(
             services=self.services(),
@@ -66,8 +69,9 @@ class Observer:
             architectures=self.architectures,
             metrics=answer.services,
             settings=self.settings,
-            fleet=fleet.spec if fleet else TokenFleetSpec(),
+            fleet=policy,
             fleet_object=fleet.body if fleet else None,
+            fleet_problem=self._fleet_problem(),
             fleet_utilization=answer.utilization,
             fleet_means=answer.means,
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
@@ -93,10 +97,36 @@ class Observer:
         fleets: list[Fleet] = self.stores.values("TokenFleet")
         return next((fleet for fleet in fleets if fleet.name == "default"), None)
 
+    def policy(self) -> TokenFleetSpec:
+        """The fleet's policy. While nobody can read it the last good one holds: a typing error lifts no limit.
+
+        A process that never saw a good one takes what can be read, field by field.
+        """
+        fleet = self.fleet()
+        if fleet is None or fleet.error is None:
+            self._last_good = fleet.spec if fleet else None
+            return fleet.spec if fleet else TokenFleetSpec()
+        return fleet.spec if self._last_good is None else self._last_good
+
     def unreadable(self) -> list[Unreadable]:
         """Cluster-wide objects of ours that nobody can read."""
         values = [*self.stores.values("AcceleratorClass"), *self.stores.values("CapacityProfile")]
-        return [value for value in values if isinstance(value, Unreadable)]
+        return [*(value for value in values if isinstance(value, Unreadable)), *self._unreadable_fleet()]
+
+    def _unreadable_fleet(self) -> Iterable[Unreadable]:
+        fleet = self.fleet()
+        if fleet is not None and fleet.error is not None:
+            meanwhile = "the last policy that could be read holds"
+            if self._last_good is None:
+                meanwhile = "the fields that can be read hold, the others are at their defaults"
+            key, uid = ObjectKey("TokenFleet", "", fleet.name), str(fleet.body["metadata"].get("uid", ""))
+            yield Unreadable(key, uid, fleet.error, meanwhile)
+
+    def _fleet_problem(self) -> Problem | None:
+        for found in self._unreadable_fleet():
+            path, _, what = found.error.partition(": ")
+            return Problem(Reason.INVALID_SPEC, path, f"{what}: {found.meanwhile} until this is mended")
+        return None
 
     def _readable(self, kind: str, of: type[T]) -> tuple[T, ...]:
         return tuple(value for value in self.stores.values(kind) if isinstance(value, of))

@@ -227,8 +227,7 @@ class Operator:
             left = await apply_catalogue(self._kube, left, self.lease)
 
     def _asked(self) -> tuple[tuple[Service, ...], TokenFleetSpec]:
-        fleet = self._observer.fleet()
-        return self._observer.services(), fleet.spec if fleet else TokenFleetSpec()
+        return self._observer.services(), self._observer.policy()
 
     def _make_webhook(self) -> Webhook | None:
         chosen = self._settings.webhook

@@ -65,6 +65,7 @@ class Settings(_Model):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     plan_interval_seconds: float = Field(5.0, gt=0, le=600)
+    status_interval_seconds: float = Field(60.0, ge=1, le=600)
     cluster_domain: str = "cluster.local"
     watch_namespaces: tuple[str, ...] = ()
     prometheus: PrometheusSettings = PrometheusSettings()
@@ -100,6 +101,7 @@ class Settings(_Model):
             pod_monitors=self.pod_monitors,
             cluster_domain=self.cluster_domain,
             pod_patch=self.engine_pod_patch,
+            status_interval_seconds=self.status_interval_seconds,
         )
 
 

@@ -274,6 +274,7 @@ class Settings:
     pod_monitors: bool = False
     cluster_domain: str = "cluster.local"
     pod_patch: Json = field(default_factory=dict)
+    status_interval_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +292,7 @@ class Snapshot:
     settings: Settings
     fleet: TokenFleetSpec = field(default_factory=TokenFleetSpec)
     fleet_object: Json | None = None
+    fleet_problem: Problem | None = None
     fleet_utilization: float | Missing = Missing("NoData", "utilization was not read yet")
     fleet_means: Means = NO_MEANS
     stale_kinds: tuple[str, ...] = ()

@@ -130,7 +130,8 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
 
 
 def _rests(facts: Facts, service: Service, now: float) -> bool:
-    return rests(facts.snapshot.status_written_at.get(_key(service)), now, service.uid)
+    last = facts.snapshot.status_written_at.get(_key(service))
+    return rests(last, now, facts.snapshot.settings.status_interval_seconds, service.uid)
 
 
 def _figures(tales: Iterable[_Told]) -> dict[str, dict[Labels, float]]:
@@ -149,7 +150,7 @@ def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float
     if rests and urgent_of(report) == _shown(decided.facts, service):
         return _Told(written=(), events=events(service, service.status, mine), figures=figures, settled=settled)
     status = service_status(_in_full(decided, seen, report), now)
-    wanted = changed(service.status, status, None, now)
+    wanted = changed(service.status, status, None, now, decided.facts.snapshot.settings.status_interval_seconds)
     return _Told(
         written=() if wanted is None else (StatusWrite(key=_key(service), uid=service.uid, status=wanted),),
         events=events(service, status, mine),
@@ -168,7 +169,8 @@ def _key(service: Service) -> ObjectKey:
 
 
 def _write(facts: Facts, key: ObjectKey, uid: str, previous: Json, status: Json, now: float) -> tuple[StatusWrite, ...]:
-    wanted = changed(previous, status, facts.snapshot.status_written_at.get(key), now)
+    last, pause = facts.snapshot.status_written_at.get(key), facts.snapshot.settings.status_interval_seconds
+    wanted = changed(previous, status, last, now, pause)
     return (StatusWrite(key=key, uid=uid, status=wanted),) if wanted is not None else ()
 
 
@@ -493,6 +495,7 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
         accelerators_in_use=counts.held,
         accelerators_fragmented=counts.free_on_used_nodes,
         cost_per_hour=price,
+        problems=() if facts.snapshot.fleet_problem is None else (facts.snapshot.fleet_problem,),
         metrics=_fleet_metrics(decided.outlooks),
         utilization=_fleet_utilization(facts, served, counts),
         utilization_1h=facts.snapshot.fleet_means.hour,

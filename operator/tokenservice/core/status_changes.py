@@ -1,8 +1,8 @@
 """When a status is worth writing, and which changes people are told of.
 
 Conditions and counts go out at once. Measured figures move all the time, so they go out when one of them has changed
-by 5 % and the last write is 60 s ago: a write wakes every watcher, and a status that is written in each pass would
-wake the operator itself. Figures inside sentences are held to the same rule.
+by 5 % and the last write is a while ago (60 s by default): a write wakes every watcher, and a status that is written
+in each pass would wake the operator itself. Figures inside sentences are held to the same rule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from tokenservice.core.conditions import FALSE, TRUE, by_type
 from tokenservice.core.model import Action, Apply, Event, Json, ObjectKey, Reason, Service
 from tokenservice.core.status import ServiceReport, at_once, verdicts
 
-WRITE_SECONDS = 60.0
 NOTABLE_CHANGE = 0.05
 
 _AT_ONCE = (
@@ -52,19 +51,21 @@ _TOLD = frozenset(
 """Reasons of actions that users are told of; where each pod was placed is in the pod itself."""
 
 
-def rests(last_written_at: float | None, now: float, uid: str = "") -> bool:
-    """Whether figures wait: for 60 s after the last write, and for up to half as long again, each object for its own
-    time, so that statuses that were written together are not written together for ever."""
+def rests(last_written_at: float | None, now: float, pause_seconds: float, uid: str = "") -> bool:
+    """Whether figures wait: for the pause after the last write, and for up to half as long again, each object for its
+    own time, so that statuses that were written together are not written together for ever."""
     if last_written_at is None:
         return False
-    return now - last_written_at < WRITE_SECONDS * (1 + crc32(uid.encode()) % 1000 / 2000 if uid else 1.0)
+    return now - last_written_at < pause_seconds * (1 + crc32(uid.encode()) % 1000 / 2000 if uid else 1.0)
 
 
-def changed(previous: Json, desired: Json, last_written_at: float | None, now: float) -> Json | None:
+def changed(
+    previous: Json, desired: Json, last_written_at: float | None, now: float, pause_seconds: float
+) -> Json | None:
     """The status to write, or None when what stands there is good enough."""
     if urgent(previous) != urgent(desired):
         return desired
-    if rests(last_written_at, now):
+    if rests(last_written_at, now, pause_seconds):
         return None
     same = [previous.get(name) for name in _EXACT] == [desired.get(name) for name in _EXACT]
     return None if same and _similar(previous, desired) else desired

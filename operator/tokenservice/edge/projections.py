@@ -46,7 +46,7 @@ _TEMPLATE_HASH_LABEL = "pod-template-hash"
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The TokenFleet; `spec` falls back to the defaults when it cannot be parsed, and `error` says why."""
+    """The TokenFleet; where it cannot be parsed, `spec` is what can be read of it, and `error` says what cannot."""
 
     name: str
     spec: TokenFleetSpec
@@ -56,11 +56,12 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A cluster-wide object of ours that cannot be parsed. It is left out, and harms nothing else."""
+    """A cluster-wide object of ours that cannot be parsed. It harms nothing else; `meanwhile` says what holds."""
 
     key: ObjectKey
     uid: str
     error: str
+    meanwhile: str = "it is left out"
 
 
 def service(obj: Json) -> Service:
@@ -106,8 +107,18 @@ def profile(obj: Json) -> Profile | Unreadable:
 
 def fleet(obj: Json) -> Fleet:
     """A TokenFleet."""
-    spec, error = _parsed(TokenFleetSpec, obj.get("spec") or {})
-    return Fleet(obj["metadata"]["name"], spec if spec is not None else TokenFleetSpec(), _without_managers(obj), error)
+    given = obj.get("spec") or {}
+    spec, error = _parsed(TokenFleetSpec, given)
+    return Fleet(obj["metadata"]["name"], _legible(given) if spec is None else spec, _without_managers(obj), error)
+
+
+def _legible(given: object) -> TokenFleetSpec:
+    """The fields that can be read each by itself, the others at their defaults."""
+    if not isinstance(given, dict):
+        return TokenFleetSpec()
+    single = {name: value for name, value in given.items() if _parsed(TokenFleetSpec, {name: value})[0] is not None}
+    spec, _ = _parsed(TokenFleetSpec, single)
+    return TokenFleetSpec() if spec is None else spec
 
 
 _Spec = TypeVar("_Spec", bound=ApiModel)

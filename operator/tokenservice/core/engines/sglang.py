@@ -21,7 +21,7 @@ from tokenservice.core.engines.base import (
     tpot_bounds,
     ttft_bounds,
 )
-from tokenservice.core.engines.sources import adapter_sources, draft_source, model_source, sources
+from tokenservice.core.engines.sources import adapter_sources, draft_source, loading, model_source, sources
 from tokenservice.core.engines.vllm import MAX_LORAS_IN_BATCH, QUANTIZATION
 from tokenservice.core.model import Problem, Reason, ServiceKey, Variant
 from tokenservice.core.names import ENGINE_PORT
@@ -95,10 +95,7 @@ def _model(spec: TokenServiceSpec, service: ServiceKey) -> Iterator[str]:
     yield from ("--served-model-name", served_name(spec, service))
     yield from ("--host", "0.0.0.0")  # noqa: S104 - the kubelet and clients come from outside the pod
     yield from ("--port", str(ENGINE_PORT))
-    if source.revision is not None and source.fetched is None:
-        yield from ("--revision", source.revision)
-    if source.load_format is not None:
-        yield from ("--load-format", source.load_format)
+    yield from loading(source)
 
 
 def _shape(spec: TokenServiceSpec, variant: Variant) -> Iterator[str]:

@@ -71,6 +71,14 @@ def model_source(model: ModelSource) -> Source:
     return found if asked is None else replace(found, safetensors_only=not asked.allow_pickle)
 
 
+def loading(source: Source) -> Iterator[str]:
+    """What both engines are told alike of where a model comes from."""
+    if source.revision is not None and source.fetched is None:
+        yield from ("--revision", source.revision)
+    if source.load_format is not None:
+        yield from ("--load-format", source.load_format)
+
+
 def adapter_sources(model: ModelSource) -> tuple[Source, ...]:
     """Its adapters, in the order of the spec."""
     return tuple(
