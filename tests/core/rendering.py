@@ -82,7 +82,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "a private repository, signed with a key": {
         "model": {
             "uri": "hf://meta-llama/Llama-3.3-70B-Instruct",
-            "revision": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",
+            "revision": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",  # pragma: allowlist secret
             "credentials": {"name": "hub"},
             "verification": {"publicKey": {"name": "signers"}},
             "adapters": [{"name": "chat", "uri": f"oci://example.org/chat-lora@{DIGEST}"}],
