@@ -107,7 +107,7 @@ class KeyKind(StrEnum):
     """Where a public key stands."""
 
     CONFIG_MAP = "ConfigMap"
-    SECRET = "Secret"  # noqa: S105 - a kind, no password; pragma: allowlist secret
+    SECRET = "Secret"  # noqa: S105  # pragma: allowlist secret
 
 
 class Rollback(StrEnum):
