@@ -113,7 +113,8 @@ def _case(
 ) -> _Case:
     """A guarantee that needs more than maxReplicas outranks it: what is owed is owed."""
     guaranteed = guaranteed_replicas(spec, capacity, workload)
-    floor = max(spec.scaling.min_replicas, spec.scaling.standby_replicas, guaranteed)
+    standby = min(spec.scaling.standby_replicas, spec.scaling.max_replicas)  # of before the two were held together
+    floor = max(spec.scaling.min_replicas, standby, guaranteed)
     volume = spec.objectives.volume
     most = volume.max_tokens_per_second if volume is not None else None
     return _Case(
