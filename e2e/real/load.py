@@ -100,14 +100,23 @@ class Load:
         self.phases[-1].seconds = time.monotonic() - self._began
         if self._sending is not None:
             self._sending.result(timeout=REQUEST_SECONDS + 60)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._end()
 
     def abandon(self) -> None:
         """Sends nothing more and waits for nothing; the books are worth nothing then."""
-        self._stopping = True
+        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result(timeout=10)
+        self._end()
+
+    async def _cancel(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _send(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -9,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from e2e.real.load import Phase, Question, ask
+from e2e.real.load import Load, Phase, Question, ask
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -99,6 +101,24 @@ async def test_no_server_is_failed() -> None:
     async with aiohttp.ClientSession() as session:
         await ask(session, Question(url="http://127.0.0.1:1", model="tiny"), 1, phase)
     assert books(phase) == {"answered": 0, "failed": 1, "cut": 0}
+
+
+async def test_a_load_that_is_abandoned_waits_for_no_answer() -> None:
+    reached, over = asyncio.Event(), asyncio.Event()
+
+    async def never(_request: web.Request) -> web.StreamResponse:
+        reached.set()
+        await over.wait()
+        return web.Response()
+
+    async with serving(never) as url:
+        load = Load(Question(url=url, model="tiny"))
+        load.start("steady", 50.0)
+        await reached.wait()
+        began = time.monotonic()
+        await asyncio.to_thread(load.abandon)
+        over.set()
+    assert time.monotonic() - began < 30
 
 
 def test_prompts_differ_from_their_first_block_on() -> None:
