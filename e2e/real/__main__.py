@@ -5,6 +5,7 @@ Exit codes: 0 nothing was lost; 1 a request was, or something did not come about
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import sys
@@ -16,10 +17,14 @@ from e2e.real import bed, machine
 from e2e.real.machine import CANNOT, CannotError
 from e2e.real.scenario import Scenario
 
-OUT = Path(__file__).resolve().parents[1] / "out/real.json"
+OUT = Path(__file__).resolve().parents[1] / "out"
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m e2e.real", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--short", action="store_true", help="only what needs no load: start, optimizations, contract")
+    asked = parser.parse_args()
+    out = OUT / ("real-short.json" if asked.short else "real.json")
     signal.signal(signal.SIGTERM, _end)
     began = time.monotonic()
 
@@ -29,14 +34,14 @@ def main() -> int:
     try:
         machine.check(say)
         with bed.start(say) as parts:
-            report = Scenario(parts, say).run()
+            report = Scenario(parts, say).run(short=asked.short)
     except CannotError as error:
         print(error, file=sys.stderr)
         return CANNOT
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(report.document(), indent=2) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report.document(), indent=2) + "\n")
     print(report.text())
-    print(f"{OUT.relative_to(OUT.parents[2])} written; {time.monotonic() - began:.0f} s in all")
+    print(f"{out.relative_to(OUT.parents[1])} written; {time.monotonic() - began:.0f} s in all")
     return 0 if report.is_clean else 1
 
 
