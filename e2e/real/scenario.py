@@ -57,8 +57,9 @@ class Scenario:
         if not short:
             self._changes_under_load(url)
         self._measure_operator()
-        self._report.optimizations = self._optimize()
-        self._report.contract = self._held_to_contract()
+        pod = self._optimized()
+        self._report.optimizations = optimizations.seen(f"http://{pod['status']['podIP']}:8000")
+        self._report.contract = self._held_to_contract(pod)
         return self._report
 
     def _changes_under_load(self, url: str) -> None:
@@ -157,16 +158,15 @@ class Scenario:
         self._kubectl("delete", "pod", *at, "-l", selector, "--wait")
         self._kubectl("rollout", "status", f"deployment/{RELEASE}", *at, "--timeout=300s")
 
-    def _optimize(self) -> Json:
-        """Every optimization that shows on a CPU at once, each seen by what the engine counts or answers."""
+    def _optimized(self) -> Json:
+        """The pod of a replica with every optimization that shows on a CPU."""
         self._say("the optimizations: n-gram speculation, an adapter, prefix caching")
         self._bed.cluster.apply(service.token_service(**service.OPTIMIZED))
         self._until(lambda: self._alone_with(service.ADAPTER), "one replica with them")
-        return optimizations.seen(f"http://{self._pod()['status']['podIP']}:8000")
+        return self._pod()
 
-    def _held_to_contract(self) -> list[Json]:
+    def _held_to_contract(self, pod: Json) -> list[Json]:
         """`tokenservice engine check` against the replica, a graceful stop last of all, from its own node."""
-        pod = self._pod()
         node = next(node for node in self._bed.nodes if node.name == pod["spec"]["nodeName"])
         self._say("the engine contract")
         return node.check_engine(pod)
