@@ -1,4 +1,7 @@
-"""`python -m e2e.real.page`: puts the last run's figures where README and docs/real.md show them."""
+"""`python -m e2e.real.page`: puts the last run's figures where README and docs/real.md show them.
+
+What the last run under load did not come to, or was made before, is told of the last short run.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,15 @@ Json = dict[str, Any]
 
 
 def main() -> None:
-    """Rewrites the blocks from `e2e/out/real.json`."""
-    run = json.loads((ROOT / "e2e/out/real.json").read_text())
+    """Rewrites the blocks from `e2e/out/real.json` and `real-short.json`."""
+    run = _read("real-short") | _read("real")
     write_block(ROOT / "README.md", "real", summary(run))
     write_block(ROOT / "docs/real.md", "real", block(run))
+
+
+def _read(name: str) -> Json:
+    file = ROOT / f"e2e/out/{name}.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def summary(run: Json) -> str:
@@ -33,7 +41,7 @@ def summary(run: Json) -> str:
 
 def block(run: Json) -> str:
     """Tables for docs/real.md."""
-    operator, cold = run["operator"], run["coldStartSeconds"]
+    operator, cold, refused = run["operator"], run["coldStartSeconds"], run.get("refusedChange")
     lines = [
         f"{_engine(run)}. Operator: image {operator['imageBytes'] / 1e6:.1f} MB compressed, at most"
         f" {operator['peakResidentBytes'] / 2**20:.0f} MiB resident. From apply to first token {cold['all']:.1f} s: "
@@ -44,8 +52,7 @@ def block(run: Json) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---|",
         *(_row(name, phase) for name, phase in run["phases"].items()),
         "",
-        f"The change that the engine refuses, as `Stalled` told it: *{run['refusedChange']}*",
-        "",
+        *([f"The change that the engine refuses, as `Stalled` told it: *{refused}*", ""] if refused else []),
         "Optimizations, all in one replica: " + ", ".join(_seen(*one) for one in run["optimizations"].items()) + ".",
         "",
         "The engine contract: " + ", ".join(f"{name} {_KEPT[kept]}" for name, kept in run["contract"].items()) + ".",
