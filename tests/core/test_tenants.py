@@ -21,7 +21,7 @@ from tokenservice.core.checks import problems
 from tokenservice.core.facts import Facts
 from tokenservice.core.manifests import children
 from tokenservice.core.model import Json, Service, Settings, Variant
-from tokenservice.core.names import PRIORITY_CLASSES
+from tokenservice.core.names import MODEL_VOLUME, PRIORITY_CLASSES, VERIFIER_CONTAINER
 
 # --- the first wall: there is no such field
 
@@ -163,19 +163,7 @@ def confined(manifests: list[Json]) -> None:
     _confined_pod(kinds["Deployment"]["spec"]["template"]["spec"])
 
 
-def _confined_pod(pod: Json) -> None:
-    assert not {"hostNetwork", "hostPID", "hostIPC", "nodeName", "initContainers", "runtimeClassName"} & pod.keys()
-    assert (pod["automountServiceAccountToken"], pod["serviceAccountName"]) == (False, "chat-engine")
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod["priorityClassName"] in PRIORITY_CLASSES.values()
-    tolerated = {toleration["key"] for toleration in pod["tolerations"]}
-    assert tolerated == {"nvidia.com/gpu", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
-    for volume in pod["volumes"]:
-        assert volume.keys() - {"name"} <= {"emptyDir", "image", "persistentVolumeClaim", "secret"}
-        assert volume.get("persistentVolumeClaim", {"readOnly": True})["readOnly"] is True
-        assert "/" not in volume.get("persistentVolumeClaim", {}).get("claimName", "")
-    (container,) = pod["containers"]
+def _confined_container(container: Json, *writable: str) -> None:
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -183,7 +171,29 @@ def _confined_pod(pod: Json) -> None:
     }
     for mount in container["volumeMounts"]:
         assert ".." not in mount["mountPath"]
-        assert mount.get("readOnly") or mount["name"] in ("cache", "shm", "tmp")
+        assert mount.get("readOnly") or mount["name"] in writable
+
+
+def _confined_pod(pod: Json) -> None:
+    assert not {"hostNetwork", "hostPID", "hostIPC", "nodeName", "runtimeClassName"} & pod.keys()
+    assert (pod["automountServiceAccountToken"], pod["serviceAccountName"]) == (False, "chat-engine")
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["priorityClassName"] in PRIORITY_CLASSES.values()
+    tolerated = {toleration["key"] for toleration in pod["tolerations"]}
+    assert tolerated == {"nvidia.com/gpu", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
+    for volume in pod["volumes"]:
+        public = {"configMap"} if volume["name"] == "signer" else set[str]()
+        assert volume.keys() - {"name"} <= {"emptyDir", "image", "persistentVolumeClaim", "secret"} | public
+        assert volume.get("persistentVolumeClaim", {"readOnly": True})["readOnly"] is True
+        assert "/" not in volume.get("persistentVolumeClaim", {}).get("claimName", "")
+    for verifier in pod.get("initContainers", ()):
+        assert (verifier["name"], verifier["image"]) == (VERIFIER_CONTAINER, IMAGES.verifier)
+        assert "command" not in verifier
+        _confined_container(verifier, "tmp", MODEL_VOLUME)
+    (container,) = pod["containers"]
+    _confined_container(container, "cache", "shm", "tmp")
+    assert "signer" not in {mount["name"] for mount in container["volumeMounts"]}
     assert not any(word.startswith(("--api-key", "--trust-remote-code", "--hf-token")) for word in container["args"])
     plain = json.dumps([container["command"], container["args"], [it.get("value", "") for it in container["env"]]])
     assert "$(" not in plain.replace("$$(", ""), "users' words do not read the environment"
