@@ -1,8 +1,13 @@
-"""What the run asks the operator for: a class for the stand-in accelerator, what one delivers, model and service."""
+"""What the run asks the operator for: a class for the stand-in accelerator, what one delivers, model and service.
+
+`python -m e2e.real.service` prints the service as it is applied.
+"""
 
 from __future__ import annotations
 
 from typing import Any
+
+import yaml
 
 from e2e.real.bed import ACCELERATOR, ACCELERATORS_PER_NODE, MODEL_FOLDER, RESOURCE
 
@@ -129,3 +134,7 @@ def token_service(max_model_len: int = 2048, model: Json | None = None, engine: 
 
 def _object(kind: str, name: str, spec: Json, **metadata: str) -> Json:
     return {"apiVersion": "taas.dev/v1alpha1", "kind": kind, "metadata": {"name": name} | metadata, "spec": spec}
+
+
+if __name__ == "__main__":
+    print(yaml.safe_dump(token_service(), sort_keys=False), end="")
