@@ -40,16 +40,19 @@ _MODEL_NAME = matches(
 _REVISION = matches(
     r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", "not a revision: write a branch, a tag or a commit, for example main"
 )
-_SECRET = matches(
-    r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
-    "not the name of a Secret: use lower-case letters, digits, - and . between them",
-)
-_SECRET_KEY = matches(r"^[A-Za-z0-9._-]+$", "not a key of a Secret: use letters, digits and . _ -")
-_OBJECT_NAME = matches(
-    r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
-    "not the name of a ConfigMap or Secret: use lower-case letters, digits, - and . between them",
-)
-_OBJECT_KEY = matches(r"^[A-Za-z0-9._-]+$", "not a key of a ConfigMap or Secret: use letters, digits and . _ -")
+
+
+def _name_of(kind: str) -> Rule:
+    return matches(
+        r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        f"not the name of a {kind}: use lower-case letters, digits, - and . between them",
+    )
+
+
+def _key_of(kind: str) -> Rule:
+    return matches(r"^[A-Za-z0-9._-]+$", f"not a key of a {kind}: use letters, digits and . _ -")
+
+
 _SIGNATURE = matches(
     r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*(/\.?[A-Za-z0-9_-][A-Za-z0-9._-]*)*$",
     "not a path inside the model's folder: write a name such as model.sig",
@@ -126,16 +129,20 @@ class Mode(StrEnum):
 class SecretReference(ApiModel):
     """A key of a Secret in the same namespace; mounted into the engine, never read by the operator."""
 
-    name: str = field(REQUIRED, "Name of the Secret", min_length=1, max_length=253, rules=(_SECRET,))
-    key: str = field("token", "Key in the Secret", min_length=1, max_length=253, rules=(_SECRET_KEY,))
+    name: str = field(REQUIRED, "Name of the Secret", min_length=1, max_length=253, rules=(_name_of("Secret"),))
+    key: str = field("token", "Key in the Secret", min_length=1, max_length=253, rules=(_key_of("Secret"),))
 
 
 class PublicKeyReference(ApiModel):
     """A public key in the same namespace, in PEM; mounted into the verifier, never read by the operator."""
 
     kind: KeyKind = field(KeyKind.CONFIG_MAP, "What holds the key: ConfigMap or Secret")
-    name: str = field(REQUIRED, "Name of the object", min_length=1, max_length=253, rules=(_OBJECT_NAME,))
-    key: str = field("model.pub", "Key in the object", min_length=1, max_length=253, rules=(_OBJECT_KEY,))
+    name: str = field(
+        REQUIRED, "Name of the object", min_length=1, max_length=253, rules=(_name_of("ConfigMap or Secret"),)
+    )
+    key: str = field(
+        "model.pub", "Key in the object", min_length=1, max_length=253, rules=(_key_of("ConfigMap or Secret"),)
+    )
 
 
 class Verification(ApiModel):

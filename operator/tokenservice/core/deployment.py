@@ -147,6 +147,19 @@ def _metadata(service: ServiceKey, spec: TokenServiceSpec, variant: Variant) -> 
     return metadata
 
 
+def confined() -> Json:
+    """What every container in a pod of ours is held to, whatever it runs."""
+    return {
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        # The end of the log stands in the pod's status then: the operator tells it without a right to read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
 def _container(
     service: ServiceKey, spec: TokenServiceSpec, variant: Variant, image: str, found: tuple[Source, ...]
 ) -> Json:
@@ -160,13 +173,7 @@ def _container(
         "ports": [{"name": "http", "containerPort": run.port, "protocol": "TCP"}],
         "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
         "resources": _resources(spec, variant, found),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        # The end of the log stands in the pod's status then: the operator tells it without a right to read logs.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **confined(),
         "volumeMounts": [
             {"name": "cache", "mountPath": CACHE_PATH},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108

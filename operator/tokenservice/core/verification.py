@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tokenservice.api.token_service import KeyKind, ModelSource, PublicKeyReference, TokenServiceSpec, Verification
+from tokenservice.core.deployment import confined
 from tokenservice.core.engines import Source, model_source, pinned_digest
 from tokenservice.core.engines.base import literal
 from tokenservice.core.model import Json
@@ -55,13 +56,7 @@ def _container(spec: TokenServiceSpec, asked: Verification, image: str, pod: Jso
         "args": list(_arguments(spec.model, asked, source)),
         "env": [{"name": "HOME", "value": "/tmp"}, *source.fetch_env],  # noqa: S108
         "resources": _resources(pod),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        # Its last words stand in the pod's status then, and from there in the conditions.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **confined(),
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
             *(_writable(mount) if source.fetched is not None else mount for mount in source.mounts),
