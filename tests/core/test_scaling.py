@@ -118,6 +118,11 @@ def test_a_cut_by_max_replicas_is_told() -> None:
     assert "8 replicas: above maxReplicas 4" in scaled(asks(50.0), 1, **with_scaling(maxReplicas=4)).rejected
 
 
+def test_standby_replicas_of_before_stay_below_the_most() -> None:
+    """Such a spec is refused today; one that was stored before is not let beyond what it says itself."""
+    assert scaled(asks(0.0), 1, **with_scaling(standbyReplicas=9, maxReplicas=4)).replicas == 4
+
+
 # --- Invariants ----------------------------------------------------------------------------------------------------
 
 rates = st.floats(0.0, 2000.0)
