@@ -31,6 +31,8 @@ lock: ## Pin the dependencies anew
 	  --no-emit-index-url --custom-compile-command "make lock" -o requirements/dev.txt
 	uv pip compile -q pyproject.toml --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" -c requirements/dev.txt -o requirements/operator.txt
+	echo hatchling | uv pip compile -q - -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --custom-compile-command "make lock" -o requirements/build.txt
 	uv pip compile -q --upgrade images/model-verifier/requirements.in --universal --no-strip-extras --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o images/model-verifier/requirements.txt
 	for name in requirements uv; do uv pip compile -q --upgrade images/vllm-cpu/$$name.in \
