@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,7 @@ from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WINDOWS = Windows(rate=6, peak=20, staleness=5)
-NAMES = ("chat", "code", "mixed", "idle", "queue", "parallel")
+NAMES = ("chat", "code", "mixed", "idle", "queue", "parallel", "older", "rolling")
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
 VLLM = """
@@ -64,6 +65,18 @@ sglang:generation_tokens_histogram_sum{{{labels}}} {output}
 sglang:generation_tokens_histogram_count{{{labels}}} {requests}
 """
 )
+GAPS = """
+sglang:inter_token_latency_seconds_sum{{{labels}}} {output}
+sglang:inter_token_latency_seconds_count{{{labels}}} {output}
+sglang:inter_token_latency_seconds_bucket{{{labels},le="0.06"}} {output}
+sglang:inter_token_latency_seconds_bucket{{{labels},le="+Inf"}} {output}
+"""
+PER_REQUEST = """
+sglang:request_time_per_output_token_seconds_sum{{{labels}}} {half}
+sglang:request_time_per_output_token_seconds_count{{{labels}}} {requests}
+sglang:request_time_per_output_token_seconds_bucket{{{labels},le="0.08"}} {requests}
+sglang:request_time_per_output_token_seconds_bucket{{{labels},le="+Inf"}} {requests}
+"""
 
 
 @dataclass
@@ -146,6 +159,9 @@ ENGINES = {
     "idle-1": Engine("idle", 0, SGLANG_GAUGES),
     "queue-1": Engine("queue", 10, queue_growth=3),
     "parallel-1": Engine("parallel", 12, ranks=4),
+    "older-1": Engine("older", 5, SGLANG + GAPS),
+    "rolling-1": Engine("rolling", 5, SGLANG + GAPS),
+    "rolling-2": Engine("rolling", 5, SGLANG + GAPS + PER_REQUEST),
 }
 
 
@@ -224,6 +240,19 @@ async def test_what_engines_count_is_what_is_read(scraped: tuple[Farm, Prometheu
     assert [count for _, count in chat.ttft_buckets] == pytest.approx([20, 40], rel=0.05)
     assert [bound for bound, _ in known(answer, "mixed").ttft_buckets] == [0.1, 0.2, float("inf")]
     assert isinstance(known(answer, "idle").mean_output_tokens, Missing)
+
+
+async def test_an_engine_without_time_per_token_of_requests_is_judged_by_the_gaps_between_tokens(
+    scraped: tuple[Farm, Prometheus],
+) -> None:
+    """As SGLang 0.5.18; where one replica of a service tells the one and another both, the two are not mixed."""
+    _, prometheus = scraped
+    answer = await settled(prometheus)
+    older, rolling = known(answer, "older"), known(answer, "rolling")
+    assert older.tpot_buckets == ((0.06, pytest.approx(100, rel=0.05)), (math.inf, pytest.approx(100, rel=0.05)))
+    assert older.mean_tpot_seconds == pytest.approx(1.0)
+    assert rolling.tpot_buckets == ((0.08, pytest.approx(5, rel=0.05)), (math.inf, pytest.approx(5, rel=0.05)))
+    assert rolling.mean_tpot_seconds == pytest.approx(0.5)
 
 
 async def test_the_peak_outlives_the_load(scraped: tuple[Farm, Prometheus]) -> None:

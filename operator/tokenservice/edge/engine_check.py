@@ -101,7 +101,12 @@ class Subject:
 
     def named(self, figure: promql.Dialects) -> str:
         """`vllm:num_requests_running`."""
-        return f"{self.dialect}:{figure.vllm if self.dialect == 'vllm' else figure.sglang}"
+        return self.names(figure)[0]
+
+    def names(self, figure: promql.Dialects) -> tuple[str, ...]:
+        """All that it may be called, the name of today first."""
+        names = (figure.vllm,) if self.dialect == "vllm" else filter(None, (figure.sglang, figure.before))
+        return tuple(f"{self.dialect}:{name}" for name in names)
 
 
 Check = Callable[[Subject], Awaitable[str]]
@@ -203,10 +208,12 @@ async def metric_names(subject: Subject) -> str:
     wrong = []
     for kind, figures in _TYPES:
         for figure in figures:
-            name = subject.named(figure)
-            seen = types.get(name) or types.get(name.removesuffix("_total"))
+            names = subject.names(figure)
+            seen = next(
+                filter(None, (types.get(name) or types.get(name.removesuffix("_total")) for name in names)), None
+            )
             fine = seen == kind or (seen is None and figure in _LATE)
-            wrong += [] if fine else [f"{name} is {seen or 'absent'}, not a {kind}"]
+            wrong += [] if fine else [f"{names[0]} is {seen or 'absent'}, not a {kind}"]
     if wrong:
         fix = "metering would be blind to these: use a version of the engine that has them (docs/engines.md, Metrics)"
         raise Broken("; ".join(dict.fromkeys(wrong)), fix)

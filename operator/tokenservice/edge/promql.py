@@ -25,10 +25,14 @@ _MEANS = {"1h": 60, "24h": 300}
 
 @dataclass(frozen=True, slots=True)
 class Dialects:
-    """One thing under the names of both engines; `suffix` is `_sum`, `_bucket`, ... of a histogram."""
+    """One thing under the names of both engines; `suffix` is `_sum`, `_bucket`, ... of a histogram.
+
+    `before` is what older engines of SGLang have in its place: asked of services that have no series of the first name.
+    """
 
     vllm: str
     sglang: str
+    before: str = ""
 
     def selector(self, suffix: str = "") -> str:
         return f'{{__name__=~"vllm:{self.vllm}{suffix}|sglang:{self.sglang}{suffix}",namespace!=""}}'
@@ -44,7 +48,11 @@ LOOKED_UP_TOKENS = Dialects("prefix_cache_queries_total", "prompt_tokens_total")
 PROMPT_LENGTH = Dialects("request_prompt_tokens", "prompt_tokens_histogram")
 OUTPUT_LENGTH = Dialects("request_generation_tokens", "generation_tokens_histogram")
 TTFT = Dialects("time_to_first_token_seconds", "time_to_first_token_seconds")
-TPOT = Dialects("request_time_per_output_token_seconds", "request_time_per_output_token_seconds")
+TPOT = Dialects(
+    "request_time_per_output_token_seconds",
+    "request_time_per_output_token_seconds",  # since 0.5.22
+    before="inter_token_latency_seconds",  # of gaps, not of requests: the same mean, a longer tail
+)
 
 
 def figures(windows: Windows) -> dict[str, str]:
@@ -56,9 +64,9 @@ def figures(windows: Windows) -> dict[str, str]:
         "peak_requests_per_second": f"max_over_time(({arrivals})[{max(windows.peak, 1)}s:{windows.peak_step}s])",
         "output_tokens_per_second": f"{_rate(OUTPUT_TOKENS, rate)} or {_silent(rate)}",
         "input_tokens_per_second": f"{_rate(PROMPT_TOKENS, rate)} or {_silent(rate)}",
-        "mean_input_tokens": f"{_rate(PROMPT_LENGTH, mean, '_sum')} / {_rate(PROMPT_LENGTH, mean, '_count')}",
-        "mean_output_tokens": f"{_rate(OUTPUT_LENGTH, mean, '_sum')} / {_rate(OUTPUT_LENGTH, mean, '_count')}",
-        "mean_tpot_seconds": f"{_rate(TPOT, rate, '_sum')} / {_rate(TPOT, rate, '_count')}",
+        "mean_input_tokens": _mean_of(PROMPT_LENGTH, mean),
+        "mean_output_tokens": _mean_of(OUTPUT_LENGTH, mean),
+        "mean_tpot_seconds": _mean_of(TPOT, rate),
         "prefix_hit_rate": f"{_rate(CACHED_TOKENS, mean)} / {_rate(LOOKED_UP_TOKENS, mean)}",
         "running": f"sum by ({BY}) ({RUNNING.selector()})",
         "waiting": f"sum by ({BY}) ({WAITING.selector()})",
@@ -74,11 +82,18 @@ def buckets(histogram: Dialects, windows: Windows) -> str:
 
     Summing comes before labelling, so that few series are labelled.
     """
-    return " or ".join(
-        f'label_replace(sum by ({BY}, le) (rate({{__name__="{dialect}:{name}_bucket",namespace!=""}}'
-        f'[{windows.rate}s])), "dialect", "{dialect}", "", "")'
+    now = [
+        _buckets_of(dialect, name, windows)
         for dialect, name in (("vllm", histogram.vllm), ("sglang", histogram.sglang))
-    )
+    ]
+    if histogram.before:  # bound by bound the two could be mixed: all of one service's, or none
+        now.append(f"({_buckets_of('sglang', histogram.before, windows)} unless on ({BY}) {now[-1]})")
+    return " or ".join(now)
+
+
+def _buckets_of(dialect: str, name: str, windows: Windows) -> str:
+    summed = f'sum by ({BY}, le) (rate({{__name__="{dialect}:{name}_bucket",namespace!=""}}[{windows.rate}s]))'
+    return f'label_replace({summed}, "dialect", "{dialect}", "", "")'
 
 
 def means(utilization: str | None) -> str:
@@ -101,6 +116,13 @@ def _arrivals(rate: str, seconds: int) -> str:
 
 def _rate(counter: Dialects, window: str, suffix: str = "") -> str:
     return f"sum by ({BY}) (rate({counter.selector(suffix)}{window}))"
+
+
+def _mean_of(histogram: Dialects, window: str) -> str:
+    now = f"{_rate(histogram, window, '_sum')} / {_rate(histogram, window, '_count')}"
+    if not histogram.before:
+        return now
+    return f"{now} or {_mean_of(Dialects(histogram.vllm, histogram.before), window)}"
 
 
 def _silent(rate: str) -> str:
