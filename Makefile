@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup lock generate lint secrets audit sbom unit e2e test bench demo bench-policies mutants tools hpa agreement faults e2e-real clean
+.PHONY: help setup lock generate lint secrets audit sbom unit e2e test bench demo bench-policies mutants tools hpa agreement faults soak e2e-real clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ faults: tools ## Every fault pattern, within an hour; writes docs/faults.md and 
 test: tools ## All tests
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory e2e
+
+soak: tools ## An hour of traffic and a fault every minute: what grows, what is lost (MINUTES=10 for less)
+	$(BIN)/python -m e2e.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 e2e-real: tools ## Real vLLM on two real nodes: Linux, root, 30 GB of disk; exit code 77 where that is not
 	$(BIN)/python -m e2e.real

@@ -70,7 +70,7 @@ def test_the_operators_own_metrics_are_all_listed() -> None:
     exported = {f"tokenservice_{name}" for name in DESCRIPTIONS} | families
     full = {name for name in listed if name.startswith("tokenservice_")}
     full |= {f"{prefixes[0]}{name}" for name in listed if name.startswith("_")}
-    watched = {"tokenservice_lease_held", "tokenservice_planning_healthy", "tokenservice_store_age_seconds"}
+    watched = {f"tokenservice_{name}" for name in ("lease_held", "planning_healthy", "store_age_seconds", "tasks")}
     assert {name.removesuffix("_total") for name in full} == exported | watched
 
 

@@ -95,7 +95,9 @@ async def _main(options: Options, decide: Decide) -> None:
     client = await connect(options.kubeconfig, options.context)
     kube = Kube(client, observer=metrics.observe_request)
     operator = Operator(kube, settings, metrics, decide)
-    hooks = operator.hooks(asyncio.get_running_loop(), client.configuration)
+    loop = asyncio.get_running_loop()
+    metrics.watch("tasks", "Tasks of the event loop.", lambda: float(len(asyncio.all_tasks(loop))))
+    hooks = operator.hooks(loop, client.configuration)
     try:
         async with AsyncExitStack() as stack:
             stack.callback(metrics.serve(settings.metrics.port, settings.listen_address))
