@@ -35,11 +35,11 @@ class Operator:
     metrics_port: int = field(default_factory=free_port)
     health_port: int = field(default_factory=free_port)
 
-    def install(self) -> str:
+    def install(self, chart: Path = CHART) -> str:
         """Installs the chart, or upgrades it to the values of now."""
         values = self.cluster.folder / "values.yaml"
         values.write_text(yaml.safe_dump(self._values()))
-        arguments = ("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace")
+        arguments = ("upgrade", "--install", RELEASE, str(chart), "--namespace", NAMESPACE, "--create-namespace")
         return self.cluster.helm(*arguments, f"--values={values}", "--wait")
 
     def uninstall(self) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from e2e.testbed.operator import NAMESPACE, RELEASE
+from e2e.testbed.cluster import TestbedError
+from e2e.testbed.operator import CHART, NAMESPACE, RELEASE
 from e2e.tests.support.api import eventually
 from e2e.tests.support.bed import OPERATOR, audit, leads, mended
 from e2e.tests.support.site import Site
@@ -83,6 +87,47 @@ def test_an_upgrade_restarts_the_operator_and_no_engine(site: Site) -> None:
     assert traffic.lost == {}
     assert uids(site) == before
     eventually(lambda: gated_on_creation(site), "its webhook is trusted again", 60, pause=2.0)
+
+
+def test_kinds_that_grow_change_nothing_and_an_older_chart_is_refused(site: Site, tmp_path: Path) -> None:
+    """The next version has a field more; this operator, which does not know it, plays the one that was not upgraded."""
+    site.node()
+    site.serving(scaling={"minReplicas": 2})
+    before, spec, operator = uids(site), site.service()["spec"], site.bed.operator
+    values = operator.values
+    try:
+        with site.traffic(rate=2.0) as traffic:
+            operator.install(grown(tmp_path / "chart"))
+            mended(site.bed)
+            assert (site.service()["spec"], site.service()["metadata"]["generation"]) == (spec, 1)
+            site.kubectl("patch", "tokenservice", "chat", "--type=merge", '--patch={"spec":{"novel":"yes"}}')
+            assert "spec.novel" in site.wait_true("Stalled")["message"]
+            with pytest.raises(TestbedError, match="older schema"):
+                operator.install()
+            assert site.service()["spec"]["novel"] == "yes"
+            operator.values = values | {"crds": {"allowDowngrade": True}}
+            operator.install()
+            site.eventually(lambda: "novel" not in site.service()["spec"], "the field is dropped")
+            site.kubectl("annotate", "tsvc", "chat", "looked=again")
+            site.wait_condition("Stalled", "False")
+            traffic.goes_on()
+        assert traffic.lost == {}
+        assert uids(site) == before
+    finally:
+        operator.values = values | {"crds": {"allowDowngrade": True}}
+        operator.install()
+        operator.values = values
+
+
+def grown(chart: Path) -> Path:
+    """The chart of the next version: services have a field more."""
+    shutil.copytree(CHART, chart)
+    description, kinds = chart / "Chart.yaml", chart / "templates/crds.yaml"
+    description.write_text(re.sub(r"(?m)^version: .*$", "version: 99.0.0", description.read_text()))
+    paused = "\n              paused:\n"
+    assert kinds.read_text().count(paused) == 1
+    kinds.write_text(kinds.read_text().replace(paused, f"\n              novel:\n                type: string{paused}"))
+    return chart
 
 
 def test_whichever_process_is_asked_is_trusted_and_knows_that_someone_plans(site: Site) -> None:

@@ -44,12 +44,13 @@ def test_nothing_is_hidden_behind_an_anchor() -> None:
 
 def test_the_chart_keeps_the_definitions_and_can_leave_them_out() -> None:
     first, *rest = crd.chart_template().split("\n---\n")
-    assert first.endswith("{{- if .Values.crds.enabled }}")
+    assert first.endswith('{{- if .Values.crds.enabled }}\n{{- include "tokenservice.refuseDowngrade" . }}')
     assert len(rest) == len(KINDS)
     assert rest[-1].endswith("{{- end }}\n")
     for document in rest:
-        body = yaml.safe_load(document.removesuffix("{{- end }}\n"))
-        assert body["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+        text = document.removesuffix("{{- end }}\n").replace("{{ .Chart.Version | quote }}", '"0.1.0"')
+        annotations = {"helm.sh/resource-policy": "keep", "taas.dev/chart-version": "0.1.0"}
+        assert yaml.safe_load(text)["metadata"]["annotations"] == annotations
 
 
 def test_a_description_that_helm_would_take_for_a_template_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

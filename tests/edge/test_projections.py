@@ -38,6 +38,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "an unknown engine": ({"engine": {"name": "llama.cpp"}}, "spec.engine.name"),
     "text for a count": ({"scaling": {"minReplicas": "many"}}, "spec.scaling.minReplicas"),
     "a list for a mapping": ({"objectives": []}, "spec.objectives"),
+    "a field of a later version": ({"engine": {"name": "vLLM", "novel": True}}, "spec.engine.novel"),
 }
 
 

@@ -130,3 +130,14 @@ podSelector:
   verbs: [get, patch]
 {{- end }}
 {{- end }}
+
+{{/* CRDs of an older chart lack fields that stored objects may have: the API server drops them at the next write */}}
+{{- define "tokenservice.refuseDowngrade" -}}
+{{- $found := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "tokenservices.taas.dev" | default dict }}
+{{- $installed := dig "metadata" "annotations" "taas.dev/chart-version" "" $found }}
+{{- if and $installed (not .Values.crds.allowDowngrade) }}
+{{- if lt ((semver .Chart.Version).Compare (semver $installed)) 0 }}
+{{- fail (printf "the CustomResourceDefinitions are of chart %s, this is %s: an older schema drops what newer fields say, at the next write of each object. Keep them with --set crds.enabled=false (the older operator then leaves services alone whose fields it does not know), or accept the loss with --set crds.allowDowngrade=true" $installed .Chart.Version) }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -18,7 +18,9 @@ from tokenservice.api.resources import KINDS, custom_resource_definition
 Json = dict[str, Any]
 
 _HEADER = "# Generated from the models by `make generate`.\n"
-_KEEP = {"helm.sh/resource-policy": "keep"}
+_VERSION = "VERSION-OF-THE-CHART"
+_ANNOTATIONS = {"helm.sh/resource-policy": "keep", "taas.dev/chart-version": _VERSION}
+"""By the second, the chart knows whether an older one would take fields away."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -44,11 +46,13 @@ def chart_template() -> str:
     body = "---\n".join(as_yaml(_kept(document)) for document in documents)
     if "{{" in body:
         raise ValueError("a description holds {{, which Helm would take for a template")
-    return f"{_HEADER}{{{{- if .Values.crds.enabled }}}}\n---\n{body}{{{{- end }}}}\n"
+    body = body.replace(_VERSION, "{{ .Chart.Version | quote }}")
+    guarded = '{{- if .Values.crds.enabled }}\n{{- include "tokenservice.refuseDowngrade" . }}'
+    return f"{_HEADER}{guarded}\n---\n{body}{{{{- end }}}}\n"
 
 
 def _kept(document: Json) -> Json:
-    metadata = document["metadata"] | {"annotations": _KEEP}
+    metadata = document["metadata"] | {"annotations": _ANNOTATIONS}
     return document | {"metadata": metadata}
 
 

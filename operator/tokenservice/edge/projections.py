@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -67,7 +67,7 @@ class Unreadable:
 def service(obj: Json) -> Service:
     """A TokenService, readable or not."""
     metadata = obj["metadata"]
-    spec, error = _parsed(TokenServiceSpec, obj.get("spec"))
+    spec, error = _parsed(TokenServiceSpec, obj.get("spec"), extra="forbid")
     return Service(
         key=ServiceKey(metadata["namespace"], metadata["name"]),
         uid=metadata["uid"],
@@ -124,13 +124,25 @@ def _legible(given: object) -> TokenFleetSpec:
 _Spec = TypeVar("_Spec", bound=ApiModel)
 
 
-def _parsed(model: type[_Spec], spec: object) -> tuple[_Spec | None, str | None]:
+def _parsed(
+    model: type[_Spec], spec: object, extra: Literal["ignore", "forbid"] = "ignore"
+) -> tuple[_Spec | None, str | None]:
+    """The spec, or why it cannot be read. With `forbid` fields of a later version are a reason.
+
+    What asks for replicas must not be half understood: without the field its engines would change.
+    """
     try:
-        return model.model_validate(spec if spec is not None else {}), None
+        return model.model_validate(spec if spec is not None else {}, extra=extra), None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         path = ".".join(["spec", *(str(part) for part in first["loc"])])
-        return None, f"{path}: {first['msg']}"
+        return None, f"{path}: {_LATER if first['type'] == 'extra_forbidden' else first['msg']}"
+
+
+_LATER = (
+    "this version of the operator does not know the field, so nothing of the service is touched:"
+    " upgrade the operator, or remove the field"
+)
 
 
 def _unreadable(obj: Json, error: str | None) -> Unreadable:
