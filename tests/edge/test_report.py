@@ -6,8 +6,8 @@ import pytest
 
 from tests.edge.fakes import Server
 from tests.edge.objects import token_service
-from tokenservice.core.model import Event, ObjectKey, Plan, Reason, StatusWrite
-from tokenservice.core.names import STATUS_MANAGER
+from tokenservice.core.model import Event, Json, ObjectKey, Plan, Reason, StatusWrite
+from tokenservice.core.names import FIELD_MANAGER, STATUS_MANAGER
 from tokenservice.edge.report import Reporter
 from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, Forbidden, NotFound, Retryable
@@ -15,6 +15,7 @@ from tokenservice.errors import ApiError, Conflict, Forbidden, NotFound, Retryab
 KEY = ObjectKey("TokenService", "team", "chat")
 STATUS = StatusWrite(key=KEY, uid="uid-chat", status={"replicas": 2})
 EVENT = Event(regarding=KEY, uid="uid-chat", type="Normal", reason=Reason.SCALED_UP, message="1 -> 2")
+LATER = Event(regarding=KEY, uid="uid-chat", type="Normal", reason=Reason.SCALED_DOWN, message="2 -> 1")
 
 
 class Fence:
@@ -111,6 +112,49 @@ async def test_nobody_is_told_in_a_namespace_that_is_going(caplog: pytest.LogCap
         Plan(events=(EVENT,))
     )
     assert caplog.records == []
+
+
+class Slow(Server):
+    """Every status takes a second and a half of a clock that nobody else moves."""
+
+    now = 0.0
+
+    async def apply(
+        self, manifest: Json, *, manager: str = FIELD_MANAGER, force: bool = True, subresource: str = ""
+    ) -> Json:
+        self.now += 1.5
+        return await super().apply(manifest, manager=manager, force=force, subresource=subresource)
+
+
+async def test_a_pass_does_not_wait_for_all_that_there_is_to_say_and_the_rest_comes_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tokenservice.edge.report.PARALLEL_WRITES", 1)
+    server, again = Slow(), list[int]()
+    keys = [server.put(token_service(name)) for name in ("a", "b", "c", "d")]
+    plan = Plan(statuses=tuple(StatusWrite(key=key, uid=f"uid-{key.name}", status={"replicas": 1}) for key in keys))
+    reporter = Reporter(
+        server,
+        Sink(),
+        Fence(),
+        server,
+        again=lambda: again.append(1),
+        clock=lambda: server.now,
+        wall_clock=lambda: server.now,
+    )
+    assert [key.name for key, _ in await reporter.report(plan)] == ["a", "b"]
+    assert again == [1]
+    assert [key.name for key, _ in await reporter.report(plan)] == ["c", "d"]
+    assert again == [1, 1]
+
+
+async def test_events_that_come_too_late_are_told_next_time() -> None:
+    server, sink, moments = make_server(), Sink(), iter([0.0, 1.0, 3.0, 3.0, 3.0, 3.0])
+    reporter = Reporter(server, sink, Fence(), server, clock=lambda: next(moments))
+    await reporter.report(Plan(events=(EVENT, LATER)))
+    assert sink.events == [EVENT]
+    await reporter.report(Plan())
+    assert sink.events == [EVENT, LATER]
 
 
 async def test_what_is_gone_is_forgotten() -> None:

@@ -2,14 +2,17 @@
 
 A status is applied server-side under a manager of its own, on exactly the revision that was last seen: the API server
 does not check uids when a status is applied, and a resource that was deleted and made anew must not inherit one. What
-cannot be written is tried again by the next plan.
+cannot be written is tried again by the next plan. Nor does a pass wait long for what it says: when a thousand services
+start, pods wait for their place meanwhile. Statuses that are left come with the next plan, newer then; events are kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -22,6 +25,9 @@ from tokenservice.errors import ApiError, Conflict, NotFound
 _log = logging.getLogger(__name__)
 
 PARALLEL_WRITES = 8
+PARALLEL_EVENTS = 2
+PATIENCE_SECONDS = 2.0
+_KEPT_EVENTS = 4096
 
 
 class StatusApi(Protocol):
@@ -60,15 +66,23 @@ class Reporter:
         fence: Fence,
         versions: Versions,
         *,
+        again: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """`again` is told when something was left."""
         self._api = api
         self._events = events
         self._fence = fence
         self._versions = versions
+        self._again = again
+        self._clock = clock
         self._wall_clock = wall_clock
         self._slots = asyncio.Semaphore(PARALLEL_WRITES)
+        self._event_slots = asyncio.Semaphore(PARALLEL_EVENTS)
         self._written_at: dict[ObjectKey, float] = {}
+        self._untold: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._left = False
 
     def status_written_at(self) -> Mapping[ObjectKey, float]:
         """When this process last wrote each status, of objects that still exist; seconds since the epoch."""
@@ -76,13 +90,29 @@ class Reporter:
         return dict(self._written_at)
 
     async def report(self, plan: Plan) -> tuple[tuple[ObjectKey, str], ...]:
-        """Writes the plan's statuses, then its events; returns the revisions that it wrote."""
-        written = await asyncio.gather(*(self._status(status) for status in plan.statuses))
-        await asyncio.gather(*(self._event(event) for event in plan.events))
+        """Writes the plan's statuses, those of longest ago first, and events; returns the revisions that it wrote."""
+        until = self._clock() + PATIENCE_SECONDS
+        events = [*self._untold, *plan.events]
+        self._untold.clear()
+        self._left = False
+        statuses = sorted(plan.statuses, key=lambda write: self._written_at.get(write.key, -math.inf))
+        written, _ = await asyncio.gather(
+            asyncio.gather(*(self._status(status, until) for status in statuses)),
+            asyncio.gather(*(self._event(event, until) for event in events)),
+        )
+        if self._left:
+            self._again()
         return tuple(pair for pair in written if pair is not None)
 
-    async def _status(self, write: StatusWrite) -> tuple[ObjectKey, str] | None:
+    def _too_late(self, until: float) -> bool:
+        late = self._clock() > until
+        self._left |= late
+        return late
+
+    async def _status(self, write: StatusWrite, until: float) -> tuple[ObjectKey, str] | None:
         async with self._slots:
+            if self._too_late(until):
+                return None
             seen = self._versions.version(write.key)
             if seen is None or seen.uid != write.uid or not self._fence.held():
                 return None
@@ -97,8 +127,11 @@ class Reporter:
         self._written_at[write.key] = self._wall_clock()
         return write.key, str(live["metadata"]["resourceVersion"])
 
-    async def _event(self, event: Event) -> None:
-        async with self._slots:
+    async def _event(self, event: Event, until: float) -> None:
+        async with self._event_slots:
+            if self._too_late(until):
+                self._untold.append(event)
+                return
             if not self._fence.held():
                 return
             try:
