@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tests.core.rendering import SETTINGS
 from tests.support.build import make_service
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.manifests import children
+from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
 
 Json = dict[str, Any]
@@ -116,11 +117,11 @@ def _firing(rules: Path, alert: str) -> Json:
     return {"exp_labels": {"severity": "warning"} | labels, "exp_annotations": told}
 
 
-def _written(folder: Path, rules: list[Path], series: dict[str, str], **asked: Any) -> Path:
+def _written(folder: Path, rules: list[Path], series: dict[str, str], *, step: str = "1m", **asked: Any) -> Path:
     inputs = [{"series": name, "values": values} for name, values in series.items()]
     path = folder / "test.yaml"
-    tests = [{"interval": "1m", "input_series": inputs, **asked}]
-    path.write_text(yaml.safe_dump({"rule_files": list(map(str, rules)), "evaluation_interval": "1m", "tests": tests}))
+    tests = [{"interval": step, "input_series": inputs, **asked}]
+    path.write_text(yaml.safe_dump({"rule_files": list(map(str, rules)), "evaluation_interval": step, "tests": tests}))
     return path
 
 
@@ -150,6 +151,49 @@ def test_means_are_taken_over_what_is_known(tmp_path: Path, name: str) -> None:
     samples = [{"labels": f'{{window="{window}"}}', "value": value} for window, value in want.items()]
     asked = [{"expr": f"round({promql.means(query)}, 0.01)", "eval_time": f"{DAY}m", "exp_samples": samples}]
     promtool("test", "rules", _written(tmp_path, [], series, promql_expr_test=asked))
+
+
+# --- arrivals when an engine starts --------------------------------------------------------------------------------
+
+SCRAPE_SECONDS, RATE, STARTED = 5, 8.0, 100
+BIRTHS = {
+    "just before a scrape": STARTED + SCRAPE_SECONDS - 0.1,
+    "between two": STARTED + SCRAPE_SECONDS / 2,
+    "just after one": STARTED + 0.1,
+}
+
+
+@pytest.mark.parametrize("name", BIRTHS)
+def test_requests_that_a_new_engine_took_before_its_first_scrape_are_counted(tmp_path: Path, name: str) -> None:
+    """From its second scrape on: `rate` goes back from the first sample to where the counter was zero."""
+    born, times = BIRTHS[name], range(0, 2 * STARTED, SCRAPE_SECONDS)
+    old = [RATE * min(at, born) + RATE / 2 * max(0.0, at - born) for at in times]
+    new = [RATE / 2 * (at - born) if at >= born else None for at in times]
+    series = _engine("old", old) | _engine("new", new)
+    query = promql.figures(Windows(rate=30, peak=300, staleness=30))["requests_per_second"]
+    first = STARTED + SCRAPE_SECONDS
+    asked = [
+        _asked(f"round({query}, 0.01)", at, RATE) for at in times if STARTED - 50 <= at < 2 * STARTED and at != first
+    ]
+    asked.append(_asked(f"{query} > bool {0.9 * RATE}", first, 1.0))  # until then one sample of it is no rate
+    promtool("test", "rules", _written(tmp_path, [], series, step="5s", promql_expr_test=asked))
+
+
+def _engine(pod: str, served: Sequence[float | None]) -> dict[str, str]:
+    """An engine that has given so many first tokens at each scrape and keeps nobody waiting; None: not there yet."""
+    labels = f'{{namespace="team",model_name="chat",pod="{pod}",instance="{pod}"}}'
+    idle = " ".join("_" if count is None else "0" for count in served)
+    counts = " ".join("_" if count is None else str(count) for count in served)
+    return {
+        f"vllm:{promql.TTFT.vllm}_count{labels}": counts,
+        f"vllm:{promql.WAITING.vllm}{labels}": idle,
+        f"vllm:{promql.RUNNING.vllm}{labels}": idle,
+    }
+
+
+def _asked(query: str, at: int, value: float) -> Json:
+    labels = '{model_name="chat", namespace="team"}'
+    return {"expr": query, "eval_time": f"{at}s", "exp_samples": [{"labels": labels, "value": value}]}
 
 
 # --- the Prometheus operator's schemas -----------------------------------------------------------------------------

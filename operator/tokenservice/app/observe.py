@@ -84,8 +84,15 @@ class Observer:
     def _nodes(self, resources: frozenset[str], taken: Mapping[str, tuple[float, float]]) -> tuple[Node, ...]:
         """Nodes with accelerators; the same objects as last time where nothing of theirs changed."""
         seen: list[Node] = self.stores.values("Node")
-        given = {node.name: (node, resources, taken.get(node.name, (0.0, 0.0))) for node in seen}
-        left = self.memo.recall_each("nodes", given, lambda new: [_left(*given[name]) for name in new])
+        nodes = {node.name: node for node in seen}
+        names, others = tuple(nodes), {name: taken.get(name, (0.0, 0.0)) for name in nodes}
+        left = self.memo.recall_each(
+            "nodes",
+            names,
+            (tuple(nodes.values()), tuple(others.values())),
+            lambda new: [_left(nodes[name], resources, others[name]) for name in new],
+            shared=(resources,),
+        )
         return tuple([node for node in left.values() if node is not None])
 
     def services(self) -> tuple[Service, ...]:

@@ -71,11 +71,12 @@ def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
     budget = _Budget(limit, sum(_price(want, want.current) for want in wants) if limit is not None else 0.0)
     left = cache(lambda: after_pending(facts))
     quotas = _quotas(wants, facts)
-    asking = {want.service.key: (want,) for want in _by_precedence(wants, facts)}
+    asking = {want.service.key: want for want in _by_precedence(wants, facts)}
     grants = facts.memo.recall_each(
         "grant",
-        asking,
-        lambda new: [_grant(asking[key][0], left, budget, quotas.get(key.namespace)) for key in new],
+        tuple(asking),
+        (tuple(asking.values()),),
+        lambda new: [_grant(asking[key], left, budget, quotas.get(key.namespace)) for key in new],
         lambda grant: not _grows(grant),  # a grant without growth depends on nobody else
     )
     return tuple([grants[want.service.key] for want in wants])

@@ -8,7 +8,7 @@ total and deterministic: equal snapshots give equal plans, and after a plan was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tokenservice.api.token_service import Rollback
@@ -36,6 +36,7 @@ from tokenservice.core.model import (
 )
 from tokenservice.core.moves import placements, repacking
 from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
+from tokenservice.core.pace import pace
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollback import failure, with_history
 from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, retired, step
@@ -76,22 +77,41 @@ def _full(facts: Facts, plan: Plan) -> bool:
     return bool(now >= facts.snapshot.fleet.target_utilization)
 
 
-def _hindsights(facts: Facts, outlooks: Iterable[Outlook], now: float) -> dict[ServiceKey, Hindsight]:
+def _hindsights(facts: Facts, outlooks: Sequence[Outlook], now: float) -> dict[ServiceKey, Hindsight]:
     """The records of demand, one look longer where there is something new to see. Demand is in replicas' worth."""
     found, looks = dict[ServiceKey, Hindsight](), dict[ServiceKey, Look]()
-    for seen in outlooks:
+    records, metrics = facts.snapshot.hindsights, facts.snapshot.metrics
+    for seen, lead in zip(outlooks, _leads(facts, outlooks), strict=True):
         key = seen.service.key
-        record = facts.snapshot.hindsights.get(key)
-        if seen.want is not None and seen.targets is not None and seen.want.capacity.requests_per_second > 0:
-            lead = seen.want.variant.cold_start_seconds + _detection_seconds(facts)
-            told = facts.snapshot.metrics.get(key)  # not the outlook's, which a memo may have kept from before
+        record = records.get(key)
+        if lead is not None and seen.want is not None and seen.targets is not None:
+            told = metrics.get(key)  # not the outlook's, which a memo may have kept from before
             if record is None or record.lead_seconds != lead:
                 record = begun(lead, now, _able(facts, seen, seen.want))  # with another lead nothing learned holds
-            elif told is not None and not isinstance(told, Missing) and not record.knows(told, now):
+            elif not record.knows(told, now, pace(seen.service.uid)) and isinstance(told, ServiceMetrics):
                 looks[key] = _look(facts, seen, seen.want, seen.targets, told, record)
         if record is not None:
             found[key] = record
     return found | dict(zip(looks, all_lived(list(looks.values()), now), strict=True))
+
+
+def _leads(facts: Facts, outlooks: Sequence[Outlook]) -> Iterable[float | None]:
+    """Seconds from a change of demand until a replica that it calls for serves; None where no demand can be told."""
+    given = {seen.service.key: seen for seen in outlooks}
+    detection = _detection_seconds(facts)
+    return facts.memo.recall_each(
+        "lead",
+        tuple(given),
+        (tuple(given.values()),),
+        lambda new: [_lead_seconds(given[key], detection) for key in new],
+        shared=(detection,),
+    ).values()
+
+
+def _lead_seconds(seen: Outlook, detection_seconds: float) -> float | None:
+    if seen.want is None or seen.targets is None or seen.want.capacity.requests_per_second <= 0:
+        return None
+    return seen.want.variant.cold_start_seconds + detection_seconds
 
 
 def _detection_seconds(facts: Facts) -> float:
@@ -155,11 +175,15 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
 
     Only silence is remembered: what is done may depend on the whole fleet's room, that nothing is to do does not.
     """
-    stale, scope = facts.snapshot.stale_kinds, facts.scope
     asked = {seen.service.key: seen for seen in outlooks if seen.service.key in grants}
-    given = {key: (seen, grants[key], facts.belongings(key), stale, scope) for key, seen in asked.items()}
+    keys, belongings = tuple(asked), facts.all_belongings
     done = facts.memo.recall_each(
-        "quiet", given, lambda new: [_recalled_actions(facts, asked[key], grants[key]) for key in new], _nothing
+        "quiet",
+        keys,
+        (tuple(asked.values()), [grants[key] for key in keys], [belongings[key] for key in keys]),
+        lambda new: [_recalled_actions(facts, asked[key], grants[key]) for key in new],
+        _nothing,
+        shared=(facts.snapshot.stale_kinds, facts.scope),
     )
     return [action for mine in done.values() for action in mine]
 

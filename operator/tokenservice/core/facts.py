@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import targets
+from tokenservice.core.groups import change, grouped, regrouped
 from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
 from tokenservice.core.margin import UNTRIED, allowed
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot
 from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
-from tokenservice.core.repack import LEAVING
-from tokenservice.core.room import Room, Tenancy, of_class, residents, room, tenancy, tolerates
+from tokenservice.core.repack import LEAVING, stand
+from tokenservice.core.room import Room, Tenancy, home, of_class, room, tenancy, tolerates
 
 
 class Site(NamedTuple):
@@ -27,41 +28,62 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engines:
-    """Pods of ours; by variant and by service only those that live, of which so many serve.
+class Pods:
+    """All pods, sorted out.
 
-    `gated` are held back by our gate alone, `moving` are marked by a move, `stuck` find no room.
+    `engines` are ours, of which only those that live are in `by_variant` and `by_service`. `residents` are on a node or
+    on their way there, by its name, whoever they are; `staying` are ours that are to stay where they are. Of ours that
+    are not going, those in `gated` are held back by our gate alone, in `moving` are marked by a move, and in `stuck`
+    find no room, under True.
     """
 
-    all: tuple[Pod, ...]
+    engines: tuple[Pod, ...]
     by_variant: Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]
     by_service: Mapping[ServiceKey, tuple[Pod, ...]]
-    ready: Mapping[ServiceKey, int]
-    gated: tuple[Pod, ...]
-    moving: tuple[Pod, ...]
-    stuck: tuple[Pod, ...]
+    residents: Mapping[str, tuple[Pod, ...]]
+    staying: Mapping[str, tuple[Pod, ...]]
+    gated: Mapping[bool, tuple[Pod, ...]]
+    moving: Mapping[bool, tuple[Pod, ...]]
+    stuck: Mapping[bool, tuple[Pod, ...]]
 
 
-def engines(pods: Iterable[Pod]) -> Engines:
-    """Sorts the engine pods out of all pods."""
+def sorted_out(pods: tuple[Pod, ...]) -> Pods:
+    """From nothing."""
     ours = tuple([pod for pod in pods if pod.service is not None])
-    found: dict[tuple[ServiceKey, str], list[Pod]] = {}
-    for pod in ours:
-        if pod.service is not None and not pod.deleting and pod.phase not in ("Succeeded", "Failed"):
-            found.setdefault((pod.service, pod.variant), []).append(pod)
-    by_service: dict[ServiceKey, list[Pod]] = {}
-    for (service, _), mine in found.items():
-        by_service.setdefault(service, []).extend(mine)
-    staying = [pod for pod in ours if not pod.deleting]
-    return Engines(
-        all=ours,
-        by_variant={key: tuple(mine) for key, mine in found.items()},
-        by_service={service: tuple(mine) for service, mine in by_service.items()},
-        ready={service: sum([pod.ready for pod in mine]) for service, mine in by_service.items()},
-        gated=tuple([pod for pod in staying if pod.gated and not pod.other_gates]),
-        moving=tuple([pod for pod in staying if pod.deletion_cost <= LEAVING]),
-        stuck=tuple([pod for pod in staying if pod.unschedulable]),
-    )
+    return Pods(engines=ours, **{name: grouped(pods, key) for name, key in _KEYS.items()})
+
+
+def sorted_anew(before: tuple[Pod, ...], last: Pods, pods: tuple[Pod, ...]) -> Pods:
+    """`sorted_out(pods)`, made from `last`, which is `sorted_out(before)`."""
+    ours, changed = tuple([pod for pod in pods if pod.service is not None]), change(before, pods)
+    return Pods(engines=ours, **{name: regrouped(getattr(last, name), changed, key) for name, key in _KEYS.items()})
+
+
+def _living(pod: Pod) -> ServiceKey | None:
+    """The service of an engine pod that lives."""
+    return None if pod.deleting or pod.phase in ("Succeeded", "Failed") else pod.service
+
+
+def _variant(pod: Pod) -> tuple[ServiceKey, str] | None:
+    service = _living(pod)
+    return None if service is None else (service, pod.variant)
+
+
+def _staying(pod: Pod) -> bool:
+    """Whether it is a pod of ours that is not going."""
+    return pod.service is not None and not pod.deleting
+
+
+_KEYS: Mapping[str, Callable[[Pod], Any]] = {
+    "by_variant": _variant,
+    "by_service": _living,
+    "residents": home,
+    "staying": stand,
+    "gated": lambda pod: (pod.gated and not pod.other_gates and _staying(pod)) or None,
+    "moving": lambda pod: (pod.deletion_cost <= LEAVING and _staying(pod)) or None,
+    "stuck": lambda pod: (pod.unschedulable and _staying(pod)) or None,
+}
+"""What the pods are grouped by in each field of `Pods`."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +103,16 @@ class Facts:
         return self.memo.same("scope", found)
 
     @cached_property
-    def _seen_pods(self) -> tuple[Pod, ...]:
-        return self.memo.same("seen pods", self.snapshot.pods)
+    def _pods(self) -> Pods:
+        pods = self.snapshot.pods
+        return self.memo.renew(
+            "pods", pods, lambda: sorted_out(pods), lambda before, last: sorted_anew(before, last, pods)
+        )
 
-    @cached_property
+    @property
     def residents(self) -> Mapping[str, tuple[Pod, ...]]:
         """Pods on every node, or on their way there, by node name."""
-        pods = self._seen_pods
-        return self.memo.recall("residents", None, (pods,), lambda: residents(pods))
+        return self._pods.residents
 
     @cached_property
     def rooms(self) -> Mapping[str, Room]:
@@ -96,9 +120,12 @@ class Facts:
         return self.memo.recall("rooms", None, (self.fleet_nodes, self.residents), self._rooms)
 
     def _rooms(self) -> Mapping[str, Room]:
-        on = self.residents
-        given = {node.name: (node, on.get(node.name, ())) for node in self.fleet_nodes}
-        return self.memo.recall_each("room", given, lambda new: [room(*given[name]) for name in new])
+        nodes, on = self.nodes, self.residents
+        names = tuple([node.name for node in self.fleet_nodes])
+        given = (self.fleet_nodes, [on.get(name, ()) for name in names])
+        return self.memo.recall_each(
+            "room", names, given, lambda new: [room(nodes[name], on.get(name, ())) for name in new]
+        )
 
     @cached_property
     def tenancies(self) -> Mapping[str, Tenancy]:
@@ -106,8 +133,10 @@ class Facts:
         return self.memo.recall("tenancies", None, (self.residents,), self._tenancies)
 
     def _tenancies(self) -> Mapping[str, Tenancy]:
-        given = {name: (mine,) for name, mine in self.residents.items()}
-        return self.memo.recall_each("tenancy", given, lambda new: [tenancy(*given[name]) for name in new])
+        on = self.residents
+        return self.memo.recall_each(
+            "tenancy", tuple(on), (tuple(on.values()),), lambda new: [tenancy(on[name]) for name in new]
+        )
 
     @cached_property
     def fleet_nodes(self) -> tuple[Node, ...]:
@@ -158,33 +187,62 @@ class Facts:
         return tuple(one for one in self.snapshot.accelerators if one.name in limit.accelerators)
 
     @cached_property
+    def keys(self) -> tuple[ServiceKey, ...]:
+        """Of all services, in order."""
+        return self.memo.same("keys", tuple([service.key for service in self.snapshot.services]))
+
+    @cached_property
     def services(self) -> Mapping[ServiceKey, Service]:
         return {service.key: service for service in self.snapshot.services}
 
-    @cached_property
-    def engines(self) -> Engines:
-        """Pods of ours, sorted out."""
-        pods = self._seen_pods
-        return self.memo.recall("pods", None, (pods,), lambda: engines(pods))
-
     @property
     def engine_pods(self) -> tuple[Pod, ...]:
-        return self.engines.all
+        """Pods of ours."""
+        return self._pods.engines
 
     @property
     def pods(self) -> Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]:
         """Living engine pods by (service, variant)."""
-        return self.engines.by_variant
-
-    @cached_property
-    def _children(self) -> tuple[Mapping[ServiceKey, tuple[Child, ...]], Mapping[ServiceKey, Mapping[str, Child]]]:
-        children = self.snapshot.children
-        return self.memo.recall("children", None, (children,), lambda: _by_owner(children.values()))
+        return self._pods.by_variant
 
     @property
+    def staying(self) -> Mapping[str, tuple[Pod, ...]]:
+        """Pods of ours that are to stay where they are, by the node that they are bound to."""
+        return self._pods.staying
+
+    @property
+    def gated(self) -> tuple[Pod, ...]:
+        """Pods of ours that our gate alone holds back."""
+        return self._pods.gated.get(True, ())
+
+    @property
+    def moving(self) -> tuple[Pod, ...]:
+        """Pods of ours that are marked by a move."""
+        return self._pods.moving.get(True, ())
+
+    @property
+    def stuck(self) -> tuple[Pod, ...]:
+        """Pods of ours that find no room."""
+        return self._pods.stuck.get(True, ())
+
+    @cached_property
+    def _children(self) -> Mapping[ServiceKey, tuple[Child, ...]]:
+        """All children by owner."""
+        there = tuple(self.snapshot.children.values())
+        return self.memo.renew(
+            "children",
+            there,
+            lambda: grouped(there, _owner),
+            lambda before, last: regrouped(last, change(before, there), _owner),
+        )
+
+    @cached_property
     def deployments(self) -> Mapping[ServiceKey, Mapping[str, Child]]:
         """Our Deployments by service and variant."""
-        return self._children[1]
+        mine = self._children
+        return self.memo.recall_each(
+            "deployments", tuple(mine), (tuple(mine.values()),), lambda new: [_deployments(mine[key]) for key in new]
+        )
 
     def counts(self, service: ServiceKey) -> Mapping[str, int]:
         """Replicas asked for, by variant, as the Deployments say now; without those that only stand in for others.
@@ -195,34 +253,37 @@ class Facts:
 
     @cached_property
     def _counts(self) -> Mapping[ServiceKey, Mapping[str, int]]:
-        given = (self.deployments,)
-        return self.memo.recall("replicas", None, given, lambda: _asked_for(self.deployments))
+        mine = self.deployments
+        return self.memo.recall_each(
+            "replicas", tuple(mine), (tuple(mine.values()),), lambda new: [_asked_for(mine[key]) for key in new]
+        )
 
     def belongings(self, service: ServiceKey) -> tuple[object, ...]:
         """Everything of one service that stands in the cluster: children, living pods, and the nodes of these.
 
         One and the same object for as long as nothing of it changes.
         """
-        return self._belongings.get(service, ())
+        return self.all_belongings.get(service, ())
 
     @cached_property
-    def _belongings(self) -> Mapping[ServiceKey, tuple[object, ...]]:
-        services = tuple([service.key for service in self.snapshot.services])
-        given = (services, self._children, self.engines, self.nodes)
-        return self.memo.recall("belongings", None, given, self._belongings_of_all)
-
-    def _belongings_of_all(self) -> Mapping[ServiceKey, tuple[object, ...]]:
-        children, pods, nodes = self._children[0], self.engines.by_service, self.nodes
-        given: dict[ServiceKey, tuple[object, ...]] = {}
-        for service in self.snapshot.services:
-            mine = pods.get(service.key, ())
-            on = tuple([nodes.get(pod.node or "") for pod in mine])
-            given[service.key] = (children.get(service.key, ()), mine, on)
-        return self.memo.recall_each("belongings", given, lambda new: [given[key] for key in new])
+    def all_belongings(self) -> Mapping[ServiceKey, tuple[object, ...]]:
+        """The `belongings` of every service, in the order of `keys`."""
+        keys, nodes, children, pods = self.keys, self.nodes, self._children, self._pods.by_service
+        mine = [pods.get(key, ()) for key in keys]
+        on = self.memo.recall_each(
+            "homes", keys, (mine,), lambda new: [_homes(pods.get(key, ()), nodes) for key in new], shared=(nodes,)
+        )
+        given = ([children.get(key, ()) for key in keys], mine, tuple(on.values()))
+        return self.memo.recall_each(
+            "belongings",
+            keys,
+            given,
+            lambda new: [(children.get(key, ()), pods.get(key, ()), on[key]) for key in new],
+        )
 
     def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
         """Living engine pods of a service, whatever their variant."""
-        return self.engines.by_service.get(service, ())
+        return self._pods.by_service.get(service, ())
 
     def margin(self, service: ServiceKey) -> Margin:
         """What was learned of the service's capacity."""
@@ -237,12 +298,26 @@ class Facts:
         if self.snapshot.fleet.consolidation.scale_down_window_seconds is not None:
             return {}
         records = self.snapshot.hindsights
-        given = {one.key: (records.get(one.key), one.spec) for one in self.snapshot.services if one.spec is not None}
-        return self.memo.recall_each("holding", given, lambda new: _advice([given[key] for key in new]))
+        specs = {one.key: one.spec for one in self.snapshot.services if one.spec is not None}
+        keys = tuple(specs)
+        given = ([records.get(key) for key in keys], tuple(specs.values()))
+        return self.memo.recall_each(
+            "holding", keys, given, lambda new: _advice([(records.get(key), specs[key]) for key in new])
+        )
 
     def ready(self, service: ServiceKey) -> int:
         """Pods of the service that serve."""
-        return self.engines.ready.get(service, 0)
+        return self._ready.get(service, 0)
+
+    @cached_property
+    def _ready(self) -> Mapping[ServiceKey, int]:
+        pods = self._pods.by_service
+        return self.memo.recall_each(
+            "ready",
+            tuple(pods),
+            (tuple(pods.values()),),
+            lambda new: [sum([pod.ready for pod in pods[key]]) for key in new],
+        )
 
     @cached_property
     def _rivals(self) -> Mapping[ServiceKey, tuple[Service, ...]]:
@@ -357,18 +432,21 @@ def _sites_of(nodes: Sequence[Node], labels: tuple[str, ...]) -> tuple[dict[str,
     return by_name, first
 
 
-def _by_owner(
-    children: Iterable[Child],
-) -> tuple[dict[ServiceKey, tuple[Child, ...]], dict[ServiceKey, dict[str, Child]]]:
-    """All children by owner, and the Deployments among them by owner and variant."""
-    found: dict[ServiceKey, list[Child]] = {}
-    deployments: dict[ServiceKey, dict[str, Child]] = {}
-    for child in children:
-        found.setdefault(child.owner, []).append(child)
-        if child.key.kind == "Deployment":
-            variant = child.body.get("metadata", {}).get("labels", {}).get(VARIANT_LABEL, "")
-            deployments.setdefault(child.owner, {})[variant] = child
-    return {service: tuple(mine) for service, mine in found.items()}, deployments
+def _owner(child: Child) -> ServiceKey:
+    return child.owner
+
+
+def _deployments(children: Iterable[Child]) -> dict[str, Child]:
+    """The Deployments among a service's children."""
+    return {
+        child.body.get("metadata", {}).get("labels", {}).get(VARIANT_LABEL, ""): child
+        for child in children
+        if child.key.kind == "Deployment"
+    }
+
+
+def _homes(pods: Iterable[Pod], nodes: Mapping[str, Node]) -> tuple[Node | None, ...]:
+    return tuple([nodes.get(pod.node or "") for pod in pods])
 
 
 def _rivals_among(services: Sequence[Service]) -> dict[ServiceKey, tuple[Service, ...]]:
@@ -401,11 +479,8 @@ def model_names(service: Service) -> tuple[str, ...]:
     return (model.served_name or service.key.name, *(adapter.name for adapter in model.adapters))
 
 
-def _asked_for(deployments: Mapping[ServiceKey, Mapping[str, Child]]) -> dict[ServiceKey, Mapping[str, int]]:
-    return {
-        service: {variant: max(0, replicas(child) - surge(child)) for variant, child in mine.items()}
-        for service, mine in deployments.items()
-    }
+def _asked_for(deployments: Mapping[str, Child]) -> dict[str, int]:
+    return {variant: max(0, replicas(child) - surge(child)) for variant, child in deployments.items()}
 
 
 def replicas(deployment: Child) -> int:

@@ -133,9 +133,12 @@ class Hindsight:
     longest_lull: float = 0.0
     told_by: object = None
 
-    def knows(self, told_by: object, now: float) -> bool:
-        """Whether this was looked at already: most decisions come between two rounds of metrics."""
-        return self.told_by is told_by and now - self.at < _LONGEST_STEP_SECONDS / 2
+    def knows(self, told_by: object, now: float, pace: float = 1.0) -> bool:
+        """Whether this was looked at already: most decisions come between two rounds of metrics.
+
+        What stays the same is looked at again long before a step is as long as it may be, each record at its `pace`.
+        """
+        return self.told_by is told_by and now - self.at < _LONGEST_STEP_SECONDS / 2 * pace
 
 
 def begun(lead_seconds: float, now: float, able: float = 0.0) -> Hindsight:

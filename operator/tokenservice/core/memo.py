@@ -4,17 +4,51 @@ A decision is made of parts, most of which see one service: its outlook, its ren
 pure function of what it was given, so its result is kept together with that, and is taken again when it is given the
 same. The same means equal, and costs next to nothing where objects that did not change are still the same objects. A
 memo changes how long a decision takes and never what it says: tests hold plans with and without one to be equal.
+
+What parts are given lies in columns, one value a service: two columns with the same objects are compared without a
+step of Python for each, so that a part of which nothing changed costs microseconds for a thousand services.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+Given = TypeVar("Given")
 
-_Kept = dict[str, tuple[tuple[Any, ...], Any]]
+Column = Sequence[object]
+
+_Kept = dict[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table(Generic[K]):
+    """What a part was given and found for each key. `open` are places of keys whose result is not to be taken again."""
+
+    keys: tuple[K, ...]
+    shared: tuple[object, ...]
+    columns: tuple[Column, ...]
+    found: Mapping[K, Any]
+    open: frozenset[int]
+
+    def news(self, keys: tuple[K, ...], shared: tuple[object, ...], columns: tuple[Column, ...]) -> Iterable[int]:
+        """Places in `keys` of those that were given something else than here, ascending."""
+        if self.shared != shared:
+            return range(len(keys))
+        if self.keys == keys:
+            return sorted(self.open.union(*map(_differing, self.columns, columns)))
+        kept = [place for place in range(len(self.keys)) if place not in self.open]
+        before = {self.keys[place]: [column[place] for column in self.columns] for place in kept}
+        return [place for place, key in enumerate(keys) if before.get(key) != [column[place] for column in columns]]
+
+
+def _differing(before: Column, now: Column) -> list[int]:
+    if before is now or before == now:
+        return []
+    return [place for place, (old, new) in enumerate(zip(before, now, strict=True)) if old is not new and old != new]
 
 
 def _always(_value: object) -> bool:
@@ -26,7 +60,7 @@ class Memo:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, _Kept] = {None: {}}
-        self._each: dict[str, dict[Any, tuple[tuple[Any, ...], Any]]] = {}
+        self._tables: dict[str, _Table[Any]] = {}
 
     def begin(self, owners: Iterable[Hashable]) -> None:
         """A new decision begins, in which only these own results, beside the fleet as a whole (None)."""
@@ -57,35 +91,46 @@ class Memo:
     def recall_each(
         self,
         part: str,
-        given: Mapping[K, tuple[Any, ...]],
+        keys: tuple[K, ...],
+        columns: tuple[Column, ...],
         make: Callable[[Sequence[K]], Iterable[T]],
         worth_keeping: Callable[[T], bool] = _always,
-    ) -> dict[K, T]:
+        *,
+        shared: tuple[object, ...] = (),
+    ) -> Mapping[K, T]:
         """As `recall` for every key at once: `make` is asked only for keys that were given something else.
 
-        Both the answer and what `make` is asked for are in the order of `given`. What is not asked for is forgotten.
+        A key is given what stands at its place in each of the columns, and what is shared by all. No column is written
+        to afterwards, nor is the answer, which is the last one where nothing changed. Both the answer and what `make`
+        is asked for are in the order of `keys`, each of which is there once. What is not asked for is forgotten.
         """
-        before = self._each.get(part, {})
-        kept: dict[K, tuple[tuple[Any, ...], Any]] = {}
-        found: dict[K, Any] = {}
-        new: list[K] = []
-        for key, mine in given.items():
-            last = before.get(key)
-            if last is not None and last[0] == mine:
-                kept[key], found[key] = last, last[1]
-            else:
-                new.append(key)
-                found[key] = None
-        for key, value in zip(new, make(new) if new else (), strict=True):
-            found[key] = value
-            if worth_keeping(value):
-                kept[key] = (given[key], value)
-        self._each[part] = kept
+        last = self._tables.get(part)
+        news = range(len(keys)) if last is None else last.news(keys, shared, columns)
+        new = [keys[place] for place in news]
+        made: dict[K, T] = dict(zip(new, make(new), strict=True)) if new else {}
+        if last is not None and last.keys == keys:
+            found: Mapping[K, T] = {**last.found, **made} if made else last.found
+        else:
+            found = {key: made[key] if key in made or last is None else last.found[key] for key in keys}
+        still = frozenset([place for place in news if not worth_keeping(made[keys[place]])])
+        self._tables[part] = _Table(keys, shared, columns, found, still)
         return found
+
+    def renew(self, part: str, given: Given, make: Callable[[], T], after: Callable[[Given, T], T]) -> T:
+        """As `recall` for the whole fleet, where the last result (and what it was made from) spare most of the work:
+        `after` makes of them what `make` would make from nothing."""
+        kept = self._kept[None].get(part)
+        if kept is not None and kept[0] == given:
+            value: T = kept[1]
+            return value
+        value = make() if kept is None else after(*kept)
+        self._kept[None][part] = (given, value)
+        return value
 
     def same(self, part: str, value: T) -> T:
         """The equal value of the last decision, so that later comparisons find the same object."""
         return self.recall(part, None, (value,), lambda: value)
 
     def __len__(self) -> int:
-        return sum(len(kept) for kept in (*self._kept.values(), *self._each.values()))
+        tables = self._tables.values()
+        return sum(len(kept) for kept in self._kept.values()) + sum(len(table.found) for table in tables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from tokenservice.core.allocation import Grant, Ranked, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out
 from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey
 from tokenservice.core.packing import place
-from tokenservice.core.repack import LEAVING, Rules, by_node, due, proposals
+from tokenservice.core.repack import LEAVING, Rules, due, proposals
 from tokenservice.core.rollout import mark
 from tokenservice.core.room import Room
 
@@ -26,7 +27,7 @@ def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place
     Tiers come one after the other, and each keeps the room of replicas that it was granted and that are yet to appear:
     the pods of two Deployments that were made at once come in any order. A pod for which that leaves no room waits.
     """
-    gated = facts.engines.gated
+    gated = facts.gated
     if not gated:
         return ()
     emptied = frozenset(pod.node for pod in facts.engine_pods if pod.node is not None and facts.leaving(pod))
@@ -116,7 +117,7 @@ def repacking(
         second_look_seconds=SECOND_LOOK_SECONDS,
         max_moves=policy.max_concurrent_moves,
     )
-    under_way = facts.engines.moving
+    under_way = facts.moving
     cancelled = _cancellations(facts, under_way)
     if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
         return cancelled, ()
@@ -128,15 +129,15 @@ def repacking(
 def _proposals(facts: Facts, settled: Mapping[ServiceKey, Ranked], rules: Rules, now: float) -> tuple[Proposal, ...]:
     """Only that there is none is remembered: until something stands elsewhere, or another pod has rested."""
     pods, warm_ups = facts.engine_pods, _warm_ups(facts, settled)
-    staying = facts.memo.recall("staying", None, (pods,), lambda: by_node(pod for pod in pods if not pod.deleting))
-    rested = sum([now - pod.created_at >= rules.cooldown_seconds for pod in pods])
+    births = facts.memo.recall("births", None, (pods,), lambda: sorted([pod.created_at for pod in pods]))
+    rested = bisect_left(births, True, key=lambda created_at: now - created_at < rules.cooldown_seconds)
     specs = tuple([service.spec for service in facts.snapshot.services])
     return facts.memo.recall(
         "proposals",
         None,
-        (staying, facts.rooms, warm_ups, specs, facts.scope, rules, rested),
+        (facts.staying, facts.rooms, warm_ups, specs, facts.scope, rules, rested),
         lambda: proposals(
-            staying,
+            facts.staying,
             facts.rooms,
             facts.admits,
             lambda pod: pod.ready and pod.service is not None and pod.variant in warm_ups.get(pod.service, {}),
@@ -158,7 +159,7 @@ def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
 
 def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[Action, ...]:
     """A move whose successor finds no room is given up: the pod stays where it is."""
-    stuck = {(pod.service, pod.variant) for pod in facts.engines.stuck}
+    stuck = {(pod.service, pod.variant) for pod in facts.stuck}
     return tuple(
         mark(pod, 0, Reason.MOVE_CANCELLED, "its successor found no room")
         for pod in under_way
@@ -171,10 +172,12 @@ WarmUps = Mapping[ServiceKey, Mapping[str, float]]
 
 
 def _warm_ups(facts: Facts, settled: Mapping[ServiceKey, Ranked]) -> WarmUps:
-    services = facts.services
-    given = {key: (services[key].spec, ways, facts.belongings(key)) for key, ways in settled.items()}
+    services, keys, belongings = facts.services, tuple(settled), facts.all_belongings
     return facts.memo.recall_each(
-        "warm-ups", given, lambda new: [_warm_up(facts, services[key], settled[key]) for key in new]
+        "warm-ups",
+        keys,
+        ([services[key].spec for key in keys], tuple(settled.values()), [belongings[key] for key in keys]),
+        lambda new: [_warm_up(facts, services[key], settled[key]) for key in new],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -76,21 +76,25 @@ class Outlook:
 def outlooks(facts: Facts) -> list[Outlook]:
     """The outlook of every service that is to stay."""
     services = {service.key: service for service in facts.snapshot.services if not service.deleting}
-    given = {key: _given(facts, service) for key, service in services.items()}
-    found = facts.memo.recall_each("outlook", given, lambda new: [outlook(facts, services[key]) for key in new])
+    keys, read, belongings = tuple(services), facts.snapshot.metrics, facts.all_belongings
+    metrics = [read.get(key, NOT_READ) for key in keys]
+    columns = (
+        tuple(services.values()),
+        metrics,
+        [usable(facts.margin(key)) for key in keys],
+        [_usual(facts, key, seen) for key, seen in zip(keys, metrics, strict=True)],
+        [facts.holding(key) for key in keys],
+        [belongings[key] for key in keys],
+        [facts.rivals(key) for key in keys],
+    )
+    found = facts.memo.recall_each(
+        "outlook", keys, columns, lambda new: [outlook(facts, services[key]) for key in new], shared=(facts.scope,)
+    )
     return list(found.values())
 
 
-def _given(facts: Facts, service: Service) -> tuple[object, ...]:
-    """All that an outlook may look at."""
-    key, snapshot = service.key, facts.snapshot
-    metrics = snapshot.metrics.get(key, NOT_READ)
-    learned = (usable(facts.margin(key)), _usual(facts, key, metrics), facts.holding(key))
-    return (service, metrics, *learned, facts.belongings(key), facts.rivals(key), facts.scope)
-
-
 def outlook(facts: Facts, service: Service) -> Outlook:
-    """Judges one service on the facts; what else it may look at has to be given to the memo as well."""
+    """Judges one service on the facts; what else it may look at has to be given to the memo in `outlooks` as well."""
     metrics = facts.snapshot.metrics.get(service.key, NOT_READ)
     spec = service.spec
     work = workload_of(metrics, remembered(service.status))
@@ -156,10 +160,15 @@ def _used(facts: Facts, service: Service, accelerator: Accelerator) -> bool:
     return any(name.startswith(f"{accelerator.name}-") for name in facts.counts(service.key))
 
 
-def attained(facts: Facts, outlooks: Iterable[Outlook]) -> dict[ServiceKey, Interval | Missing]:
+def attained(facts: Facts, outlooks: Sequence[Outlook]) -> Mapping[ServiceKey, Interval | Missing]:
     """Share of each service's requests within both objectives, in the last window of metrics."""
-    given = {seen.service.key: (seen.metrics, seen.targets) for seen in outlooks}
-    return facts.memo.recall_each("attained", given, lambda new: [_within(*given[key]) for key in new])
+    given = {seen.service.key: seen for seen in outlooks}
+    return facts.memo.recall_each(
+        "attained",
+        tuple(given),
+        ([seen.metrics for seen in outlooks], [seen.targets for seen in outlooks]),
+        lambda new: [_within(given[key].metrics, given[key].targets) for key in new],
+    )
 
 
 def _within(metrics: ServiceMetrics | Missing, goals: Targets | None) -> Interval | Missing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from tokenservice.core.groups import grouped
 from tokenservice.core.model import Pod, Proposal
 from tokenservice.core.packing import Admits, Site, Yard, own_site
 from tokenservice.core.room import Room, usable
@@ -57,13 +58,14 @@ def due(proposal: Proposal, rules: Rules, now: float) -> bool:
     return now - proposal.since >= rules.second_look_seconds
 
 
+def stand(pod: Pod) -> str | None:
+    """The node that a pod of ours is bound to and stays on."""
+    return None if pod.deleting or pod.service is None else pod.node
+
+
 def by_node(pods: Iterable[Pod]) -> dict[str, tuple[Pod, ...]]:
-    """Pods of ours by the node that they are bound to."""
-    found: dict[str, list[Pod]] = {}
-    for pod in pods:
-        if pod.node is not None and pod.service is not None:
-            found.setdefault(pod.node, []).append(pod)
-    return {node: tuple(mine) for node, mine in found.items()}
+    """Pods of ours that stay, by the node that they are bound to."""
+    return grouped(tuple(pods), stand)
 
 
 def _may_empty(

@@ -19,6 +19,7 @@ from tokenservice.core.facts import Facts, rolling_out
 from tokenservice.core.histogram import quantile
 from tokenservice.core.margin import learned
 from tokenservice.core.model import (
+    Accelerator,
     Action,
     Apply,
     Event,
@@ -90,7 +91,7 @@ def told(decided: Decided, now: float) -> Plan:
     for action in decided.actions:
         by_service.setdefault(action.service, []).append(action)
     tales = _tales(decided, by_service, now)
-    figures = dict(decided.facts.memo.recall("figures", None, tuple(tales), lambda: _figures(tales)))
+    figures = dict(_all_figures(decided.facts, tales))
     written = [*(status for one in tales for status in one.written), *_fleet(decided, figures, now)]
     return Plan(
         actions=tuple(decided.actions),
@@ -110,23 +111,29 @@ class _Told:
     settled: bool
 
 
-def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]], now: float) -> list[_Told]:
+def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]], now: float) -> tuple[_Told, ...]:
     facts, grants = decided.facts, decided.grants
     seen = {one.service.key: one for one in decided.outlooks}
     mine = {key: tuple(by_service.get(key, ())) for key in seen}
     wait = {key: _rests(facts, one.service, now) for key, one in seen.items()}
-    refused = facts.snapshot.refusals
-    given = {
-        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope, refused.get(key))
-        for key, one in seen.items()
-    }
+    keys, refused, belongings = tuple(seen), facts.snapshot.refusals, facts.all_belongings
+    given = (
+        tuple(seen.values()),
+        tuple(mine.values()),
+        [grants.get(key) for key in keys],
+        tuple(wait.values()),
+        [belongings[key] for key in keys],
+        [refused.get(key) for key in keys],
+    )
     found = facts.memo.recall_each(
         "told",
+        keys,
         given,
         lambda new: [_told_of(decided, seen[key], mine[key], now, rests=wait[key]) for key in new],
         lambda one: one.settled,
+        shared=(facts.scope,),
     )
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _rests(facts: Facts, service: Service, now: float) -> bool:
@@ -134,13 +141,34 @@ def _rests(facts: Facts, service: Service, now: float) -> bool:
     return rests(last, now, facts.snapshot.settings.status_interval_seconds, service.uid)
 
 
-def _figures(tales: Iterable[_Told]) -> dict[str, dict[Labels, float]]:
+def _all_figures(facts: Facts, tales: tuple[_Told, ...]) -> dict[str, dict[Labels, float]]:
     """By name and labels. Not to be written to: the next decision may give the same again."""
+    return facts.memo.renew(
+        "figures", tales, lambda: _figures(tales), lambda before, last: _refigured(before, last, tales)
+    )
+
+
+def _figures(tales: Iterable[_Told]) -> dict[str, dict[Labels, float]]:
     figures: dict[str, dict[Labels, float]] = {}
     for one in tales:
         for name, labels, value in one.figures:
             figures.setdefault(name, {})[labels] = value
     return figures
+
+
+def _refigured(
+    before: Sequence[_Told], figures: dict[str, dict[Labels, float]], tales: Sequence[_Told]
+) -> dict[str, dict[Labels, float]]:
+    """`_figures(tales)`, made from those of `before`: no two services have a figure in common."""
+    was, now = {id(one) for one in before}, {id(one) for one in tales}
+    found = {name: dict(values) for name, values in figures.items()}
+    for one in before:
+        if id(one) not in now:
+            for name, labels, _ in one.figures:
+                del found[name][labels]
+    for name, values in _figures(one for one in tales if id(one) not in was).items():
+        found.setdefault(name, {}).update(values)
+    return {name: values for name, values in found.items() if values}
 
 
 def _told_of(decided: Decided, seen: Outlook, mine: Sequence[Action], now: float, *, rests: bool) -> _Told:
@@ -479,7 +507,7 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
     facts, found = decided.facts, decided.facts.snapshot.fleet_object
     counts = fleet_counts(facts)
     served = _all_served(decided)
-    parts = waterfall(served, counts)
+    parts = facts.memo.recall("waterfall", None, (served, counts), lambda: waterfall(served, counts))
     existing = [(facts.accelerators[name].spec, count) for name, count in facts.existing.items()]
     price: float = sum(count * spec.price_per_hour for spec, count in existing)
     output = _output(decided.outlooks)
@@ -514,10 +542,21 @@ def _classes(facts: Facts, now: float) -> tuple[StatusWrite, ...]:
     written: tuple[StatusWrite, ...] = ()
     for accelerator in facts.snapshot.accelerators:
         if facts.present(accelerator) or accelerator.status:
-            status = accelerator_status(accelerator, facts.nodes_of(accelerator), facts.tenancies)
+            status = _status_of_class(facts, accelerator)
             key = ObjectKey("AcceleratorClass", "", accelerator.name)
             written += _write(facts, key, accelerator.uid, accelerator.status, status, now)
     return written
+
+
+def _status_of_class(facts: Facts, accelerator: Accelerator) -> Json:
+    nodes, held = facts.nodes_of(accelerator), facts.tenancies
+    status = facts.memo.recall(
+        f"status of {accelerator.name}",
+        None,
+        (accelerator, nodes, held),
+        lambda: accelerator_status(accelerator, nodes, held),
+    )
+    return dict(status)
 
 
 def fleet_counts(facts: Facts) -> Counts:
@@ -546,9 +585,12 @@ def _counted(facts: Facts) -> Counts:
 
 def _all_served(decided: Decided) -> list[Served]:
     seen = {one.service.key: one for one in decided.outlooks}
-    given = {key: (one.metrics, one.ranked, one.targets, one.workload) for key, one in seen.items()}
+    # Nothing but `metrics`, `ranked`, `targets` and `workload` of an outlook is looked at; all of them are in it.
     found = decided.facts.memo.recall_each(
-        "served", given, lambda new: [_served(seen[key], decided.attained[key]) for key in new]
+        "served",
+        tuple(seen),
+        (tuple(seen.values()),),
+        lambda new: [_served(seen[key], decided.attained[key]) for key in new],
     )
     return [one for one in found.values() if one is not None]
 
@@ -585,7 +627,7 @@ def _fleet_utilization(facts: Facts, served: Sequence[Served], counts: Counts) -
     """The user's own query if there is one, else ours: the lower end of the interval."""
     if facts.snapshot.fleet.prometheus.utilization_query:
         return facts.snapshot.fleet_utilization
-    found = fleet_utilization(served, counts)
+    found = facts.memo.recall("utilization", None, (served, counts), lambda: fleet_utilization(served, counts))
     return found if isinstance(found, Missing) else found.low
 
 

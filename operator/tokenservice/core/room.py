@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from tokenservice.core.groups import grouped
 from tokenservice.core.model import Accelerator, Json, Node, Pod
 
 _FINISHED = ("Succeeded", "Failed")
@@ -60,14 +61,14 @@ class Tenancy:
 NOBODY = Tenancy(held={})
 
 
+def home(pod: Pod) -> str | None:
+    """The node that the pod is bound to, or nominated for and free to go to."""
+    return pod.node or (None if pod.gated else pod.nominated_node)
+
+
 def residents(pods: Iterable[Pod]) -> dict[str, tuple[Pod, ...]]:
-    """Pods that are bound to a node, or nominated for it and free to go there, by its name."""
-    found: dict[str, list[Pod]] = {}
-    for pod in pods:
-        name = pod.node or (None if pod.gated else pod.nominated_node)
-        if name is not None:
-            found.setdefault(name, []).append(pod)
-    return {name: tuple(mine) for name, mine in found.items()}
+    """Pods by the name of their `home`."""
+    return grouped(tuple(pods), home)
 
 
 def rooms(nodes: Iterable[Node], pods: Iterable[Pod]) -> dict[str, Room]:

@@ -5,7 +5,11 @@ vLLM and SGLang name the same things differently; `{__name__=~...}` reads both, 
 Arrivals are counted when a request gets its first token, plus what the queue grew by: the sum is exact in the window
 whether or not the engine keeps up, and it moves long before requests finish. (SGLang counts the first token of a
 request that is not streamed when it finishes; such traffic is seen later, through the queue first.) A service whose
-gauges were scraped twice but that has no first token yet had no arrivals; one scrape says nothing.
+gauges were scraped twice but that has no first token yet had no arrivals; one scrape says nothing. What a new engine
+took before its first scrape is in the rate from the second one on, for `rate` goes back from the first sample to where
+the counter was zero, for half a scrape at most. Adding the first sample itself would count that twice, and would take
+all that engines ever served for new whenever Prometheus has missed a window. What came at once and waits is no rate,
+but is seen as the queue that it is.
 """
 
 from __future__ import annotations

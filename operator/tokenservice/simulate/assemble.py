@@ -16,7 +16,7 @@ from tokenservice.catalogue import architectures, capacity_profiles
 from tokenservice.core.capacity import Capacity, Targets, Workload, targets
 from tokenservice.core.manifests import deployment
 from tokenservice.core.model import Profile, Service, ServiceKey, Variant
-from tokenservice.core.variants import ranked
+from tokenservice.core.variants import Ranked, ranked
 from tokenservice.core.windows import Windows
 from tokenservice.errors import InputError
 from tokenservice.simulate.cluster import Cluster, NodeGroup, Pace
@@ -47,13 +47,15 @@ class Offer:
     """One service as a scenario has it: what it may run on, its yardstick, its traffic, its size in a static fleet.
 
     `variant` is the one that policies of counts use: the cheapest for its tokens that the fleet has. `variants` keep
-    the objectives at the mean lengths; `ways` are all, for the operator judges by the lengths that it measures.
+    the objectives at the mean lengths; `ways` are all, for the operator judges by the lengths that it measures, and
+    `weights` are capacities of those that keep the objectives, in units of that one's.
     """
 
     service: Service
     variant: Variant
-    variants: tuple[tuple[Variant, Capacity], ...]
+    variants: Ranked
     ways: tuple[Variant, ...]
+    weights: Mapping[str, float]
     yardstick: Reference
     lambda_star: float
     traffic: Traffic
@@ -111,7 +113,8 @@ def setting(scenario: Scenario, *, seed: int | None = None, said: Callable[[str]
 def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, seconds: float) -> Offer:
     spec, goals = service.spec, targets(service.spec.objectives)
     inputs, outputs = (float(mean) for mean in traffic.mean_lengths())
-    order, unreachable = ranked(spec, scenario.variants(service), Workload(inputs, outputs), goals)
+    lengths_on_average, every = Workload(inputs, outputs), scenario.may_run(service)
+    order, unreachable = ranked(spec, scenario.variants(service), lengths_on_average, goals)
     if not order:
         raise InputError(f"{service.key.name}: " + "; ".join(problem.message for problem in unreachable))
     lengths = traffic.sample_lengths(_LENGTHS, 0)
@@ -122,7 +125,8 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
         service=_service(service),
         variant=variant,
         variants=order,
-        ways=scenario.variants(service),
+        ways=every,
+        weights=_weights(order[0][1], ranked(spec, every, lengths_on_average, goals)[0]),
         yardstick=yardstick,
         lambda_star=(yardstick if same else reference(variant, lengths, goals)).requests_per_second,
         traffic=traffic,
@@ -130,6 +134,10 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
         cold_start=scenario.cold_start,
         deadline_seconds=inf if service.workload.deferrable is None else service.workload.deferrable.deadline_seconds,
     )
+
+
+def _weights(unit: Capacity, able: Ranked) -> dict[str, float]:
+    return {variant.name: capacity.requests_per_second / unit.requests_per_second for variant, capacity in able}
 
 
 def _service(service: ScenarioService) -> Service:
@@ -220,7 +228,6 @@ def _profiles(scenario: Scenario) -> tuple[Profile, ...]:
 
 def _lane(setting: Setting, one: Offer) -> Lane:
     pool = Pool(bounds_of(one.targets))
-    own = one.variants[0][1].requests_per_second
     policy = setting.policy
     windows = Windows(
         rate=policy.prometheus.window_seconds,
@@ -231,7 +238,7 @@ def _lane(setting: Setting, one: Offer) -> Lane:
         service=one.service,
         variant=one.variant,
         variants={variant.name: variant for variant in one.ways},
-        weights={variant.name: capacity.requests_per_second / own for variant, capacity in one.variants},
+        weights=one.weights,
         reference=one.yardstick,
         lambda_star=one.lambda_star,
         arrivals=one.traffic.fresh(),

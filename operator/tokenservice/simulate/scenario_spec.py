@@ -151,6 +151,15 @@ class Scenario(ScenarioModel):
         """Ways to run the service on this fleet."""
         return ways(service.spec, self.accelerators)[0]
 
+    def may_run(self, service: ScenarioService) -> tuple[Variant, ...]:
+        """All ways that the operator may come to choose: estimates too, for classes without a profile.
+
+        It looks only at the classes that have nodes and that the namespace may use, and where no class of these has a
+        profile an estimate has to do.
+        """
+        some = [self.accelerators, *((one,) for one in self.accelerators)]
+        return tuple({way.name: way for classes in some for way in ways(service.spec, classes)[0]}.values())
+
     def reference(self, service: ScenarioService) -> Variant:
         """The variant that its requests are measured by; the fleet need not have its class."""
         found, _ = reference_ways(service.spec)
