@@ -60,9 +60,13 @@ secrets: setup ## What looks like a secret in the tracked files; hashes of lock 
 audit: setup ## Known vulnerabilities in the lock files; says so where nobody can be asked (REQUIRED=1 fails then)
 	@$(BIN)/python -m release.audit $(if $(REQUIRED),--required)
 
-sbom: setup ## CycloneDX of the Python lock, and of an image's unpacked root file system: ROOT=DIR VERSION=DIGEST
-	$(BIN)/python -m release.sbom --lock requirements/operator.txt --to dist/python-lock.cdx.json
-	$(if $(ROOT),$(BIN)/python -m release.sbom --root $(ROOT) --version $(or $(VERSION),0) --to dist/operator-image.cdx.json)
+IMAGE ?= operator
+LOCK = $(if $(filter operator,$(IMAGE)),requirements/operator.txt,images/$(IMAGE)/requirements.txt)
+BILL = $(BIN)/python -m release.sbom --name tokenservice-$(IMAGE)
+
+sbom: setup ## CycloneDX of an image's Python lock, and of its unpacked root file system: IMAGE=NAME ROOT=DIR VERSION=DIGEST
+	$(BILL) --lock $(LOCK) --to dist/$(IMAGE)-lock.cdx.json
+	$(if $(ROOT),$(BILL) --root $(ROOT) --version $(or $(VERSION),0) --to dist/$(IMAGE)-image.cdx.json)
 
 unit: setup ## Tests of the pure core, without a cluster
 	$(BIN)/pytest tests

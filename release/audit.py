@@ -14,7 +14,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("requirements/operator.txt", "requirements/dev.txt")
+LOCKS = (
+    "requirements/operator.txt",
+    "requirements/build.txt",
+    "images/model-verifier/requirements.txt",
+    "requirements/dev.txt",
+)
 VULNERABLE = "jinja2==2.10"
 """CVE-2019-10906 and others."""
 

@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m release.chart", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--engines", action="store_true", help="print the engine images, one a line, and end")
     parser.add_argument("--version", default="", help="of the chart and of the operator")
-    parser.add_argument("--repository", default="", help="where the operator's image is")
-    parser.add_argument("--digest", default="", help="of the operator's image, sha256:...")
+    parser.add_argument("--operator", default="", metavar="IMAGE@DIGEST", help="the operator's image")
+    parser.add_argument("--verifier", default="", metavar="IMAGE@DIGEST", help="the image that verifies models")
     parser.add_argument("--pin", action="append", default=[], metavar="IMAGE@DIGEST", help="an engine image's digest")
     parser.add_argument(
         "--to", type=Path, default=ROOT / "dist/chart", help="the folder to write the chart's folder to"
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         pins = dict(_pin(text) for text in asked.pin)
-        print(written(asked.to, asked.version, asked.repository, asked.digest, pins))
+        print(written(asked.to, asked.version, asked.operator, asked.verifier, pins))
     except ReleaseError as error:
         print(error, file=sys.stderr)
         return 1
@@ -55,18 +55,19 @@ def engine_images() -> tuple[str, ...]:
     return tuple(dict.fromkeys(image for vendors in values["engineImages"].values() for image in vendors.values()))
 
 
-def written(to: Path, version: str, repository: str, digest: str, pins: Mapping[str, str]) -> Path:
+def written(to: Path, version: str, operator: str, verifier: str, pins: Mapping[str, str]) -> Path:
     """The folder of the released chart. Raises ReleaseError where an image would be left without its digest."""
     if not _VERSION.fullmatch(version):
         raise ReleaseError(f"--version {version!r}: give MAJOR.MINOR.PATCH")
     if missing := [image for image in engine_images() if image not in pins]:
         raise ReleaseError(f"--pin: no digest for {', '.join(missing)}")
-    if wrong := [text for text in (digest, *pins.values()) if not _DIGEST.fullmatch(text)]:
-        raise ReleaseError(f"{wrong[0]!r} is no digest: give sha256: and 64 hexadecimal digits")
+    for image, digest in (_pin(operator), _pin(verifier), *pins.items()):
+        if not image or not _DIGEST.fullmatch(digest):
+            raise ReleaseError(f"{image}@{digest}: give IMAGE@sha256: and 64 hexadecimal digits")
     folder = to / CHART.name
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(CHART, folder)
-    _edit(folder / "values.yaml", _values(repository, digest, pins))
+    _edit(folder / "values.yaml", _values(operator, verifier, pins))
     _edit(
         folder / "Chart.yaml",
         [(r"^version: .*$", f"version: {version}"), (r"^appVersion: .*$", f'appVersion: "{version}"')],
@@ -74,12 +75,12 @@ def written(to: Path, version: str, repository: str, digest: str, pins: Mapping[
     return folder
 
 
-def _values(repository: str, digest: str, pins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _values(operator: str, verifier: str, pins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Lines of the values and what becomes of them; comments stay, they are the chart's documentation."""
-    if not repository:
-        raise ReleaseError("--repository: say where the operator's image is")
+    repository, digest = _pin(operator)
     yield r"^  repository: .*$", f"  repository: {repository}"
     yield r'^  digest: ""$', f"  digest: {digest}"
+    yield r'^  image: ""$', f"  image: {verifier}"
     for image, pinned in pins.items():
         yield rf"^(    \w+: ){re.escape(image)}$", rf"\g<1>{image}@{pinned}"
 

@@ -22,7 +22,7 @@ OUT = Path(__file__).resolve().parents[1] / "out"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m e2e.real", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--short", action="store_true", help="only what needs no load: start, optimizations, contract")
+    parser.add_argument("--short", action="store_true", help="only what needs no load: start, verification, contract")
     asked = parser.parse_args()
     out = OUT / ("real-short.json" if asked.short else "real.json")
     signal.signal(signal.SIGTERM, _end)

@@ -58,7 +58,7 @@ def start(say: Say) -> Iterator[Bed]:
         obtain(*REAL_NODES)
         workshop = Workshop.cached(say)
         store = workshop.engine_store()
-        operator = workshop.operator_archive()
+        operator, verifier = workshop.operator_archive(), workshop.verifier_archive()
         folder = cache_root() / "real"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -77,7 +77,19 @@ def start(say: Say) -> Iterator[Bed]:
             say(f"node {node.name}: containerd, kubelet, kube-proxy")
             images.clone(store, node.folder / "containerd")
             node.start(other.number for other in nodes if other is not node)
-        yield _furnished(cluster, nodes, processes, stack, operator, store, say)
+        for node in nodes:
+            node.import_image(operator)
+            node.import_image(verifier)
+            node.ctr("images", "tag", f"{images.OPERATOR}:{images.CURRENT}", f"{images.OPERATOR}:{images.NEXT}")
+        tag = store.name.removeprefix("engine-")
+        yield Bed(
+            cluster=cluster,
+            nodes=nodes,
+            prometheus=_furnished(cluster, nodes, processes, stack, say),
+            processes=processes,
+            engine_image=f"{images.ENGINE}:{tag}",
+            operator_image_bytes=images.compressed_bytes(operator),
+        )
 
 
 def _furnished(
@@ -85,13 +97,9 @@ def _furnished(
     nodes: tuple[Node, ...],
     processes: Processes,
     stack: ExitStack,
-    operator: Path,
-    store: Path,
     say: Say,
-) -> Bed:
-    for node in nodes:
-        node.import_image(operator)
-        node.ctr("images", "tag", f"{images.OPERATOR}:{images.CURRENT}", f"{images.OPERATOR}:{images.NEXT}")
+) -> Prometheus:
+    """Waits for the nodes, gives them accelerators, and starts what watches them."""
     say("waiting for the nodes to be Ready")
     names = [f"node/{node.name}" for node in nodes]
     processes.wait_until(
@@ -109,15 +117,7 @@ def _furnished(
     )
     stack.callback(watcher.stop)
     watcher.start()
-    tag = store.name.removeprefix("engine-")
-    return Bed(
-        cluster=cluster,
-        nodes=nodes,
-        prometheus=watcher,
-        processes=processes,
-        engine_image=f"{images.ENGINE}:{tag}",
-        operator_image_bytes=images.compressed_bytes(operator),
-    )
+    return watcher
 
 
 def give_accelerators(cluster: Cluster, node: str) -> None:
@@ -146,4 +146,5 @@ def _values(bed: Bed, tag: str) -> Json:
         "image": {"repository": images.OPERATOR, "tag": tag, "pullPolicy": "Never"},
         "prometheus": {"address": bed.prometheus.address},
         "engineImages": {"vllm": {"nvidia": bed.engine_image}},
+        "modelVerifier": {"image": f"{images.VERIFIER}:{images.CURRENT}"},
     }

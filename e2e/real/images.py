@@ -27,6 +27,7 @@ OPERATOR = "localhost/tokenservice/operator"
 CURRENT, NEXT = "e2e", "e2e-next"
 """Tags of the operator's image: NEXT is the same under another name, for what an upgrade does to those it serves."""
 
+VERIFIER = "localhost/tokenservice/model-verifier"
 ENGINE = "localhost/tokenservice/vllm-cpu"
 PYTHON = "localhost/tokenservice/python:3.11"
 RUNTIME = "localhost/tokenservice/python-runtime:3.11"
@@ -80,7 +81,7 @@ _NEEDLESS_AT_RUN_TIME = (
 """What installs and what administers; time zones come with the Python package `tzdata`."""
 
 STORAGE_BYTES = 4 * 10**9
-"""What buildah may keep between runs: the bases, and the operator's layers."""
+"""What buildah may keep between runs: the bases, and the layers of operator and verifier."""
 
 _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 _PIP = Path("/etc/pip.conf")
@@ -122,11 +123,18 @@ class Workshop:
 
     def operator_archive(self) -> Path:
         """The operator's image, built from what lies in the repository now."""
-        self.say("operator image")
+        return self._current("operator", OPERATOR)
+
+    def verifier_archive(self) -> Path:
+        """The image that verifies models, likewise."""
+        return self._current("model-verifier", VERIFIER)
+
+    def _current(self, name: str, image: str) -> Path:
+        self.say(f"{name} image")
         base, runtime = self._bases()
         arguments = (f"--build-arg=PYTHON={base}", f"--build-arg=RUNTIME={runtime}")
-        self._build("operator", f"{OPERATOR}:{CURRENT}", "--layers", *arguments)
-        return self._archive(f"{OPERATOR}:{CURRENT}", "operator", compression="gzip")
+        self._build(name, f"{image}:{CURRENT}", "--layers", *arguments)
+        return self._archive(f"{image}:{CURRENT}", name, compression="gzip")
 
     def buildah(self, *words: str | Path) -> str:
         return run(

@@ -42,6 +42,7 @@ def summary(run: Json) -> str:
 def block(run: Json) -> str:
     """Tables for docs/real.md."""
     operator, cold, refused = run["operator"], run["coldStartSeconds"], run.get("refusedChange")
+    verified = run.get("verification")
     lines = [
         f"{_engine(run)}. Operator: image {operator['imageBytes'] / 1e6:.1f} MB compressed, at most"
         f" {operator['peakResidentBytes'] / 2**20:.0f} MiB resident. From apply to first token {cold['all']:.1f} s: "
@@ -53,6 +54,7 @@ def block(run: Json) -> str:
         *(_row(name, phase) for name, phase in run["phases"].items()),
         "",
         *([f"The change that the engine refuses, as `Stalled` told it: *{refused}*", ""] if refused else []),
+        *(_verification(verified) if verified else ()),
         "Optimizations, all in one replica: " + ", ".join(_seen(*one) for one in run["optimizations"].items()) + ".",
         "",
         "The engine contract: " + ", ".join(f"{name} {_KEPT[kept]}" for name, kept in run["contract"].items()) + ".",
@@ -72,6 +74,15 @@ def _row(name: str, phase: Json) -> str:
     counts = " | ".join(f"{phase[what]:,}" for what in ("sent", "answered", "failed", "cut"))
     busy = ", ".join(f"{mean:.1f}" for mean in phase["meanRunningByPod"].values())
     return f"| {name} | {phase['seconds']:.0f} | {counts} | {phase['medianFirstTokenSeconds']} | {busy} |"
+
+
+def _verification(told: Json) -> tuple[str, ...]:
+    kept = "went on being answered" if told["goodVersionServed"] else "**were not** answered"
+    return (
+        f"A signed model, as `ModelVerified` told it: *{told['signed']}*. After one bit of its weights was changed:"
+        f" *{told['changed']}*. Requests {kept} meanwhile.",
+        "",
+    )
 
 
 def _seen(name: str, value: bool | float) -> str:

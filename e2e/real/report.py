@@ -29,6 +29,8 @@ class Report:
 
     refusal: str = ""
     """Of a change that the engine refuses, as `Stalled` told it."""
+    verification: Json = field(default_factory=dict)
+    """What `ModelVerified` said of the model as it was signed and of a changed one, and whether that was all right."""
     optimizations: Json = field(default_factory=dict)
     contract: list[Json] = field(default_factory=list)
     """Outcomes of `tokenservice engine check`."""
@@ -38,7 +40,8 @@ class Report:
         """Every request of every phase is accounted for and none was lost; what was to be seen was seen."""
         lost = any(phase.lost or phase.in_flight for phase in self.phases)
         broken = [outcome for outcome in self.contract if not outcome["kept"]]
-        return bool(self.contract) and not lost and not broken and all(self.optimizations.values())
+        seen = all((*self.verification.values(), *self.optimizations.values()))
+        return bool(self.contract) and not lost and not broken and seen
 
     def document(self) -> Json:
         return {
@@ -51,6 +54,7 @@ class Report:
             "coldStartSeconds": {name: round(value, 1) for name, value in self.cold_start.items()},
             "kubectlGetTokenservices": self.columns.splitlines(),
             "refusedChange": self.refusal,
+            "verification": self.verification,
             "optimizations": self.optimizations,
             "contract": {outcome["name"]: outcome["kept"] for outcome in self.contract},
             "phases": {phase.name: self._phase(phase) for phase in self.phases},
@@ -63,6 +67,7 @@ class Report:
         resident = self.operator_resident_bytes / 2**20
         lines += [f"operator: image {megabytes:.1f} MB compressed, {resident:.0f} MiB resident"]
         lines += [f"a change that the engine refuses: {self.refusal}"]
+        lines += [f"verification: {self.verification}"]
         lines += [f"seen of the optimizations: {self.optimizations}"]
         lines += [f"contract: {one['name']} {_KEPT[one['kept']]}: {one['seen']}" for one in self.contract]
         lines += [f"{'phase':18}{'seconds':>8}{'sent':>7}{'answered':>9}{'failed':>7}{'cut':>5}  running per replica"]

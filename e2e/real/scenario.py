@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.real import bed as parts
-from e2e.real import images, optimizations, service
+from e2e.real import images, optimizations, service, verification
 from e2e.real.bed import Bed
 from e2e.real.load import Load, Question
 from e2e.real.report import Report
@@ -57,6 +57,7 @@ class Scenario:
         if not short:
             self._changes_under_load(url)
         self._measure_operator()
+        self._report.verification = self._verified(url)
         pod = self._optimized()
         self._report.optimizations = optimizations.seen(f"http://{pod['status']['podIP']}:8000")
         self._report.contract = self._held_to_contract(pod)
@@ -158,6 +159,37 @@ class Scenario:
         self._kubectl("delete", "pod", *at, "-l", selector, "--wait")
         self._kubectl("rollout", "status", f"deployment/{RELEASE}", *at, "--timeout=300s")
 
+    def _verified(self, url: str) -> Json:
+        """What is said of a signed model, and of one with a changed bit, whose engine must not start."""
+        models = [node.folder / "models/tiny" for node in self._bed.nodes]
+        self._bed.cluster.apply(verification.signed(models, self._bed.cluster.folder))
+        good = service.token_service(model=verification.VERIFIED)
+        self._bed.cluster.apply(good)
+        self._until(lambda: self._alone_with(verification.KEY), "one replica whose model was verified")
+        self._until(lambda: self._condition("ModelVerified")["status"] == "True", "ModelVerified to say so")
+        said, (serving,) = self._condition("ModelVerified")["message"], self._pods()
+        self._say(f"ModelVerified: {said}")
+        with verification.changed(models):
+            told = self._refused(url, serving)
+        self._bed.cluster.apply(good)
+        self._until(lambda: not self._stalled() and self._pods() == [serving], "what was verified, alone again")
+        return {"signed": said} | told
+
+    def _refused(self, url: str, serving: str) -> Json:
+        """A new version is asked for while the model is another than was signed."""
+        self._bed.cluster.apply(service.token_service(max_model_len=1024, model=verification.VERIFIED))
+        self._until(lambda: self._condition("ModelVerified")["status"] == "False", "the changed bit to be noticed")
+        said = self._condition("ModelVerified")["message"]
+        self._say(f"ModelVerified: {said}")
+        _first_token(url)
+        pods = self._pods()
+        return {
+            "changed": said,
+            "fileIsNamed": f"Hash mismatch for '{verification.WEIGHTS}'" in said,
+            "noEngineStarted": len(pods) > 1 and not any(map(self._engine_started, set(pods) - {serving})),
+            "goodVersionServed": serving in pods and self._ready() == 1,
+        }
+
     def _optimized(self) -> Json:
         """The pod of a replica with every optimization that shows on a CPU."""
         self._say("the optimizations: n-gram speculation, an adapter, prefix caching")
@@ -186,10 +218,19 @@ class Scenario:
         (name,) = self._pods()
         return dict(self._bed.cluster.get("pod", name, "-n", NAMESPACE))
 
+    def _condition(self, name: str) -> Json:
+        conditions = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE)["status"]["conditions"]
+        return next(dict(it) for it in conditions if it["type"] == name)
+
     def _stalled(self) -> str:
         """Why, or nothing."""
-        conditions = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE)["status"]["conditions"]
-        return next((str(it["message"]) for it in conditions if it["type"] == "Stalled" and it["status"] == "True"), "")
+        found = self._condition("Stalled")
+        return str(found["message"]) if found["status"] == "True" else ""
+
+    def _engine_started(self, name: str) -> bool:
+        """Whether a pod's engine ever ran."""
+        (engine,) = self._bed.cluster.get("pod", name, "-n", NAMESPACE)["status"]["containerStatuses"]
+        return bool(engine["restartCount"]) or "waiting" not in engine["state"]
 
     def _alone_with(self, word: str) -> bool:
         """Whether the only replica serves, and was started with this word."""

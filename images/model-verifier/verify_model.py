@@ -1,8 +1,8 @@
 """Verifies that a model's folder is what somebody signed, before an engine reads it.
 
 Runs as the first init container of an engine's pod. The signature is OpenSSF Model Signing's (`model-signing`): of a
-key, or of an identity that Sigstore's certificate authority vouched for. Neither needs the network: for identities the
-trust root is the one that this image's sigstore ships with.
+key, or of an identity that Sigstore's certificate authority vouched for. Neither needs the network: the trust root for
+identities is a file of this image. Sigstore's own cache would be in the pod's /tmp, which engines may write to.
 
 The signer may have left files out of the signature (`ignore_paths`), and an engine would read them all the same. So
 what the library says is not enough here: every file in the folder must be covered.
@@ -21,13 +21,21 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model_signing.verifying import Config
 
 REFUSED, UNCHECKED = 3, 4
 PREDICATE = "https://model_signing/signature/v1.0"
 PICKLES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 """Endings of weights that can run code when they are read."""
+
+TRUST = Path(sys.prefix) / "trust.json"
+"""What `sigstore --trust-config` takes; an image for a Sigstore of one's own has another."""
 
 NEVER_READ = frozenset({".gitattributes", ".gitignore"})
 """Files that signers leave out and no engine opens."""
@@ -45,8 +53,12 @@ class UncheckedError(Exception):
     """Whether it is could not be found out."""
 
 
-Check = Callable[[Path], None]
-"""Takes the file of a signature; raises unless it is by whom it should be and agrees with the folder."""
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a signature says of a model; to be believed once it is verified."""
+
+    files: frozenset[str]
+    hash_type: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,13 +118,13 @@ def check_folder(folder: Path, asked: argparse.Namespace) -> int:
     if asked.signature not in present:
         raise RefusedError(f"the model has no signature {asked.signature}")
     signature = (folder / asked.signature).read_bytes()
-    signed = covered(signature)
+    statement = stated(signature)
     with tempfile.TemporaryDirectory() as scratch:
         # What is read here is what is verified, whoever writes to the volume meanwhile.
         copy = Path(scratch) / "signature"
         copy.write_bytes(signature)
-        agree(folder, copy, asked)
-    loose = present - signed - NEVER_READ - {asked.signature}
+        agree(folder, copy, statement, asked)
+    loose = present - statement.files - NEVER_READ - {asked.signature}
     if loose:
         raise RefusedError(f"{_listed(sorted(loose))} not covered by the signature")
     return len(present)
@@ -135,65 +147,59 @@ def files_of(folder: Path) -> Iterator[str]:
                 raise RefusedError(f"{inside} is neither a file nor a folder")
 
 
-def agree(folder: Path, signature: Path, asked: argparse.Namespace) -> None:
+def agree(folder: Path, signature: Path, statement: Statement, asked: argparse.Namespace) -> None:
     """Whatever the library stumbles over is a refusal, but for files that cannot be read."""
-    check = by_key(folder, asked.key, asked.signer) if asked.key else by_identity(folder, asked.identity, asked.issuer)
+    from cryptography.exceptions import InvalidSignature
+    from model_signing import hashing
+
+    signer = by_key(asked.key, asked.signer) if asked.key else by_identity(asked.identity, asked.issuer, asked.trust)
     try:
-        check(signature)
+        how = hashing.Config().use_file_serialization(hashing_algorithm=statement.hash_type)
+        # The signature itself is no part of the model; signers differ in whether they say so.
+        signer.set_hashing_config(how.set_ignored_paths(paths=[asked.signature])).verify(folder, signature)
     except OSError as error:
         raise UncheckedError(str(error)) from error
+    except InvalidSignature as error:
+        raise RefusedError(f"the signature is not of {asked.signer}, or was changed") from error
     except Exception as error:
         raise RefusedError(_difference(error)) from error
 
 
-def by_key(folder: Path, key: Path, signer: str) -> Check:
-    from cryptography.exceptions import InvalidSignature
+def by_key(key: Path, signer: str) -> Config:
     from model_signing import verifying
 
     if not key.is_file():
         raise UncheckedError(f"there is no {signer} in the namespace")
-
     try:
-        config = verifying.Config().use_elliptic_key_verifier(public_key=key)
+        return verifying.Config().use_elliptic_key_verifier(public_key=key)
     except Exception as error:
         raise UncheckedError(f"{signer} is no public key of an elliptic curve in PEM: {_line(error)}") from error
 
-    def check(signature: Path) -> None:
-        try:
-            config.verify(folder, signature)
-        except InvalidSignature as error:
-            raise ValueError(f"the signature is not of {signer}, or was changed") from error
 
-    return check
-
-
-def by_identity(folder: Path, identity: str, issuer: str) -> Check:
+def by_identity(identity: str, issuer: str, trust: Path) -> Config:
     from model_signing import verifying
-    from sigstore.models import ClientTrustConfig
 
-    def check(signature: Path) -> None:
-        trust = signature.with_name("trust.json")
-        trust.write_text(ClientTrustConfig.production(offline=True)._inner.to_json(), encoding="utf-8")
-        config = verifying.Config().use_sigstore_verifier(identity=identity, oidc_issuer=issuer, trust_config=trust)
-        config.verify(folder, signature)
-
-    return check
+    try:
+        return verifying.Config().use_sigstore_verifier(identity=identity, oidc_issuer=issuer, trust_config=trust)
+    except Exception as error:
+        raise UncheckedError(f"{trust} is no trust root of a Sigstore: {_line(error)}") from error
 
 
-def covered(signature: bytes) -> set[str]:
-    """Files that a signature speaks of; to be believed once it is verified."""
+def stated(signature: bytes) -> Statement:
+    """Raises RefusedError where a signature is of another form."""
     try:
         statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
         if statement["predicateType"] != PREDICATE:
             raise RefusedError("the signature is of an old form: sign again with model-signing 1.0 or newer")
-        method = statement["predicate"]["serialization"]["method"]
-        names = {resource["name"] for resource in statement["predicate"]["resources"]}
+        how = statement["predicate"]["serialization"]
+        method, hash_type = how["method"], how["hash_type"]
+        names = frozenset(resource["name"] for resource in statement["predicate"]["resources"])
     except (KeyError, TypeError, ValueError) as error:
         raise RefusedError("the file of the signature holds no signature of a model") from error
     if method != "files":
         # model-signing 1.1.1 reads the size of shards as a fraction, and cannot verify what it has signed itself.
         raise RefusedError(f"the signature is of {method}: sign again file by file, as is the default")
-    return names
+    return Statement(names, hash_type)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -207,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("--identity")
     parser.add_argument("--signer", default="key", help="what the key is called in messages")
     parser.add_argument("--issuer")
+    parser.add_argument("--trust", type=Path, default=TRUST, help="trust root for identities, of sigstore's form")
     parser.add_argument("--allow-pickle", action="store_true")
     return parser
 

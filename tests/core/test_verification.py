@@ -252,6 +252,27 @@ def test_a_refused_model_is_told_in_the_verifiers_words_and_the_last_good_versio
         assert "2 replicas of the last good version serve on" in found[kind]["message"]
 
 
+def test_a_model_that_changed_is_told_while_replicas_that_started_before_serve() -> None:
+    """One more replica of the same version is asked for, and its verifier refuses what the others have loaded."""
+    story = SignedStory()
+    story.plan(WANTED, settings=WITH_VERIFIER)
+    story.pods = [replace(pod, template_hash="new", held_to=PROMISED) for pod in story.pods]
+    story.refuse()
+    found = story.asked(replicas=3)
+    assert verdict(found) == ("False", "VerificationFailed")
+    assert found["ModelVerified"]["message"] == f"c: {SAID}; 2 replicas that started before serve on"
+    story.pods.pop()
+    assert verdict(story.asked(replicas=3)) == ("True", "Verified")
+
+
+def test_a_replica_of_an_older_version_says_nothing_of_the_model_now() -> None:
+    story = SignedStory()
+    story.refuse()
+    story.pods += [make_pod(name, template_hash="newer", held_to=PROMISED, created_at=2e9) for name in "de"]
+    story.pods = story.pods[2:]
+    assert verdict(story.asked()) == ("True", "Verified")
+
+
 def test_an_engine_that_fails_says_nothing_of_its_model() -> None:
     story = SignedStory()
     story.refuse()

@@ -16,14 +16,16 @@ from release.chart import ReleaseError, engine_images, written
 
 ROOT = Path(__file__).parents[2]
 DIGEST = f"sha256:{'ab' * 32}"
+OPERATOR, VERIFIER = f"example.org/operator@{DIGEST}", f"example.org/model-verifier@sha256:{'cd' * 32}"
 PINS = {image: f"sha256:{number:064x}" for number, image in enumerate(engine_images())}
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
 
 
 def test_a_released_chart_names_every_image_by_digest(tmp_path: Path) -> None:
-    folder = written(tmp_path, "1.2.3", "example.org/operator", DIGEST, PINS)
+    folder = written(tmp_path, "1.2.3", OPERATOR, VERIFIER, PINS)
     values = yaml.safe_load((folder / "values.yaml").read_text())
     assert (values["image"]["repository"], values["image"]["digest"]) == ("example.org/operator", DIGEST)
+    assert values["modelVerifier"]["image"] == VERIFIER
     engines = [image for vendors in values["engineImages"].values() for image in vendors.values()]
     assert engines == [f"{image}@{PINS[image]}" for image in engine_images()]
     said = yaml.safe_load((folder / "Chart.yaml").read_text())
@@ -33,28 +35,43 @@ def test_a_released_chart_names_every_image_by_digest(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "no digest of the operator": ("1.2.3", "example.org/operator", "", PINS),
-    "a tag for a digest": ("1.2.3", "example.org/operator", "latest", PINS),
-    "no repository": ("1.2.3", "", DIGEST, PINS),
-    "an engine left out": ("1.2.3", "example.org/operator", DIGEST, dict(list(PINS.items())[1:])),
-    "an engine without a digest": ("1.2.3", "example.org/operator", DIGEST, PINS | {engine_images()[0]: ""}),
-    "an image that is not there": ("1.2.3", "example.org/operator", DIGEST, PINS | {"other:1": DIGEST}),
-    "no version": ("main", "example.org/operator", DIGEST, PINS),
+    "no digest of the operator": ("1.2.3", "example.org/operator", VERIFIER, PINS),
+    "a tag for a digest": ("1.2.3", "example.org/operator@latest", VERIFIER, PINS),
+    "no repository": ("1.2.3", f"@{DIGEST}", VERIFIER, PINS),
+    "no verifier": ("1.2.3", OPERATOR, "", PINS),
+    "no digest of the verifier": ("1.2.3", OPERATOR, "example.org/model-verifier:1.2.3", PINS),
+    "an engine left out": ("1.2.3", OPERATOR, VERIFIER, dict(list(PINS.items())[1:])),
+    "an engine without a digest": ("1.2.3", OPERATOR, VERIFIER, PINS | {engine_images()[0]: ""}),
+    "an image that is not there": ("1.2.3", OPERATOR, VERIFIER, PINS | {"other:1": DIGEST}),
+    "no version": ("main", OPERATOR, VERIFIER, PINS),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_nothing_is_released_without_a_digest(tmp_path: Path, case: str) -> None:
-    version, repository, digest, pins = WRONG[case]
+    version, operator, verifier, pins = WRONG[case]
     with pytest.raises(ReleaseError):
-        written(tmp_path, version, repository, digest, pins)
+        written(tmp_path, version, operator, verifier, pins)
 
 
-def test_everything_the_image_installs_is_pinned_with_hashes() -> None:
-    lock = (ROOT / "requirements/operator.txt").read_text()
+LOCKS = {"operator": "requirements/operator.txt", "model-verifier": "images/model-verifier/requirements.txt"}
+"""Of each image that is released."""
+
+
+@pytest.mark.parametrize("image", LOCKS)
+def test_everything_the_image_installs_is_pinned_with_hashes(image: str) -> None:
+    lock = (ROOT / LOCKS[image]).read_text()
     entries = re.split(r"\n(?=\S)", "\n".join(line for line in lock.splitlines() if not line.lstrip().startswith("#")))
     assert len(entries) > 20
     assert [entry.split()[0] for entry in entries if "==" not in entry or "--hash=sha256:" not in entry] == []
+    install, *_ = re.findall(r"--require-hashes -r (\S+)", (ROOT / "images" / image / "Dockerfile").read_text())
+    assert LOCKS[image].endswith(install.removeprefix("/src/"))
+    assert LOCKS[image] in audit.LOCKS
+
+
+def test_every_image_of_the_project_is_released() -> None:
+    assert WORKFLOW["jobs"]["image"]["strategy"]["matrix"]["image"] == list(LOCKS)
+    assert list(WORKFLOW["jobs"]["image"]["outputs"]) == list(LOCKS)
 
 
 def test_no_image_installs_what_no_lock_names() -> None:

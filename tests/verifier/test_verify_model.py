@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
@@ -16,8 +17,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing, signing
+from sigstore.models import ClientTrustConfig
 
 from tests.verifier.hub import Hub
+from tests.verifier.own_sigstore import IDENTITY, ISSUER, SIGNED_AT, VALID, Log, OwnSigstore
 
 SCRIPT = Path(__file__).parents[2] / "images" / "model-verifier" / "verify_model.py"
 VERIFIED, REFUSED, UNCHECKED = 0, 3, 4
@@ -28,6 +31,7 @@ def _loaded() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -139,11 +143,20 @@ def _unsigned(signed: Signed) -> None:
 
 
 def _edited_signature(signed: Signed) -> None:
-    text = (signed.model / "model.sig").read_text()
-    bundle = json.loads(text)
-    statement = base64.b64decode(bundle["dsseEnvelope"]["payload"]).replace(b"config.json", b"cunfig.json")
-    bundle["dsseEnvelope"]["payload"] = base64.b64encode(statement).decode()
-    (signed.model / "model.sig").write_text(json.dumps(bundle))
+    _restate(signed, b"config.json", b"cunfig.json")
+
+
+def _hashed_in_another_way(signed: Signed) -> None:
+    _restate(signed, b'"sha256"', b'"sha-0"')
+
+
+def _restate(signed: Signed, old: bytes, new: bytes) -> None:
+    """Edits what the signature says."""
+    file = signed.model / "model.sig"
+    bundle = json.loads(file.read_text())
+    statement = base64.b64decode(bundle["dsseEnvelope"]["payload"])
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(statement.replace(old, new)).decode()
+    file.write_text(json.dumps(bundle))
 
 
 def _signed_in_shards(signed: Signed) -> None:
@@ -170,6 +183,7 @@ DAMAGE: dict[str, tuple[Callable[[Signed], None], str]] = {
     "a folder that is a link": (_linked_folder, "more is a symbolic link to /etc"),
     "no signature": (_unsigned, "the model has no signature model.sig"),
     "an edited signature": (_edited_signature, "the signature is not of key release.pub, or was changed"),
+    "a hash that there is not": (_hashed_in_another_way, "sha-0"),
     "a signature that is none": (_no_signature_at_all, "the file of the signature holds no signature of a model"),
     "a signature of shards": (_signed_in_shards, "sign again file by file"),
     "no model": (_gone, "the model has no folder model"),
@@ -224,14 +238,155 @@ def test_a_key_that_is_none_is_named(signed: Signed, tmp_path: Path, capsys: Say
     assert "key release.pub is no public key of an elliptic curve in PEM" in capsys.readouterr().err
 
 
-def test_a_key_does_not_stand_for_an_identity(
-    signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Says
+def test_a_signature_made_elsewhere_and_then_brought_is_verified(signed: Signed, tmp_path: Path) -> None:
+    """Such a signer had no reason to leave the file of the signature out."""
+    elsewhere = tmp_path / "elsewhere.sig"
+    (signed.model / "model.sig").unlink()
+    signing.Config().use_elliptic_key_signer(private_key=signed.secret).sign(signed.model, elsewhere)
+    elsewhere.rename(signed.model / "model.sig")
+    assert signed.verify() == VERIFIED
+    _flipped(signed)
+    assert signed.verify() == REFUSED
+
+
+# --- By identity ------------------------------------------------------------------------------------------------------
+
+
+class Vouched:
+    """The signed model, signed anew by an identity that a Sigstore of its own vouched for."""
+
+    def __init__(self, signed: Signed, folder: Path) -> None:
+        self.signed, self.sigstore, self.trust = signed, OwnSigstore(), folder / "trust.json"
+        self.trust.write_text(self.sigstore.trust)
+        self.sign()
+
+    def sign(self, by: OwnSigstore | None = None, identity: str = IDENTITY, at: datetime = SIGNED_AT) -> None:
+        sign(self.signed.model, self.signed.secret)
+        (by or self.sigstore).sign(self.signed.model / "model.sig", identity, at)
+
+    def verify(self, identity: str = IDENTITY, issuer: str = ISSUER) -> int:
+        who = ["--identity", identity, "--issuer", issuer, "--trust", str(self.trust)]
+        code: int = verifier.main(["--folder", str(self.signed.model), *who])
+        return code
+
+
+@pytest.fixture
+def vouched(signed: Signed, tmp_path: Path) -> Vouched:
+    return Vouched(signed, tmp_path)
+
+
+def test_a_model_that_the_identity_signed_is_verified(vouched: Vouched, capsys: Says) -> None:
+    code = vouched.verify()
+    said = capsys.readouterr()
+    assert (code, said.err) == (VERIFIED, "")
+    assert "verified 4 files" in said.out
+
+
+def _by_somebody_else(vouched: Vouched) -> None:
+    vouched.sign(identity="stranger@example.com")
+
+
+def _by_a_key(vouched: Vouched) -> None:
+    sign(vouched.signed.model, vouched.signed.secret)
+
+
+def _of_another_authority(vouched: Vouched) -> None:
+    other = OwnSigstore()
+    other.certificates, other.entries = vouched.sigstore.certificates, vouched.sigstore.entries
+    vouched.sign(by=other)
+
+
+def _with_an_unlogged_certificate(vouched: Vouched) -> None:
+    vouched.sigstore.certificates = Log()
+    vouched.sign()
+
+
+def _with_an_unlogged_signature(vouched: Vouched) -> None:
+    vouched.sigstore.entries = Log()
+    vouched.sign()
+
+
+def _after_the_certificate_ended(vouched: Vouched) -> None:
+    vouched.sign(at=SIGNED_AT + 2 * VALID)
+
+
+def _with_other_words(vouched: Vouched) -> None:
+    _restate(vouched.signed, b"config.json", b"cunfig.json")
+
+
+def _with_the_model_changed(vouched: Vouched) -> None:
+    _flipped(vouched.signed)
+
+
+def _with_the_model_and_its_statement_changed(vouched: Vouched) -> None:
+    """The old certificate and log entry, around a new statement by a key."""
+    file = vouched.signed.model / "model.sig"
+    old = json.loads(file.read_text())
+    _flipped(vouched.signed)
+    sign(vouched.signed.model, vouched.signed.secret)
+    new = json.loads(file.read_text())
+    file.write_text(json.dumps(new | {"verificationMaterial": old["verificationMaterial"]}))
+
+
+FORGED: dict[str, tuple[Callable[[Vouched], None], str]] = {
+    "another identity": (_by_somebody_else, "do not match release@example.com"),
+    "a key": (_by_a_key, "expected certificate in bundle"),
+    "a certificate of another authority": (_of_another_authority, "certificate chain"),
+    "a certificate that the log does not know": (_with_an_unlogged_certificate, "SCT"),
+    "a signature that the log does not know": (_with_an_unlogged_signature, "invalid log entry"),
+    "a certificate that had ended": (_after_the_certificate_ended, "certificate chain"),
+    "an edited statement": (_with_other_words, "invalid signature"),
+    "one bit of the weights": (_with_the_model_changed, "Hash mismatch for 'model.safetensors'"),
+    "an old certificate around a new statement": (_with_the_model_and_its_statement_changed, "invalid signature"),
+}
+
+
+@pytest.mark.parametrize(("forge", "words"), FORGED.values(), ids=FORGED)
+def test_what_the_identity_did_not_sign_is_refused(
+    vouched: Vouched, capsys: Says, forge: Callable[[Vouched], None], words: str
 ) -> None:
-    """Without network, by the trust root that the image has."""
+    forge(vouched)
+    assert vouched.verify() == REFUSED
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("refused: ")
+    assert words in said
+
+
+def test_an_identity_is_only_its_issuers_word(vouched: Vouched, capsys: Says) -> None:
+    assert vouched.verify(issuer="https://another.example.com") == REFUSED
+    assert "OIDCIssuer does not match" in capsys.readouterr().err
+
+
+def test_a_sigstore_of_ones_own_is_not_trusted_by_the_public_one(
+    vouched: Vouched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the trust root that the image has."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    who = ["--identity", "release@example.com", "--issuer", "https://issuer.example.com"]
-    assert verifier.main(["--folder", str(signed.model), *who]) == REFUSED
-    assert "refused: " in capsys.readouterr().err
+    vouched.trust.write_text(ClientTrustConfig.production(offline=True)._inner.to_json())
+    assert vouched.verify() == REFUSED
+
+
+def test_what_lies_in_the_home_of_the_pod_is_not_trusted(
+    vouched: Vouched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Says
+) -> None:
+    """The volume below it is the engine's too: what one left there would vouch for the next model."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    public = ClientTrustConfig.production(offline=True)._inner.to_json()
+    (cached,) = (tmp_path / ".cache").rglob("trusted_root.json")
+    cached.write_text(json.dumps(json.loads(vouched.sigstore.trust)["trustedRoot"]))
+    vouched.trust.write_text(public)
+    assert vouched.verify() == REFUSED
+    assert "certificate chain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_trust_root_that_is_none_is_no_refusal(vouched: Vouched, capsys: Says, content: str | None) -> None:
+    vouched.trust.unlink()
+    if content is not None:
+        vouched.trust.write_text(content)
+    assert vouched.verify() == UNCHECKED
+    assert "is no trust root of a Sigstore" in capsys.readouterr().err
 
 
 # --- hf:// -----------------------------------------------------------------------------------------------------------

@@ -218,6 +218,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         existing=crew.existing,
         ready=crew.ready,
         held_to=crew.held_to,
+        doubted=crew.doubted,
         cluster_domain=facts.snapshot.settings.cluster_domain,
         problems=seen.problems,
         acting=acting(facts, service),
@@ -357,6 +358,7 @@ class _Crew:
     existing: int
     ready: int
     held_to: frozenset[str | None]
+    doubted: str
     ready_by_variant: Mapping[str, int]
     stuck: int
     starting: int
@@ -376,12 +378,21 @@ def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
         existing=len(pods),
         ready=len(ready),
         held_to=frozenset(pod.held_to for pod in pods if pod.ready),
+        doubted=next(_doubts(pods), ""),
         ready_by_variant=Counter(ready),
         stuck=sum(pod.unschedulable for pod in pods),
         starting=len(starting),
         oldest_start=min(starting, default=0.0),
         dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None),
     )
+
+
+def _doubts(pods: Sequence[Pod]) -> Iterator[str]:
+    """What the verifier says of replicas while others of their version serve: the model has changed in between."""
+    for variant in sorted({pod.variant for pod in pods if pod.unverified}):
+        version = newest([pod for pod in pods if pod.variant == variant])
+        if any(pod.ready for pod in version):
+            yield from (f"{pod.name}: {pod.failure}" for pod in version if pod.unverified and pod.failure)
 
 
 def _loading(crew: _Crew, seen: Outlook, now: float) -> LoadingReport | None:

@@ -75,8 +75,8 @@ class ServiceReport:
     says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
     `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up and of
     children that cannot be made: everything else goes on. `refused` says why the cluster lets there be no more
-    replicas. `held_to` is what the models of replicas that serve were held to. Latencies are at the percentiles of the
-    objectives.
+    replicas. `held_to` is what the models of replicas that serve were held to; `doubted` is what the verifier says of
+    the model since. Latencies are at the percentiles of the objectives.
     """
 
     service: Service
@@ -86,6 +86,7 @@ class ServiceReport:
     ready: int
     cluster_domain: str
     held_to: frozenset[str | None] = frozenset()
+    doubted: str = ""
     problems: tuple[Problem, ...] = ()
     acting: bool = True
     changing: bool = False
@@ -309,6 +310,9 @@ def _model_verified(report: ServiceReport) -> Verdict:
         return Verdict(UNKNOWN, Reason.NOT_CHECKED, _not_checked(spec))
     if report.failure is not None and report.failure.reason is Reason.VERIFICATION_FAILED:
         return Verdict(FALSE, Reason.VERIFICATION_FAILED, _failed(report, report.failure))
+    if report.doubted:
+        still = f"; {report.ready} replicas that started before serve on"
+        return Verdict(FALSE, Reason.VERIFICATION_FAILED, shortened(report.doubted, 1024 - len(still)) + still)
     if report.ready and report.held_to == {promised}:
         return Verdict(TRUE, Reason.VERIFIED, shortened(_vouched(spec.model, promised)))
     if report.failure is not None and report.failure.reason is Reason.ROLLED_BACK:
