@@ -174,6 +174,20 @@ def test_of_guaranteed_volumes_that_exceed_the_fleet_the_oldest_has_its_own() ->
     assert told(made, "CapacityAvailable", "young")["reason"] == "InsufficientCapacity"
 
 
+def test_a_guarantee_beyond_max_replicas_is_kept_and_the_contradiction_is_told_once() -> None:
+    volume = {"volume": {"guaranteedTokensPerSecond": 40_000}}
+    spec = {"tier": "Guaranteed", "objectives": volume, "scaling": {"maxReplicas": 1}}
+    made = World(services=[make_service("asked", **spec)], nodes=[make_node("n1"), make_node("n2")])
+    plans = made.run(10)
+    found = told(made, "Stalled")
+    assert (found["status"], found["reason"]) == ("False", "MaximumOutranked"), "it is carried out"
+    served = made.serving(made.services[0].key)
+    assert found["message"].startswith(f"spec.scaling.maxReplicas: the guaranteed volume takes {served} replicas")
+    assert told(made, "Ready")["status"] == "True"
+    warned = [event.type for plan in plans for event in plan.events if event.reason == "MaximumOutranked"]
+    assert warned == ["Warning"]
+
+
 def test_a_thousand_wrong_services_are_each_told_and_the_sound_one_serves() -> None:
     wrong = [
         make_service(f"wrong-{n}", created_at=float(n), placement={"accelerators": [f"gone-{n}"]}) for n in range(1000)

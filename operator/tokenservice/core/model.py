@@ -361,6 +361,7 @@ class Reason(StrEnum):
     TENSOR_PARALLEL_TOO_LARGE = "TensorParallelTooLarge"
     OBJECTIVES_UNREACHABLE = "ObjectivesUnreachable"
     RESIDENCY_EXCLUDES_ALL = "ResidencyExcludesAll"
+    MAXIMUM_OUTRANKED = "MaximumOutranked"
     SERVED_NAME_TAKEN = "ServedNameTaken"
     CONFLICTING_ARGUMENTS = "ConflictingArguments"
     ARGUMENT_NOT_ALLOWED = "ArgumentNotAllowed"

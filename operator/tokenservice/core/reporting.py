@@ -196,6 +196,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         changing=_changing(facts, service, mine),
         exchange=_exchange(facts, seen),
         failure=_failure(facts, seen, grant, now) if acting(facts, service) else None,
+        contradiction=seen.scaling.contradiction if seen.scaling is not None else None,
         refused=_refused(facts, service.key, grant),
         variants=_variants(seen, grant, crew),
         loading=_loading(crew, seen, now),

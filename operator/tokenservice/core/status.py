@@ -74,9 +74,9 @@ class ServiceReport:
     applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `limited`
     says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
     `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up and of
-    children that cannot be made: everything else goes on. `refused` says why the cluster lets there be no more
-    replicas. `held_to` is what the models of replicas that serve were held to. Latencies are at the percentiles of the
-    objectives.
+    children that cannot be made: everything else goes on. `contradiction` is of a spec that is carried out for all
+    that. `refused` says why the cluster lets there be no more replicas. `held_to` is what the models of replicas that
+    serve were held to. Latencies are at the percentiles of the objectives.
     """
 
     service: Service
@@ -91,6 +91,7 @@ class ServiceReport:
     changing: bool = False
     exchange: str = "changes are being rolled out"
     failure: Problem | None = None
+    contradiction: Problem | None = None
     variants: tuple[VariantReport, ...] = ()
     loading: LoadingReport | None = None
     without_room: int = 0
@@ -191,10 +192,13 @@ def verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
 
 
 def _stalled(report: ServiceReport) -> Verdict:
-    """True for what only a user can mend."""
-    if report.problems or report.failure is None:
-        return stalled(report.problems)
-    return Verdict(TRUE, report.failure.reason, _failed(report, report.failure))
+    """True for what only a user can mend; a contradiction that was settled is told, and stops nothing."""
+    if report.failure is not None and not report.problems:
+        return Verdict(TRUE, report.failure.reason, _failed(report, report.failure))
+    if report.contradiction is not None and not report.problems:
+        said = f"{report.contradiction.field}: {report.contradiction.message}"
+        return Verdict(FALSE, report.contradiction.reason, shortened(said))
+    return stalled(report.problems)
 
 
 def _failed(report: ServiceReport, failure: Problem) -> str:

@@ -152,6 +152,10 @@ _GOOD = {
 """Conditions whose transitions are told, and their good status."""
 
 
+_WARNED = frozenset({Reason.MAXIMUM_OUTRANKED})
+"""Reasons that people are warned of although the condition that has them is as it should be."""
+
+
 def _transition(kind: ConditionType, good: str, old: Json, new: Json) -> Iterator[_Told]:
     """A warning when it turns bad or is bad for another reason, a word when it is good again.
 
@@ -160,7 +164,9 @@ def _transition(kind: ConditionType, good: str, old: Json, new: Json) -> Iterato
     bad = FALSE if good == TRUE else TRUE
     turned = old.get("status") != new["status"]
     is_readiness = kind is ConditionType.READY
-    if new["status"] == bad and (turned or old.get("reason") != new["reason"]):
+    if new["reason"] in _WARNED and old.get("reason") != new["reason"]:
+        yield WARNING, Reason(new["reason"]), new["message"]
+    elif new["status"] == bad and (turned or old.get("reason") != new["reason"]):
         if not is_readiness or old.get("status") == TRUE:
             yield WARNING, Reason(new["reason"]), new["message"]
     elif new["status"] == good and turned and (is_readiness or old.get("status") == bad):
