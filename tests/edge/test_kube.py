@@ -229,6 +229,16 @@ async def test_a_list_comes_in_chunks_and_its_items_say_what_they_are(kube: Kube
     ]
 
 
+async def test_of_events_only_what_pods_themselves_do_not_say_is_asked_for(kube: Kube, server: Scripted) -> None:
+    server.answers = [web.json_response({"metadata": {"resourceVersion": "5"}, "items": []}), lines()]
+    async for _ in kube.list_pages("Event"):
+        pass
+    async with kube.watch("Event", revision="5") as events:
+        assert [event async for event in events] == []
+    asked = "regarding.kind=Pod,type=Warning,reason!=FailedScheduling,reason!=Unhealthy,reason!=BackOff,reason!=Failed"
+    assert [query["fieldSelector"] for _, _, query, _, _ in server.requests] == [asked, asked]
+
+
 def lines(*events: Json, then: Callable[[web.Request], None] | None = None) -> Answer:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

@@ -120,6 +120,10 @@ class Pod:
     """What the scheduler says of a volume that it waits for; room would not help."""
     starting_since: float | None = None
     """When it got its node, seconds since the epoch, as long as no start of its engine has ended, good or bad."""
+    unprepared: bool = False
+    """Its volumes are not mounted yet, or its sandbox is not made."""
+    complaint: str | None = None
+    """What kubelet or a controller say of that; it may come to it all the same."""
     unverified: bool = False
     """What fails is the verifier of the model."""
     held_to: str | None = None

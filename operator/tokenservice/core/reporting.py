@@ -38,7 +38,7 @@ from tokenservice.core.model import (
     Variant,
 )
 from tokenservice.core.outlook import Outlook
-from tokenservice.core.refusal import advice, overdue, refusal, refused_pods
+from tokenservice.core.refusal import advice, overdue, refusal, refused_pods, unprepared
 from tokenservice.core.rollback import failure, newest, rolled_back, unverified
 from tokenservice.core.rollout import exchanged_in_place
 from tokenservice.core.room import NOBODY
@@ -271,7 +271,7 @@ def _failure(facts: Facts, seen: Outlook, grant: Grant | None, now: float) -> Pr
         if left is not None:
             does = "rolled back, for the version that the spec asks for did not come up"
             return Problem(Reason.ROLLED_BACK, variant, f"{does} (change the spec to try another): {left}")
-        said = failure(pods, known=known) or _overdue(seen, variant, pods, now)
+        said = failure(pods, known=known) or unprepared(newest(pods), now) or _overdue(seen, variant, pods, now)
         if said is not None:
             if unverified(pods, known=known):
                 does = "no engine starts with a model that is not verified"
@@ -334,6 +334,7 @@ class _Crew:
     stuck: int
     starting: int
     oldest_start: float
+    trouble: str
     dollars_per_hour: float
 
 
@@ -343,7 +344,8 @@ def _crew_of(facts: Facts, service: ServiceKey) -> _Crew:
 
 
 def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
-    starting = [pod.created_at for pod in pods if pod.starting and pod.node is not None]
+    starting = sorted((pod for pod in pods if pod.starting and pod.node is not None), key=lambda pod: pod.name)
+    troubles = (f"{pod.name}: {said}" for pod in starting if (said := pod.failure or pod.complaint))
     ready = [pod.variant for pod in pods if pod.ready]
     return _Crew(
         existing=len(pods),
@@ -352,7 +354,8 @@ def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
         ready_by_variant=Counter(ready),
         stuck=sum(pod.unschedulable for pod in pods),
         starting=len(starting),
-        oldest_start=min(starting, default=0.0),
+        oldest_start=min((pod.created_at for pod in starting), default=0.0),
+        trouble=next(troubles, ""),
         dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None),
     )
 
@@ -364,6 +367,7 @@ def _loading(crew: _Crew, seen: Outlook, now: float) -> LoadingReport | None:
         replicas=crew.starting,
         oldest_seconds=round(now - crew.oldest_start, 0),
         expected_seconds=seen.want.variant.cold_start_seconds,
+        trouble=crew.trouble,
     )
 
 

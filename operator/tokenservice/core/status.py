@@ -48,11 +48,16 @@ class VariantReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadingReport:
-    """Replicas that have a node and start."""
+    """Replicas that have a node and start; `trouble` is what is said of one that has some."""
 
     replicas: int
     oldest_seconds: float
     expected_seconds: float
+    trouble: str = ""
+
+    @property
+    def words(self) -> str:
+        return f"{self.replicas} start ({self.trouble})" if self.trouble else f"{self.replicas} start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +235,7 @@ def _ready(report: ServiceReport) -> Verdict:
 def _on_the_way(report: ServiceReport, serving: str) -> tuple[Reason, str]:
     """Why fewer replicas serve than must."""
     if report.loading is not None:
-        return Reason.STARTING, f"{serving}, {report.loading.replicas} start"
+        return Reason.STARTING, shortened(f"{serving}, {report.loading.words}")
     if report.without_room:
         return Reason.INSUFFICIENT, f"{serving}: {report.room_message}"
     if report.limited:
@@ -254,7 +259,7 @@ def _reconciling(report: ServiceReport) -> Verdict:
     if report.changing:
         return Verdict(TRUE, Reason.ROLLING_OUT, report.exchange)
     if report.loading is not None:
-        return Verdict(TRUE, Reason.STARTING, f"{report.loading.replicas} replicas start")
+        return Verdict(TRUE, Reason.STARTING, shortened(f"replicas: {report.loading.words}"))
     if report.ready < max(1, report.floor) and report.desired:
         return Verdict(TRUE, *_on_the_way(report, f"{report.ready} of {report.floor} replicas serve"))
     return Verdict(FALSE, Reason.STEADY, "everything is as decided")

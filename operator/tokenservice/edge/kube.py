@@ -127,7 +127,8 @@ class Kube:
         """All objects of a kind, chunk by chunk. Raises Gone when it took longer than the server remembers."""
         token = ""
         while True:
-            query = {"limit": str(PAGE_SIZE), "labelSelector": selector, "continue": token}
+            fields = RESOURCES[kind].fields
+            query = {"limit": str(PAGE_SIZE), "labelSelector": selector, "fieldSelector": fields, "continue": token}
             body = await self._json("GET", RESOURCES[kind].path(namespace), query)
             metadata = body["metadata"]
             yield Page(_typed(kind, body.get("items") or ()), str(metadata.get("resourceVersion", "")))
@@ -145,6 +146,7 @@ class Kube:
             "resourceVersion": revision,
             "allowWatchBookmarks": "true",
             "labelSelector": selector,
+            "fieldSelector": RESOURCES[kind].fields,
             "timeoutSeconds": str(WATCH_SECONDS),
         }
         response = await self._send("GET", RESOURCES[kind].path(namespace), query, limits=_WATCH_TIMEOUT)
