@@ -23,7 +23,7 @@ from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WINDOWS = Windows(rate=6, peak=20, staleness=5)
-NAMES = ("chat", "code", "mixed", "idle", "queue", "parallel")
+NAMES = ("chat", "code", "mixed", "idle", "queue", "parallel", "uneven")
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
 VLLM = """
@@ -146,6 +146,9 @@ ENGINES = {
     "idle-1": Engine("idle", 0, SGLANG_GAUGES),
     "queue-1": Engine("queue", 10, queue_growth=3),
     "parallel-1": Engine("parallel", 12, ranks=4),
+    "uneven-1": Engine("uneven", 2),
+    "uneven-2": Engine("uneven", 20),
+    "uneven-3": Engine("uneven", 22),
 }
 
 
@@ -224,6 +227,18 @@ async def test_what_engines_count_is_what_is_read(scraped: tuple[Farm, Prometheu
     assert [count for _, count in chat.ttft_buckets] == pytest.approx([20, 40], rel=0.05)
     assert [bound for bound, _ in known(answer, "mixed").ttft_buckets] == [0.1, 0.2, float("inf")]
     assert isinstance(known(answer, "idle").mean_output_tokens, Missing)
+
+
+async def test_engines_are_told_apart_where_one_gives_far_less_than_the_others(
+    scraped: tuple[Farm, Prometheus],
+) -> None:
+    _, prometheus = scraped
+    answer = await settled(prometheus)
+    paces = {pace.pod: pace for pace in known(answer, "uneven").paces}
+    assert list(paces) == ["uneven-1", "uneven-2", "uneven-3"]
+    assert [pace.running for pace in paces.values()] == [8, 8, 8]
+    assert [pace.tokens_per_second for pace in paces.values()] == pytest.approx([40, 400, 440], rel=0.05)
+    assert known(answer, "parallel").paces == known(answer, "idle").paces == ()
 
 
 async def test_the_peak_outlives_the_load(scraped: tuple[Farm, Prometheus]) -> None:

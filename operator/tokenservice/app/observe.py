@@ -79,6 +79,7 @@ class Observer:
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,
+            slow_since=previous.slow_since,
             margins=_margins(self.services(), previous),
             hindsights=previous.hindsights,
         )

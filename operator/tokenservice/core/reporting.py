@@ -54,6 +54,7 @@ from tokenservice.core.status import (
     service_status,
 )
 from tokenservice.core.status_changes import changed, events, rests, urgent, urgent_of
+from tokenservice.core.stragglers import Straggler
 from tokenservice.core.utilization import (
     Counts,
     Interval,
@@ -71,6 +72,8 @@ from tokenservice.core.variants import cost_per_million_tokens
 
 Labels = tuple[tuple[str, str], ...]
 _ZERO_TO_ONE = Interval(0.0, 1.0)
+_SHOWN = 3
+"""Slow replicas that are named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,7 @@ class Decided:
     grants: Mapping[ServiceKey, Grant]
     actions: Sequence[Action]
     attained: Mapping[ServiceKey, Interval | Missing]
+    slow: Mapping[ServiceKey, tuple[Straggler, ...]]
 
 
 def told(decided: Decided, now: float) -> Plan:
@@ -115,9 +119,9 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
     seen = {one.service.key: one for one in decided.outlooks}
     mine = {key: tuple(by_service.get(key, ())) for key in seen}
     wait = {key: _rests(facts, one.service, now) for key, one in seen.items()}
-    refused = facts.snapshot.refusals
+    wrong = {key: (facts.snapshot.refusals.get(key), decided.slow.get(key)) for key in seen}
     given = {
-        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope, refused.get(key))
+        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope, *wrong[key])
         for key, one in seen.items()
     }
     found = facts.memo.recall_each(
@@ -198,6 +202,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         failure=_failure(facts, seen, grant, now) if acting(facts, service) else None,
         contradiction=seen.scaling.contradiction if seen.scaling is not None else None,
         refused=_refused(facts, service.key, grant),
+        slow="; ".join(one.words for one in decided.slow.get(service.key, ())[:_SHOWN]),
         variants=_variants(seen, grant, crew),
         loading=_loading(crew, seen, now),
         without_room=crew.stuck,

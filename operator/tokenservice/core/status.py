@@ -81,7 +81,8 @@ class ServiceReport:
     `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up and of
     children that cannot be made: everything else goes on. `contradiction` is of a spec that is carried out for all
     that. `refused` says why the cluster lets there be no more replicas. `held_to` is what the models of replicas that
-    serve were held to. Latencies are at the percentiles of the objectives.
+    serve were held to. `slow` names replicas that hold up their requests. Latencies are at the percentiles of the
+    objectives.
     """
 
     service: Service
@@ -103,6 +104,7 @@ class ServiceReport:
     room_message: str = "no node that the service may use has room"
     limited: str = ""
     refused: str = ""
+    slow: str = ""
     metrics: Missing | None = None
     tokens_per_second: Figure = NOT_MEASURED
     requests_per_second: Figure = NOT_MEASURED
@@ -273,6 +275,14 @@ def _idle_reason(report: ServiceReport) -> Reason:
 
 
 def _objectives_met(report: ServiceReport) -> Verdict:
+    """Where a replica is slow that is the reason, whether the objectives are met for all that or not."""
+    found = _latencies_met(report)
+    if report.slow:
+        return Verdict(found.status, Reason.SLOW_REPLICA, shortened(f"{report.slow}; {found.message}"))
+    return found
+
+
+def _latencies_met(report: ServiceReport) -> Verdict:
     spec = report.service.spec
     if spec is None:
         return Verdict(UNKNOWN, Reason.UNKNOWN, "the objectives could not be read")
