@@ -91,7 +91,7 @@ def test_what_pod_security_refuses_is_told_and_what_serves_goes_on(site: Site) -
         assert "1 replicas serve on" in found["message"]
         assert site.endpoints() == [before]
     finally:
-        reinstalled(site.bed, enginePodPatch={"spec": None})
+        reinstalled(site.bed, enginePodPatch={})
     well(site)
     assert site.endpoints() == [before], "it was never touched"
 

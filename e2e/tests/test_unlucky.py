@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
 
 from e2e.testbed.nodes import MI300X
-from e2e.tests.support.api import Json, throughout
-from e2e.tests.support.bed import reinstalled
+from e2e.tests.support.api import Json, condition, throughout
+from e2e.tests.support.bed import FLEET, reinstalled
 from e2e.tests.support.site import Site, profile
 
 pytestmark = pytest.mark.cluster
@@ -105,6 +107,52 @@ def test_a_volume_beyond_max_replicas_is_kept_and_the_contradiction_is_said(site
     site.apply(**(spec | {"scaling": {"maxReplicas": 8}}))
     site.eventually(lambda: site.condition("Stalled")["reason"] == "Accepted", "the contradiction is gone")
 
+
+# --- An accelerator that is throttled --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watchful(site: Site) -> Iterator[Site]:
+    """A fleet in which a replica may be replaced soon after it came; no node is emptied just to have it free."""
+    site.api.patch("tokenfleets", "default", {"spec": {"consolidation": {"cooldownSeconds": 5, "paybackHours": 1e-6}}})
+    yield site
+    usual = FLEET["spec"]["consolidation"] | {"paybackHours": None}
+    site.api.patch("tokenfleets", "default", {"spec": {"consolidation": usual}})
+
+
+def starts(site: Site, **rule: object) -> None:
+    """How engines of this site run that start from now on."""
+    rules = [{"namespace": site.namespace, **rule}] if rule else []
+    requests.put(f"{site.bed.farm_url}/admin/starts", json=rules, timeout=10).raise_for_status()
+
+
+def test_a_replica_that_is_much_slower_than_its_siblings_is_told_of_and_replaced(watchful: Site) -> None:
+    """Six times as long for each token, and no error anywhere."""
+    site = watchful
+    bad = site.node()
+    site.node()
+    starts(site, stepFactor=6.0)
+    try:
+        site.serving(replicas=1)
+    finally:
+        starts(site)
+    (slow,) = site.endpoints()
+    site.apply(replicas=3)
+    site.wait_ready_pods(3)
+    with site.traffic(rate=1.5) as traffic, site.watched("tokenservices") as states:
+        site.eventually(lambda: site.told("SlowReplica"), "it is told of", 120)
+        site.eventually(lambda: slow not in site.endpoints(), "it leaves", 120)
+        assert len(site.endpoints()) == 3, "when its successor serves"
+        traffic.goes_on(3)
+    assert traffic.lost == {}
+    assert f"{slow} on {bad} takes " in site.told("SlowReplica")[0]
+    said = [condition(body, "ObjectivesMet").get("reason") for body in states.bodies("chat")]
+    assert "SlowReplica" in said
+    site.eventually(lambda: sum(node != bad for node in site.nodes_of()) == 1, "its successor is on the other node")
+    assert site.told("Surged"), "as any other that leaves"
+
+
+# --- An image for other accelerators ---------------------------------------------------------------------------------
 
 SIZED: Json = {
     "uri": "hf://testbed/sized",

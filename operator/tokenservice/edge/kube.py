@@ -36,6 +36,9 @@ _THROTTLE_LIMIT_SECONDS = 10.0
 WATCH_SECONDS = 300
 """The server ends a watch after this time; it goes on from where it was."""
 
+UNTOLD_WATCH_SECONDS = 60
+"""The same for a kind without bookmarks: its end is its sign of life."""
+
 SILENCE_SECONDS = 70.0
 """Bookmarks come every minute; a watch that is silent for longer is dead, whatever TCP believes."""
 
@@ -141,15 +144,16 @@ class Kube:
         self, kind: str, namespace: str = "", *, revision: str, selector: str = ""
     ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
         """Changes after `revision`, until the server ends it; open once entered. Raises Gone for an old revision."""
+        resource = RESOURCES[kind]
         query = {
             "watch": "1",
             "resourceVersion": revision,
             "allowWatchBookmarks": "true",
             "labelSelector": selector,
-            "fieldSelector": RESOURCES[kind].fields,
-            "timeoutSeconds": str(WATCH_SECONDS),
+            "fieldSelector": resource.fields,
+            "timeoutSeconds": str(WATCH_SECONDS if resource.bookmarked else UNTOLD_WATCH_SECONDS),
         }
-        response = await self._send("GET", RESOURCES[kind].path(namespace), query, limits=_WATCH_TIMEOUT)
+        response = await self._send("GET", resource.path(namespace), query, limits=_WATCH_TIMEOUT)
         try:
             yield _events(kind, response)
         finally:

@@ -12,7 +12,8 @@ from tokenservice.core.model import ObjectKey
 class Resource:
     """One kind as its URL needs it; `group` is empty for the core group.
 
-    `fields` is the field selector of what is of interest: lists and watches show nothing else.
+    `fields` is the field selector of what is of interest: lists and watches show nothing else. `bookmarked` says
+    whether a silent watch is told each minute that it is alive; of events the API server keeps no cache to tell from.
     """
 
     kind: str
@@ -21,6 +22,7 @@ class Resource:
     version: str = "v1"
     namespaced: bool = True
     fields: str = ""
+    bookmarked: bool = True
 
     @property
     def api_version(self) -> str:
@@ -52,7 +54,7 @@ _KINDS = (
     Resource(kind="NetworkPolicy", plural="networkpolicies", group="networking.k8s.io"),
     Resource(kind="PodMonitor", plural="podmonitors", group="monitoring.coreos.com"),
     Resource(kind="Lease", plural="leases", group="coordination.k8s.io"),
-    Resource(kind="Event", plural="events", group="events.k8s.io", fields=_WARNINGS_OF_PODS),
+    Resource(kind="Event", plural="events", group="events.k8s.io", fields=_WARNINGS_OF_PODS, bookmarked=False),
     Resource(
         kind="MutatingWebhookConfiguration",
         plural="mutatingwebhookconfigurations",
