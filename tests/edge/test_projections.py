@@ -109,7 +109,13 @@ def test_a_node_in_trouble_is_seen_as_such(name: str) -> None:
     assert getattr(projections.node(obj), field) is want
 
 
-@pytest.mark.parametrize("allocatable", [{"cpu": "4"}, {"nvidia.com/gpu": "0"}, {"hugepages-1Gi": "8"}, {}])
+def test_a_node_whose_device_plugin_is_down_is_there_and_offers_nothing() -> None:
+    seen = projections.node(node(status={"allocatable": {"cpu": "4", "nvidia.com/gpu": "0"}}))
+    assert seen is not None
+    assert seen.allocatable == {"nvidia.com/gpu": 0}
+
+
+@pytest.mark.parametrize("allocatable", [{"cpu": "4"}, {"hugepages-1Gi": "8"}, {}])
 def test_a_node_without_extended_resources_is_of_no_interest(allocatable: Json) -> None:
     assert projections.node(node(status={"allocatable": allocatable})) is None
 

@@ -162,10 +162,13 @@ class Complaint:
 
 
 def node(obj: Json) -> Node | None:
-    """A node that offers extended resources; which of them are accelerators is for the AcceleratorClasses to say."""
+    """A node that has extended resources; which of them are accelerators is for the AcceleratorClasses to say.
+
+    One that has none of them now is there all the same: its device plugin is down, and where it is still counts.
+    """
     metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
     allocatable = status.get("allocatable") or {}
-    extended = _extended(allocatable)
+    extended = _counts(allocatable)
     if not extended:
         return None
     return Node(
@@ -364,9 +367,13 @@ def _integer(text: str) -> int:
 
 
 def _extended(resources: Mapping[str, Any]) -> dict[str, int]:
+    """Extended resources that are asked for."""
+    return {name: count for name, count in _counts(resources).items() if count > 0}
+
+
+def _counts(resources: Mapping[str, Any]) -> dict[str, int]:
     """Extended resources: those with a domain that is not Kubernetes' own."""
-    counts = {name: int(_number(value)) for name, value in resources.items() if _is_extended(name)}
-    return {name: count for name, count in sorted(counts.items()) if count > 0}
+    return {name: int(_number(value)) for name, value in sorted(resources.items()) if _is_extended(name)}
 
 
 def _number(quantity: object) -> float:
