@@ -61,7 +61,7 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     suspects = stragglers(facts, seen)
     slow_since = since(facts, suspects, now)
     slow = lasting(facts, suspects, slow_since, now)
-    moves, proposals = departures(facts, _settled(seen, grants, actions), slow, now)
+    moves, proposals = departures(facts, _settled(seen, acted_on, actions), slow, now)
     actions += moves
     met = attained(facts, seen)
     plan = told(Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met, slow=slow), now)
