@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -100,6 +101,7 @@ def test_a_slow_replica_is_told_of_and_replaced_before_it_goes() -> None:
 ALIKE: dict[str, tuple[dict[str, float], int]] = {
     "for less than three windows": ({}, PATIENCE_ROUNDS),
     "twice as long": ({"times": 2.5}, 2 * PATIENCE_ROUNDS),
+    "for long answers that are counted when they end": ({"times": inf}, 2 * PATIENCE_ROUNDS),
     "with more to do": ({"times": 1.0, "load": 16.0}, 2 * PATIENCE_ROUNDS),
 }
 

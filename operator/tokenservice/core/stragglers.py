@@ -63,7 +63,9 @@ def _told(seen: Outlook) -> bool:
 
 
 def _of_service(facts: Facts, seen: Outlook) -> tuple[Straggler, ...]:
-    paces = {} if isinstance(seen.metrics, Missing) else {pace.pod: pace for pace in seen.metrics.paces}
+    """One that gave no token at all is left out: SGLang counts those of a long answer when it ends."""
+    told = () if isinstance(seen.metrics, Missing) else seen.metrics.paces
+    paces = {pace.pod: pace for pace in told if pace.tokens_per_second > 0}
     found = list[Straggler]()
     for variant, _ in seen.ranked:
         pods = [pod for pod in facts.pods.get((seen.service.key, variant.name), ()) if pod.ready and pod.name in paces]
@@ -79,8 +81,4 @@ def _of_service(facts: Facts, seen: Outlook) -> tuple[Straggler, ...]:
 def _excess(pace: Pace, step: StepModel, work: Workload) -> float:
     """Time per token as a multiple of what is expected of so many sequences."""
     expected = step.tpot_ms(pace.running, work.input_tokens, work.output_tokens, work.hit_rate)
-    return 1000 * pace.running / max(pace.tokens_per_second, _STANDS) / expected
-
-
-_STANDS = 1e-3
-"""Tokens a second: one that gives none at all is as slow as can be, and no division by zero."""
+    return 1000 * pace.running / pace.tokens_per_second / expected
