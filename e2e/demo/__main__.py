@@ -15,7 +15,7 @@ from rich.console import Console
 
 from e2e.demo import picture, report, scenario, steps
 from e2e.demo.account import Bill
-from e2e.demo.phase import Phase, run
+from e2e.demo.phase import Phase, Stage, run
 from e2e.demo.scenario import TIME_SCALE, Example
 from e2e.demo.sizing import Size
 from e2e.load.trace import Traffic
@@ -66,10 +66,17 @@ async def _phases(
     console: Console, bed: Bed, services: Mapping[str, Example], sizes: Mapping[str, Size], planned: Traffic
 ) -> dict[str, Phase]:
     async with steps.opened(console, bed, services) as stage:
-        await steps.apply_static(stage, bed, sizes)
-        static = await run(stage, "static", planned.arrivals)
-        steps.release(bed, services)
-        return {"static": static, "operator": await run(stage, "operator", planned.arrivals)}
+        return await compared(stage, bed, services, sizes, planned)
+
+
+async def compared(
+    stage: Stage, bed: Bed, services: Mapping[str, Example], sizes: Mapping[str, Size], planned: Traffic
+) -> dict[str, Phase]:
+    """Static sizes first, then the operator, which sees the traffic for the first time."""
+    await steps.apply_static(stage, bed, sizes)
+    static = await run(stage, "static", planned.arrivals)
+    steps.release(bed, services)
+    return {"static": static, "operator": await run(stage, "operator", planned.arrivals)}
 
 
 def _conclude(

@@ -22,7 +22,7 @@ from math import isfinite
 from rich.console import Console
 
 from e2e.demo import report, scenario, steps
-from e2e.demo.__main__ import OUT, before, opened, prepared
+from e2e.demo.__main__ import OUT, before, compared, opened, prepared
 from e2e.demo.phase import Phase, run
 from e2e.demo.readme import HPA
 from e2e.demo.scenario import NAMESPACE, TIME_SCALE, Example, Json
@@ -71,13 +71,9 @@ async def _phases(
     batches: Mapping[str, float],
     shares: Sequence[float],
 ) -> dict[str, Phase]:
-    """The operator second, so that it sees the traffic for the first time as in the demo; an HPA remembers nothing."""
-    phases = {}
+    """The HPA last: it remembers nothing of the traffic."""
     async with steps.opened(console, bed, services) as stage:
-        await steps.apply_static(stage, bed, sizes)
-        phases["static"] = await run(stage, "static", planned.arrivals)
-        steps.release(bed, services)
-        phases["operator"] = await run(stage, "operator", planned.arrivals)
+        phases = await compared(stage, bed, services, sizes, planned)
         for share in shares:
             await steps.remove_services(stage, bed)
             await steps.apply_static(stage, bed, sizes)

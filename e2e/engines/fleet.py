@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from math import prod
 
 from e2e.engines.contract import EnginePod, PodKey, Profile
 from e2e.engines.fake_engine import FakeEngine, Reports, State
 from e2e.engines.process import Timers
+from tokenservice.core.step import StepModel
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ class StartRule:
     service: str = ""
     slow_factor: float = 1.0
     fails: bool = False
+    step_factor: float = 1.0
+    """How much longer each of their iterations takes, for as long as they live: a throttled accelerator."""
 
     def matches(self, pod: EnginePod) -> bool:
         return self.namespace in ("", pod.key.namespace) and self.service in ("", pod.service)
@@ -150,13 +154,18 @@ class Fleet:
         self._awaiting_profile.pop(pod.key, None)
         self._engines[pod.key] = FakeEngine(
             pod,
-            profile,
+            self._throttled(pod, profile),
             self._timers,
             self._reports,
             cold_start_seconds=self._cold_start_seconds(pod, profile),
             wall_clock=self._wall_clock,
             start_fails=lambda: any(rule.fails for rule in self._start_rules if rule.matches(pod)),
         )
+
+    def _throttled(self, pod: EnginePod, profile: Profile) -> Profile:
+        factor = prod(rule.step_factor for rule in self._start_rules if rule.matches(pod))
+        slower = {name: value * factor for name, value in asdict(profile.step).items()}
+        return replace(profile, step=StepModel(**slower))
 
     def _cold_start_seconds(self, pod: EnginePod, profile: Profile) -> float:
         spread = self._options.cold_start_spread

@@ -239,7 +239,7 @@ async def _list_engines(request: web.Request) -> web.Response:
 
 
 async def _put_start_rules(request: web.Request) -> web.Response:
-    """Body: a list of {namespace, service, slowFactor, fails}, each key optional; [] ends all trouble."""
+    """Body: a list of {namespace, service, slowFactor, fails, stepFactor}, each key optional; [] ends all trouble."""
     try:
         rules = [
             StartRule(
@@ -247,6 +247,7 @@ async def _put_start_rules(request: web.Request) -> web.Response:
                 str(rule.get("service", "")),
                 float(rule.get("slowFactor", 1.0)),
                 bool(rule.get("fails", False)),
+                float(rule.get("stepFactor", 1.0)),
             )
             for rule in json.loads(await request.read())
         ]

@@ -11,7 +11,7 @@ from e2e.faults.instance import Instance
 from e2e.faults.oracle import Births, difference, state
 from e2e.faults.proxy import Call, Door
 from e2e.faults.rig import Rig
-from e2e.tests.support.api import Json, is_true
+from e2e.tests.support.api import Json, eventually, is_true
 from e2e.tests.support.site import Site
 
 REST_SECONDS = 60.0
@@ -98,11 +98,19 @@ class Play:
             time.sleep(0.15)
 
     def outcome(self) -> Json:
-        """The state, and what was created and deleted since the last call."""
+        """The state at rest, and what was created and deleted since the last call."""
+        found = eventually(self._state_at_rest, "a state in which nothing is missing", pause=0.15)
         self.births.settle()
         counts = self.births.counts()
         fresh, self._before = counts - self._before, counts
-        return {"state": state(self.rig.api, self.site.namespace), "counts": dict(sorted(fresh.items()))}
+        return {"state": found, "counts": dict(sorted(fresh.items()))}
+
+    def _state_at_rest(self) -> Json | None:
+        """On a busy machine a scrape may be late since it came to rest: that blip is not what it came to."""
+        if self.missing():
+            return None
+        found = state(self.rig.api, self.site.namespace)
+        return None if self.missing() else found
 
 
 def _rolled_out(deployment: Json) -> bool:

@@ -14,9 +14,12 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import aiohttp
+
+from e2e.load.account import Account, Objectives, Outcome, Result
 
 REQUEST_SECONDS = 300.0
 _DATA = b"data: "
@@ -25,27 +28,49 @@ _DONE = b"data: [DONE]"
 
 @dataclass(slots=True)
 class Phase:
-    """Requests sent while the phase lasted; each ends in one of three ways, some after the phase."""
+    """Requests sent while the phase lasted, in the books of every load here; each ends, some after the phase.
+
+    Answered, failed (no token came: refused, an error status, or no answer in time), or cut (tokens came and ended
+    early).
+    """
 
     name: str
-    sent: int = 0
-    answered: int = 0
-    failed: int = 0
-    """No token came: refused, an error status, or no answer in time."""
-    cut: int = 0
-    """Tokens came and ended early."""
-    tokens: int = 0
+    account: Account = field(default_factory=lambda: Account(_ANY))
     seconds: float = 0.0
     first_token_seconds: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     @property
+    def sent(self) -> int:
+        return self.account.arrived
+
+    @property
+    def answered(self) -> int:
+        return self.account.outcomes[Outcome.OK]
+
+    @property
+    def failed(self) -> int:
+        return self.account.outcomes[Outcome.FAILED]
+
+    @property
+    def cut(self) -> int:
+        return self.account.outcomes[Outcome.CUT]
+
+    @property
+    def tokens(self) -> int:
+        return self.account.delivered_output_tokens
+
+    @property
     def in_flight(self) -> int:
-        return self.sent - self.answered - self.failed - self.cut
+        return self.account.in_flight
 
     @property
     def lost(self) -> int:
-        return self.failed + self.cut
+        return self.account.finished - self.answered
+
+
+_ANY = Objectives(inf, inf)
+"""How fast an answer comes is not promised here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +159,7 @@ class Load:
 
     def _launch(self, session: aiohttp.ClientSession, number: int) -> None:
         phase = self.phases[-1]
-        phase.sent += 1
+        phase.account.count_arrival(self._question.output_tokens, self._loop.time())
         task = self._loop.create_task(ask(session, self._question, number, phase))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -142,21 +167,35 @@ class Load:
 
 async def ask(session: aiohttp.ClientSession, question: Question, number: int, phase: Phase) -> None:
     """One request, from its connection to its last token, entered in the phase's books."""
-    began, tokens = time.monotonic(), 0
+    arrived, began, tokens, first, outcome = time.time(), time.monotonic(), 0, None, Outcome.OK
     try:
         async for _ in _events(session, question, number):
             tokens += 1
-            if tokens == 1:
-                phase.first_token_seconds.append(time.monotonic() - began)
+            if first is None:
+                first = time.monotonic() - began
+                phase.first_token_seconds.append(first)
         if tokens == 0:
             raise aiohttp.ClientError("an answer without a token")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         phase.errors.append(f"request {number} after {time.monotonic() - began:.1f} s, {tokens} events: {error!r}")
-        phase.cut += tokens > 0
-        phase.failed += tokens == 0
-    else:
-        phase.answered += 1
-    phase.tokens += tokens
+        outcome = Outcome.CUT if tokens else Outcome.FAILED
+    phase.account.count(
+        Result(
+            service=question.model,
+            arrived_epoch_s=arrived,
+            outcome=outcome,
+            input_tokens=question.prompt_tokens,
+            output_tokens=question.output_tokens,
+            delivered_tokens=tokens,
+            attempts=1,
+            pod="",
+            ttft_s=first,
+            tpot_s=None,
+            e2e_s=time.monotonic() - began,
+            met=outcome is Outcome.OK,
+        ),
+        time.monotonic(),
+    )
 
 
 async def _events(session: aiohttp.ClientSession, question: Question, number: int) -> AsyncIterator[Any]:

@@ -24,7 +24,7 @@ from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WINDOWS = Windows(rate=6, peak=20, staleness=5)
-NAMES = ("chat", "code", "mixed", "idle", "queue", "parallel", "older", "rolling")
+NAMES = ("chat", "code", "mixed", "idle", "queue", "parallel", "older", "rolling", "uneven")
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
 VLLM = """
@@ -162,6 +162,9 @@ ENGINES = {
     "older-1": Engine("older", 5, SGLANG + GAPS),
     "rolling-1": Engine("rolling", 5, SGLANG + GAPS),
     "rolling-2": Engine("rolling", 5, SGLANG + GAPS + PER_REQUEST),
+    "uneven-1": Engine("uneven", 2),
+    "uneven-2": Engine("uneven", 20),
+    "uneven-3": Engine("uneven", 22),
 }
 
 
@@ -253,6 +256,18 @@ async def test_an_engine_without_time_per_token_of_requests_is_judged_by_the_gap
     assert older.mean_tpot_seconds == pytest.approx(1.0)
     assert rolling.tpot_buckets == ((0.08, pytest.approx(5, rel=0.05)), (math.inf, pytest.approx(5, rel=0.05)))
     assert rolling.mean_tpot_seconds == pytest.approx(0.5)
+
+
+async def test_engines_are_told_apart_where_one_gives_far_less_than_the_others(
+    scraped: tuple[Farm, Prometheus],
+) -> None:
+    _, prometheus = scraped
+    answer = await settled(prometheus)
+    paces = {pace.pod: pace for pace in known(answer, "uneven").paces}
+    assert list(paces) == ["uneven-1", "uneven-2", "uneven-3"]
+    assert [pace.running for pace in paces.values()] == [8, 8, 8]
+    assert [pace.tokens_per_second for pace in paces.values()] == pytest.approx([40, 400, 440], rel=0.05)
+    assert known(answer, "parallel").paces == known(answer, "idle").paces == ()
 
 
 async def test_the_peak_outlives_the_load(scraped: tuple[Farm, Prometheus]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import requests
 
-from e2e.tests.support.api import Json, throughout
+from e2e.tests.support.api import Json, is_true, throughout
+from e2e.tests.support.bed import reinstalled
 from e2e.tests.support.site import MODEL, Site
 
 pytestmark = pytest.mark.cluster
@@ -21,16 +26,22 @@ def quota(site: Site, **hard: str) -> None:
     site.bed.cluster.apply(manifest | {"spec": {"hard": named}})
 
 
-def stalled(site: Site, reason: str, words: str) -> Json:
+def stalled(site: Site, reason: str, words: str, name: str = "chat") -> Json:
     """The condition, once it says that."""
     return site.eventually(
         lambda: (
             found
-            if (found := site.condition("Stalled")).get("reason") == reason and words in found["message"]
+            if (found := site.condition("Stalled", name)).get("reason") == reason and words in found["message"]
             else None
         ),
-        f"Stalled says {reason}: {words}",
+        f"Stalled of {name} says {reason}: {words}",
     )
+
+
+def well(site: Site, name: str = "chat") -> None:
+    """It serves, and nothing is said any more."""
+    site.wait_true("Ready", name)
+    assert site.wait_condition("Stalled", "False", name)["reason"] == "Accepted"
 
 
 def test_what_a_quota_refuses_is_told_in_its_words_until_it_is_raised(site: Site) -> None:
@@ -53,9 +64,181 @@ def test_what_a_quota_refuses_is_told_in_its_words_until_it_is_raised(site: Site
     assert site.wait_condition("Stalled", "False")["reason"] == "Accepted"
 
 
-def fail_starts(site: Site, *, fails: bool) -> None:
-    """Engines of this site that start from now on never answer; or do again."""
-    rules = [{"namespace": site.namespace, "fails": True}] if fails else []
+def test_what_a_limit_range_refuses_is_told_in_its_words_until_it_is_changed(site: Site) -> None:
+    site.node()
+    bounds = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small", "namespace": site.namespace}}
+    site.bed.cluster.apply(bounds | {"spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]}})
+    site.apply()
+    found = stalled(site, "Refused", "maximum memory usage per Container is 1Gi")
+    assert found["message"].startswith("pods of h100-vllm-tp1-bf16")
+    assert "have the LimitRange of the namespace changed, or set spec.engine.resources" in found["message"]
+    site.kubectl("delete", "limitrange", "small")
+    well(site)
+
+
+def test_what_pod_security_refuses_is_told_and_what_serves_goes_on(site: Site) -> None:
+    """An administrator's patch asks for more than the namespace gives; each new template rolls engines."""
+    site.node()
+    site.serving()
+    (before,) = site.endpoints()
+    try:
+        reinstalled(site.bed, enginePodPatch={"spec": {"hostNetwork": True}})
+        found = stalled(site, "Refused", 'violates PodSecurity "restricted')
+        assert "host namespaces (hostNetwork=true)" in found["message"]
+        assert (
+            "have the namespace's Pod Security level lowered, or enginePodPatch of the chart mended" in found["message"]
+        )
+        assert "1 replicas serve on" in found["message"]
+        assert site.endpoints() == [before]
+    finally:
+        reinstalled(site.bed, enginePodPatch={})
+    well(site)
+    assert site.endpoints() == [before], "it was never touched"
+
+
+def test_a_namespace_that_goes_takes_its_services_along_without_an_error(site: Site) -> None:
+    site.node()
+    site.serving()
+    site.apply("waiting", scaling={"minReplicas": 20})
+    log = site.bed.cluster.folder / "logs/operator.log"
+    before = len(log.read_text())
+    site.kubectl("delete", "namespace", site.namespace, "--wait=false")
+    site.eventually(lambda: site.api.get("namespaces", site.namespace) is None, "the namespace is gone")
+    said = [line for line in log.read_text()[before:].splitlines() if " ERROR " in line or "Traceback" in line]
+    assert said == []
+
+
+# --- What a kubelet says ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bad:
+    """What becomes of the first pod of a service, and what is told of it."""
+
+    container: Json
+    said: str
+    fix: str
+    conditions: list[Json] = field(default_factory=list)
+    event: str = ""
+
+
+LONG_AGO = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+CREATING: Json = {"started": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
+NO_DRIVER = (
+    "MountVolume.MountDevice failed: driver name efs.csi.aws.com not found in the list of registered CSI drivers"
+)
+KUBELET: dict[str, Bad] = {
+    "pull": Bad(
+        {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "example.org/none: not found"}}},
+        said="ImagePullBackOff: example.org/none: not found",
+        fix="check spec.engine.image or engineImages of the chart, and the registry",
+    ),
+    "memory": Bad(
+        {
+            "restartCount": 2,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+        },
+        said="ended with 137 (OOMKilled)",
+        fix="raise spec.engine.resources.memory",
+    ),
+    "secret": Bad(
+        {"state": {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}}},
+        said='CreateContainerConfigError: secret "hub" not found',
+        fix="create the Secret, with the key, that spec.model.credentials names",
+    ),
+    "driver": Bad(
+        CREATING,
+        said=f"FailedMount: {NO_DRIVER}",
+        fix="have the CSI driver run on the nodes of this class",
+        conditions=[LONG_AGO, {"type": "PodReadyToStartContainers", "status": "False"}],
+        event=NO_DRIVER,
+    ),
+    "slow": Bad(
+        {"started": False, "state": {"running": {}}},
+        said="s after it got its node; kubectl describe pod",
+        fix="mend the spec",
+        conditions=[LONG_AGO],
+    ),
+}
+
+
+def mount_fails(pod: Json, note: str) -> Json:
+    """The event as a kubelet's recorder writes it: of the core group, one object that is counted up."""
+    metadata, now = pod["metadata"], time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata['name']}.17", "namespace": metadata["namespace"]},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        },
+        "type": "Warning",
+        "reason": "FailedMount",
+        "message": note,
+        "source": {"component": "kubelet", "host": "a-node"},
+        "count": 7,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+    }
+
+
+def befalls(site: Site, name: str, bad: Bad) -> None:
+    """The kubelet writes it."""
+    (pod,) = site.eventually(
+        lambda: [pod for pod in site.pods(name) if pod["status"].get("podIP")], f"{name} starts on its node"
+    )
+    types = {one["type"] for one in bad.conditions}
+    others = [one for one in pod["status"]["conditions"] if one["type"] not in types]
+    (container,) = pod["status"]["containerStatuses"]
+    states = [container | {"ready": False} | bad.container]
+    status = {"conditions": [*others, *bad.conditions], "containerStatuses": states}
+    if bad.event:
+        site.bed.cluster.apply(mount_fails(pod, bad.event))
+    site.api.patch("pods", pod["metadata"]["name"], {"status": status}, site.namespace, "status")
+
+
+@contextmanager
+def failing_starts(site: Site, *names: str) -> Iterator[None]:
+    """Engines that start meanwhile never answer: those of these services."""
+    try:
+        fail_starts(site, *names)
+        yield
+    finally:
+        fail_starts(site)
+
+
+def test_what_keeps_a_first_replica_from_starting_is_told_with_its_fix_and_harms_no_other(site: Site) -> None:
+    for _ in range(2):
+        site.node()
+    site.serving()
+    with failing_starts(site, *KUBELET):
+        for name in KUBELET:
+            site.apply(name)
+        for name, bad in KUBELET.items():
+            befalls(site, name, bad)
+        for name, bad in KUBELET.items():
+            found = stalled(site, "EngineFailed", bad.said, name)
+            assert bad.fix in found["message"], name
+            assert not is_true(site.service(name), "Ready")
+            site.eventually(lambda name=name: site.told("EngineFailed", name), f"an event of {name}")  # type: ignore[misc]
+        assert is_true(site.service(), "Ready")
+        assert site.complete()["usage"]["completion_tokens"] == 8
+        site.kubectl("scale", "tsvc/chat", "--replicas=2")
+        site.wait_ready_pods(2)
+    for pod in [pod for name in KUBELET for pod in site.pods(name)]:
+        site.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+    for name in KUBELET:
+        well(site, name)
+
+
+def fail_starts(site: Site, *names: str) -> None:
+    """Engines of these services that start from now on never answer; all others do again."""
+    rules = [{"namespace": site.namespace, "service": name, "fails": True} for name in names]
     requests.put(f"{site.bed.farm_url}/admin/starts", json=rules, timeout=10).raise_for_status()
 
 
@@ -90,7 +273,7 @@ def test_a_change_that_does_not_come_up_is_told_and_goes_back_only_where_asked_t
     good = {pod["metadata"]["name"] for pod in site.pods()}
     try:
         with site.traffic(rate=1.0) as traffic:
-            fail_starts(site, fails=True)
+            fail_starts(site, "chat")
             bad: dict[str, Any] = {"scaling": {"minReplicas": 2}, "engine": {"name": "vLLM", "maxModelLen": 65_536}}
             site.apply(**bad)
             crashes(site, good)
@@ -104,7 +287,7 @@ def test_a_change_that_does_not_come_up_is_told_and_goes_back_only_where_asked_t
             site.eventually(lambda: {p["metadata"]["name"] for p in site.pods()} == good, "the failing replica goes")
             assert set(site.endpoints()) == good, "the good ones never went"
 
-            fail_starts(site, fails=False)
+            fail_starts(site)
             site.apply(**(bad | {"engine": {"name": "vLLM", "maxModelLen": 4096}}), rollback="Automatic")
             site.wait_true("Ready")
             site.eventually(lambda: context_length(site) == "4096", "the next edit is tried")
@@ -112,7 +295,7 @@ def test_a_change_that_does_not_come_up_is_told_and_goes_back_only_where_asked_t
             assert site.wait_condition("Stalled", "False")["reason"] == "Accepted"
             traffic.goes_on(2)
     finally:
-        fail_starts(site, fails=False)
+        fail_starts(site)
     assert traffic.lost == {}
 
 

@@ -17,7 +17,7 @@ from e2e.testbed.bed import Bed
 from e2e.testbed.operator import NAMESPACE, RELEASE
 from e2e.testbed.tools import source
 from e2e.tests.support.api import Api, Json, eventually, is_true, path
-from e2e.tests.support.bed import OPERATOR, audit, mended
+from e2e.tests.support.bed import OPERATOR, audit, mended, reinstalled
 from e2e.tests.support.rights import Right, granted, needed
 from e2e.tests.support.site import SERVICE_LABEL, Site, condition
 from tokenservice.core.model import Event, ObjectKey, Plan, Reason, StatusWrite
@@ -71,13 +71,8 @@ def in_one_namespace(monitored: None, site: Site) -> Iterator[Site]:
 
 def installed(bed: Bed, **values: Any) -> None:
     """Brings the chart to these values, and starts the operator afresh, without a Lease or a part of the catalogue."""
-    bed.operator.values = bed.operator.values | values
-    bed.operator.stop()
-    bed.operator.install()
     missing = ("lease/tokenservice", "acceleratorclass/l4", "capacityprofile/llama-3.1-8b-bf16-vllm-l40s-tp1")
-    for thing in missing:
-        bed.cluster.kubectl("delete", thing, "-n", NAMESPACE, "--ignore-not-found")
-    mended(bed)
+    reinstalled(bed, *missing, **values)
 
 
 # --- granted and used ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tests.support.build import SETTINGS
 from tokenservice.app.metering import Metering
 from tokenservice.app.observe import CHILD_KINDS, Observer
 from tokenservice.core.model import Json, Margin, Missing, ObjectKey, Plan, Proposal, ServiceKey
-from tokenservice.edge.projections import CHILDREN, PROJECTIONS
+from tokenservice.edge.projections import CHILDREN, PROJECTIONS, Complaint
 from tokenservice.edge.prometheus import Answer, Question
 from tokenservice.edge.store import Store, Stores
 
@@ -50,6 +50,22 @@ def make_observer(**objects: list[Json]) -> tuple[Observer, Stores]:
         status_written_at=lambda: {ObjectKey("TokenService", "team", "chat"): 3.0},
     )
     return observer, stores
+
+
+def test_what_is_said_of_a_pod_that_cannot_be_prepared_goes_with_it_while_it_is_so() -> None:
+    waits = pod("p1", metadata={"uid": "u1"})
+    mounted = {"conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]}
+    starts = pod("p2", metadata={"uid": "u2"}, status=mounted)
+    observer, _ = make_observer(AcceleratorClass=[H100], Pod=[waits, starts])
+    observer.complaints = lambda: [
+        Complaint(("team", "p1"), "u1", "FailedMount: no such secret", 9.0),
+        Complaint(("team", "p1"), "u1", "FailedMount: no such volume", 5.0),
+        Complaint(("team", "p2"), "u2", "FailedMount: over by now", 9.0),
+        Complaint(("team", "p1"), "u0", "FailedMount: of an earlier pod of that name", 99.0),
+    ]
+    snapshot = observer.snapshot()
+    assert snapshot is not None
+    assert [one.complaint for one in snapshot.pods] == ["FailedMount: no such secret", None]
 
 
 def test_there_is_no_snapshot_until_every_kind_was_listed() -> None:

@@ -217,8 +217,37 @@ def test_messages_stay_short_in_a_big_cluster() -> None:
     assert len(problem.message) < 300
 
 
+VENDORS: dict[str, tuple[str, bool]] = {
+    "upstream's, for CUDA, of another day": (f"vllm/vllm-openai@{DIGEST}", False),
+    "upstream's, for ROCm": (f"vllm/vllm-openai-rocm@{DIGEST}", True),
+    "one repository for both, for ROCm by its tag": (f"lmsysorg/sglang:v9-rocm720-mi30x@{DIGEST}", True),
+    "one repository for both, for CUDA by its tag": (f"lmsysorg/sglang:v9-cu126@{DIGEST}", False),
+    "nobody can tell": (f"example.org/own@{DIGEST}", True),
+}
+
+
+@pytest.mark.parametrize(("image", "runs"), VENDORS.values(), ids=VENDORS)
+def test_an_image_for_another_vendors_accelerators_is_not_run(image: str, runs: bool) -> None:
+    defaults = {
+        ("vLLM", "NVIDIA"): "vllm/vllm-openai:v0.32.0",
+        ("vLLM", "AMD"): "vllm/vllm-openai-rocm:v0.32.0",
+        ("SGLang", "NVIDIA"): "lmsysorg/sglang:v0.5.18",
+        ("SGLang", "AMD"): "lmsysorg/sglang:v0.5.18-rocm720-mi30x",
+    }
+    images = EngineImages(
+        defaults=defaults, allowed=("vllm/vllm-openai", "vllm/vllm-openai-rocm", "lmsysorg/sglang", "example.org/own")
+    )
+    spec, amd = {"name": "vLLM", "image": image}, make_variant(accelerator=MI300X)
+    found = judged(engine=spec, variants=(amd,), settings=Settings(images=images))
+    assert [(it.reason, it.field) for it in found] == ([] if runs else [(Reason.NO_ENGINE_IMAGE, "spec.engine.image")])
+    assert all("is built for NVIDIA, and the model would run on AMD" in it.message for it in found)
+    both = with_image(make_spec(engine=spec), (amd, make_variant()), images)
+    assert (amd in both) == runs, "where both vendors are allowed the other one's accelerators are used"
+
+
 # --- without a cluster
 
+PROMISED: dict[str, Any] = {"tier": "Guaranteed", "objectives": {"volume": {"guaranteedTokensPerSecond": 90_000}}}
 LLAMA = Architecture(parameters=8_030_000_000, layers=32, heads=32, kv_heads=8, head_dim=128)
 
 
@@ -233,6 +262,10 @@ LLAMA = Architecture(parameters=8_030_000_000, layers=32, heads=32, kv_heads=8, 
         ({"placement": {"accelerators": ["h900"]}}, [Reason.UNKNOWN_ACCELERATOR]),
         ({"engine": {"tensorParallelSize": 16}}, [Reason.TENSOR_PARALLEL_TOO_LARGE]),
         ({"objectives": {"timePerOutputToken": {"target": "1ms"}}}, [Reason.OBJECTIVES_UNREACHABLE]),
+        ({"engine": {"name": "vLLM", "image": f"rocm/vllm@{DIGEST}"}}, [Reason.NO_ENGINE_IMAGE]),
+        (PROMISED | {"scaling": {"maxReplicas": 2}}, [Reason.MAXIMUM_OUTRANKED]),
+        (PROMISED | {"scaling": {"maxReplicas": 60}}, []),
+        (PROMISED | {"scaling": {"maxReplicas": 2}, "replicas": 1}, []),
     ],
 )
 def test_lint_finds_it_without_a_cluster(spec: dict[str, Any], reasons: list[Reason]) -> None:

@@ -15,8 +15,11 @@ from tests.core.rendering import IMAGES, MI300X, SETTINGS, make_variant
 from tests.support.build import FLEET, GPU, H100, H100_8B, MODEL, make_metrics, make_node, make_service
 from tests.support.world import World
 from tokenservice.api.validation import violations
+from tokenservice.core.decide import decide
 from tokenservice.core.manifests import children
-from tokenservice.core.model import Settings
+from tokenservice.core.memo import Memo
+from tokenservice.core.model import Apply, Settings
+from tokenservice.core.names import REGION_LABEL
 
 LLAMA = {"parameters": 8_030_000_000, "layers": 32, "heads": 32, "kvHeads": 8, "headDim": 128}
 A100 = replace(
@@ -161,6 +164,40 @@ def test_a_label_without_a_single_accelerator_is_no_room() -> None:
     assert made.serving(made.services[2].key) == 0
 
 
+def test_where_a_device_plugin_is_down_the_spec_is_not_blamed() -> None:
+    """Nodes of the class elsewhere would make it look as if the regions were wrong."""
+    here, there = make_node("dark", accelerators=0, **{REGION_LABEL: "eu"}), make_node("there", cordoned=True)
+    bound = make_service("bound", placement={"accelerators": ["h100"], "regions": ["eu"]})
+    made = World(services=[bound], nodes=[here, there])
+    made.run(8)
+    assert told(made, "Stalled", "bound")["reason"] == "Accepted"
+    assert told(made, "CapacityAvailable", "bound")["reason"] == "InsufficientCapacity"
+    made.nodes = [replace(here, allocatable={GPU: 8}), there]
+    made.run(8)
+    assert made.serving(bound.key) == 1
+
+
+def test_a_class_whose_device_plugins_are_down_is_not_chosen_until_they_are_up() -> None:
+    board = {"example.org/board": "cheap"}
+    cheap = replace(A100, spec=A100.spec.model_copy(update={"price_per_hour": 0.01, "node_labels": board}))
+    dark = replace(make_node("dark", accelerators=0), labels=board)
+    first, second = (make_service(name, model=SIZED) for name in ("first", "second"))
+    made = World(services=[first], nodes=[dark, make_node("there")], extra={"accelerators": (H100, cheap)})
+    memo = Memo()
+
+    def chosen(name: str) -> str:
+        """Of a process that goes on, which remembers what it has seen."""
+        plan = decide(made.snapshot(), made.now, memo)
+        return next(it.manifest["metadata"]["name"] for it in plan.actions if isinstance(it, Apply) and name in it.id)
+
+    assert chosen("Deployment/default/first").startswith("first-h100-")
+    made.services.append(second)
+    made.nodes = [*made.nodes, replace(dark, name="lit", allocatable={GPU: 8})]
+    assert chosen("Deployment/default/second").startswith("second-a100-")
+    made.nodes = made.nodes[:-1]
+    assert chosen("Deployment/default/second").startswith("second-h100-")
+
+
 def test_of_guaranteed_volumes_that_exceed_the_fleet_the_oldest_has_its_own() -> None:
     def owed(name: str, age: float) -> Any:
         volume = {"volume": {"guaranteedTokensPerSecond": 40_000}}
@@ -172,6 +209,20 @@ def test_of_guaranteed_volumes_that_exceed_the_fleet_the_oldest_has_its_own() ->
     assert old > young
     assert old + young == 8
     assert told(made, "CapacityAvailable", "young")["reason"] == "InsufficientCapacity"
+
+
+def test_a_guarantee_beyond_max_replicas_is_kept_and_the_contradiction_is_told_once() -> None:
+    volume = {"volume": {"guaranteedTokensPerSecond": 40_000}}
+    spec = {"tier": "Guaranteed", "objectives": volume, "scaling": {"maxReplicas": 1}}
+    made = World(services=[make_service("asked", **spec)], nodes=[make_node("n1"), make_node("n2")])
+    plans = made.run(10)
+    found = told(made, "Stalled")
+    assert (found["status"], found["reason"]) == ("False", "MaximumOutranked"), "it is carried out"
+    served = made.serving(made.services[0].key)
+    assert found["message"].startswith(f"spec.scaling.maxReplicas: the guaranteed volume takes {served} replicas")
+    assert told(made, "Ready")["status"] == "True"
+    warned = [event.type for plan in plans for event in plan.events if event.reason == "MaximumOutranked"]
+    assert warned == ["Warning"]
 
 
 def test_a_thousand_wrong_services_are_each_told_and_the_sound_one_serves() -> None:

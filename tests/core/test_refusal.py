@@ -30,6 +30,10 @@ FIXES = {
     "CreateContainerConfigError: couldn't find key token in Secret default/hub": "spec.model.credentials",
     "engine ended with 137 (OOMKilled)": "spec.engine.resources.memory",
     'persistentvolumeclaim "weights" not found': "spec.model.uri",
+    'FailedMount: MountVolume.SetUp failed for volume "v" : secret "hub" not found': "spec.model.credentials",
+    'FailedMount: MountVolume.SetUp failed for volume "v" : configmap "keys" not found': "ConfigMap",
+    "FailedMount: driver name efs not found in the list of registered CSI drivers": "CSI driver",
+    'FailedAttachVolume: Multi-Attach error for volume "pvc-1"': "ReadOnlyMany",
 }
 
 
@@ -214,3 +218,42 @@ def test_no_replica_makes_room_for_one_that_waits_for_a_volume(unbound: str | No
     pods = [*story.pods[:-1], waiting_for(unbound)]
     (deployment,) = [child for key, child in story.children.items() if key.kind == "Deployment"]
     assert exchanged_in_place(deployment, pods, 1) == (unbound is None)
+
+
+MOUNT = 'FailedMount: MountVolume.SetUp failed for volume "weights" : secret "hub" not found'
+
+
+def unmounted(name: str, seconds: float, said: str | None = MOUNT) -> Pod:
+    return make_pod(
+        name, ready=False, containers_ready=False, template_hash="x", starting_since=NOW - seconds, complaint=said
+    )
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_in_the_kubelets_words_after_a_minute() -> None:
+    story = Story()
+    story.pods = [unmounted("a", 10)]
+    assert conditions(story.plan(GOOD))["Stalled"]["status"] == "False", "a Secret may come a little later"
+    story.pods = [unmounted("a", 70, None), unmounted("b", 70)]
+    found = conditions(story.plan(GOOD))["Stalled"]
+    assert (found["status"], found["reason"]) == ("True", "EngineFailed")
+    assert MOUNT in found["message"]
+    assert "spec.model.credentials" in found["message"]
+
+
+def test_a_volume_that_cannot_be_mounted_on_one_node_stalls_nothing_and_is_told_with_the_start() -> None:
+    story = Story()
+    story.pods = [*story.pods, unmounted("z", 70)]
+    story.pods = [replace(pod, template_hash="x") for pod in story.pods]
+    found = conditions(story.plan({"scaling": {"minReplicas": 3}}))
+    assert found["Stalled"]["status"] == "False"
+    assert f"1 start (z: {MOUNT})" in found["Ready"]["message"]
+
+
+def test_a_volume_that_cannot_be_mounted_is_no_reason_to_go_back() -> None:
+    """It may come to it: a disk that is still attached elsewhere, a driver that is being installed."""
+    story = Story()
+    story.plan(BAD)
+    automatic = BAD | {"rollback": "Automatic"}
+    story.pods = [*story.pods, unmounted("z", 7000)]
+    story.children = with_status(story.children, replicas=3, updatedReplicas=1, readyReplicas=2)
+    assert conditions(story.plan(automatic))["Stalled"]["reason"] == "EngineFailed"

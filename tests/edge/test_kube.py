@@ -15,7 +15,7 @@ from kubernetes.aio import client as kubernetes_client
 from tests.edge.fakes import Clock
 from tokenservice.core.model import Json, ObjectKey
 from tokenservice.edge import kube as module
-from tokenservice.edge.kube import Kube, Patch
+from tokenservice.edge.kube import SILENCE_SECONDS, Kube, Patch
 from tokenservice.errors import ApiError, ConfigurationError, Conflict, Forbidden, Gone, Invalid, NotFound, Retryable
 
 POD = ObjectKey("Pod", "team", "chat-1")
@@ -227,6 +227,17 @@ async def test_a_list_comes_in_chunks_and_its_items_say_what_they_are(kube: Kube
         {"limit": "500", "labelSelector": "a=b"},
         {"limit": "500", "labelSelector": "a=b", "continue": "more"},
     ]
+
+
+async def test_of_events_only_what_pods_themselves_do_not_say_is_asked_for(kube: Kube, server: Scripted) -> None:
+    server.answers = [web.json_response({"metadata": {"resourceVersion": "5"}, "items": []}), lines()]
+    async for _ in kube.list_pages("Event"):
+        pass
+    async with kube.watch("Event", revision="5") as events:
+        assert [event async for event in events] == []
+    asked = "regarding.kind=Pod,type=Warning,reason!=FailedScheduling,reason!=Unhealthy,reason!=BackOff,reason!=Failed"
+    assert [query["fieldSelector"] for _, _, query, _, _ in server.requests] == [asked, asked]
+    assert int(server.requests[1][2]["timeoutSeconds"]) < SILENCE_SECONDS, "it ends before it is taken for dead"
 
 
 def lines(*events: Json, then: Callable[[web.Request], None] | None = None) -> Answer:

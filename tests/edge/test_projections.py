@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.edge.objects import condition, container, deployment, node, pod, token_service
+from tests.edge.objects import CREATED, condition, container, deployment, node, pod, token_service
 from tokenservice.core.model import Json, ObjectKey, Pod, ServiceKey
 from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
 from tokenservice.edge import projections
@@ -110,7 +110,13 @@ def test_a_node_in_trouble_is_seen_as_such(name: str) -> None:
     assert getattr(projections.node(obj), field) is want
 
 
-@pytest.mark.parametrize("allocatable", [{"cpu": "4"}, {"nvidia.com/gpu": "0"}, {"hugepages-1Gi": "8"}, {}])
+def test_a_node_whose_device_plugin_is_down_is_there_and_offers_nothing() -> None:
+    seen = projections.node(node(status={"allocatable": {"cpu": "4", "nvidia.com/gpu": "0"}}))
+    assert seen is not None
+    assert seen.allocatable == {"nvidia.com/gpu": 0}
+
+
+@pytest.mark.parametrize("allocatable", [{"cpu": "4"}, {"hugepages-1Gi": "8"}, {}])
 def test_a_node_without_extended_resources_is_of_no_interest(allocatable: Json) -> None:
     assert projections.node(node(status={"allocatable": allocatable})) is None
 
@@ -403,6 +409,58 @@ def test_a_container_that_does_not_start_is_heard(state: dict[str, object], said
     assert (seen.failure or "").endswith(said or "")
     assert (seen.failure is None) == (said is None)
     assert len(seen.failure or "") < 700
+
+
+PREPARED: dict[str, tuple[dict[str, Any], bool]] = {
+    "nothing is said yet": ({}, False),
+    "it waits": ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, False),
+    "its image is being pulled": (
+        {
+            "conditions": [condition("PodReadyToStartContainers", "True")],
+            "containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}],
+        },
+        True,
+    ),
+    "its verifier runs": ({"initContainerStatuses": [{"state": {"running": {}}}]}, True),
+    "its engine has crashed": (
+        {"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": CRASHED}]},
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "prepared"), PREPARED.values(), ids=PREPARED)
+def test_a_pod_is_prepared_once_its_volumes_and_its_sandbox_are_there(status: dict[str, Any], prepared: bool) -> None:
+    seen = projections.pod(pod(status=status))
+    assert isinstance(seen, Pod)
+    assert seen.unprepared is not prepared
+
+
+def test_an_event_of_a_kubelet_says_what_a_pod_lacks_and_when_it_was_last_said() -> None:
+    """As the recorder of client-go writes it, seen through events.k8s.io: one object that is counted up."""
+    event = {
+        "metadata": {"namespace": "team", "name": "chat-1.18", "creationTimestamp": CREATED, "resourceVersion": "7"},
+        "reason": "FailedMount",
+        "type": "Warning",
+        "note": 'MountVolume.SetUp failed for volume "v" : secret "hub" not found',
+        "regarding": {"kind": "Pod", "namespace": "team", "name": "chat-1", "uid": "u1"},
+        "eventTime": None,
+        "deprecatedCount": 7,
+        "deprecatedLastTimestamp": "2026-11-01T12:01:04Z",
+    }
+    seen = projections.complaint(event)
+    assert seen is not None
+    assert (seen.pod, seen.uid) == (("team", "chat-1"), "u1")
+    assert seen.words == 'FailedMount: MountVolume.SetUp failed for volume "v" : secret "hub" not found'
+    assert seen.at == projections.seconds(CREATED) + 64
+    again = projections.complaint(event | {"deprecatedLastTimestamp": "2026-11-01T12:03:04Z", "deprecatedCount": 8})
+    assert again is not None
+    assert projections.COMPLAINTS.essence(again) == projections.COMPLAINTS.essence(seen), "a repeat wakes nobody"
+    series = {"series": {"count": 8, "lastObservedTime": "2026-11-01T12:05:00.5Z"}, "deprecatedLastTimestamp": None}
+    newer = projections.complaint(event | series)
+    assert newer is not None
+    assert newer.at == projections.seconds(CREATED) + 300.5
+    assert projections.complaint(event | {"reason": "NodeNotReady"}) is None
 
 
 def unschedulable(message: str) -> dict[str, object]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.edge.fakes import Clock
 from tests.edge.prometheus_server import Prometheus, Reply, Series, scalar, serving, success, vector
-from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics
+from tokenservice.core.model import Missing, Pace, ServiceKey, ServiceMetrics
 from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
 from tokenservice.edge.prometheus import Answer, PrometheusReader, Question, _at, _merged
@@ -85,6 +85,34 @@ async def test_a_healthy_service_has_all_its_figures(server: Prometheus) -> None
     want = {name: value for name, value in FIGURES.items() if name not in judged}
     want |= {"engines_reporting": 3, "ttft_buckets": buckets, "tpot_buckets": buckets}  # type: ignore[dict-item]
     assert answer.services[CHAT] == ServiceMetrics(**want)  # type: ignore[arg-type]
+
+
+UNEVEN = (
+    ("chat-1", "tokens", 200.0),
+    ("chat-1", "running", 4.0),
+    ("chat-2", "tokens", 20.0),
+    ("chat-2", "running", 8.0),
+    ("one figure", "tokens", 20.0),
+    ("no number", "tokens", math.nan),
+    ("no number", "running", 1.0),
+    ("", "tokens", 1.0),
+    ("", "running", 1.0),
+)
+
+
+async def test_engines_that_are_not_alike_are_told_by_their_pods(server: Prometheus) -> None:
+    usual = healthy()
+
+    def answer(query: str) -> Reply:
+        told = [(row(pod=pod, figure=figure), value) for pod, figure, value in UNEVEN]
+        return vector(*told) if query == promql.paces(WINDOWS) else usual(query)
+
+    metrics = (await ask(server, answer)).services[CHAT]
+    assert isinstance(metrics, ServiceMetrics)
+    assert metrics.paces == (
+        Pace(pod="chat-1", tokens_per_second=200.0, running=4.0),
+        Pace(pod="chat-2", tokens_per_second=20.0, running=8.0),
+    )
 
 
 async def test_the_number_of_queries_does_not_grow_with_the_fleet(server: Prometheus) -> None:

@@ -59,6 +59,16 @@ def test_a_move_waits_for_the_second_look() -> None:
     assert moves(decide(made.snapshot(), made.now + SECOND_LOOK_SECONDS)) == 1
 
 
+def test_nothing_of_a_namespace_that_must_not_be_touched_is_moved() -> None:
+    policy = FLEET.model_copy(update={"never_touch": FLEET.never_touch.model_copy(update={"namespaces": ("default",)})})
+    made = spread(policy)
+    made.run(4)
+    assert (made.proposals, [it for it in made.history if it.reason is Reason.MOVE_STARTED]) == ((), [])
+    made.extra["fleet"] = FLEET
+    made.run(4)
+    assert [it for it in made.history if it.reason is Reason.MOVE_STARTED], "elsewhere it would be"
+
+
 def test_a_replica_that_has_just_arrived_is_not_moved() -> None:
     made = spread()
     arrived = made.now

@@ -47,6 +47,7 @@ class World:
     pods: dict[str, Pod] = field(default_factory=dict)
     children: dict[ObjectKey, Child] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
+    slow_since: dict[str, float] = field(default_factory=dict)
     written_at: dict[ObjectKey, float] = field(default_factory=dict)
     history: list[Action] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class World:
             children=dict(self.children),
             metrics=dict(self.metrics),
             proposals=self.proposals,
+            slow_since=self.slow_since,
             status_written_at=dict(self.written_at),
             **self.extra,
         )
@@ -67,7 +69,7 @@ class World:
     def round(self, seconds: float = 5.0) -> Plan:
         """One pass: decide, carry out, let the cluster live for `seconds`."""
         plan = decide(self.snapshot(), self.now)
-        self.proposals = plan.proposals
+        self.proposals, self.slow_since = plan.proposals, dict(plan.slow_since)
         for action in plan.actions:
             self.carry_out(action)
         for status in plan.statuses:

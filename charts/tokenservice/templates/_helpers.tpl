@@ -101,7 +101,7 @@ podSelector:
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, watch, create, patch]
 {{- if eq (include "tokenservice.podMonitors" .) "true" }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]

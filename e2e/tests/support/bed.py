@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from e2e.testbed.bed import Bed
+from e2e.testbed.operator import NAMESPACE
 from e2e.tests.support.api import eventually
 from e2e.tests.support.site import profile
 
@@ -56,6 +57,16 @@ def mended(bed: Bed) -> None:
         bed.operator.start()
     bed.processes.check()
     eventually(lambda: leads(bed), "the operator leads", 120)
+
+
+def reinstalled(bed: Bed, *missing: str, **values: Any) -> None:
+    """Brings the chart to these values, and starts the operator afresh, without the `missing` objects."""
+    bed.operator.values = bed.operator.values | values
+    bed.operator.stop()
+    bed.operator.install()
+    for thing in missing:
+        bed.cluster.kubectl("delete", thing, "-n", NAMESPACE, "--ignore-not-found")
+    mended(bed)
 
 
 def leads(bed: Bed) -> bool:

@@ -26,7 +26,7 @@ from tokenservice.core.model import (
     Settings,
     Snapshot,
 )
-from tokenservice.edge.projections import Fleet, Resident, Unreadable
+from tokenservice.edge.projections import Complaint, Fleet, Resident, Unreadable
 from tokenservice.edge.resources import OWNED_KINDS
 from tokenservice.edge.store import Stores
 
@@ -45,6 +45,8 @@ class Observer:
     settings: Settings
     architectures: Mapping[str, Architecture]
     status_written_at: Callable[[], Mapping[ObjectKey, float]]
+    complaints: Callable[[], Iterable[Complaint]] = tuple
+    """What is said of pods that cannot be prepared. Events are hearsay: nothing waits for them or rests on them."""
     memo: Memo = field(default_factory=Memo)
     _last_good: TokenFleetSpec | None = field(default=None, init=False)
 
@@ -62,7 +64,7 @@ class Observer:
         return Snapshot(
             services=self.services(),
             nodes=self._nodes(resources, _taken(others)),
-            pods=tuple(_pods(pods, resources)),
+            pods=_told_of(tuple(_pods(pods, resources)), self.complaints()),
             children={child.key: child for child in children},
             accelerators=accelerators,
             profiles=self._readable("CapacityProfile", Profile),
@@ -77,6 +79,7 @@ class Observer:
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,
+            slow_since=previous.slow_since,
             margins=_margins(self.services(), previous),
             hindsights=previous.hindsights,
         )
@@ -170,6 +173,14 @@ def _pods(pods: Iterable[Pod], resources: frozenset[str]) -> Iterable[Pod]:
         if _matters(pod, resources):
             held = {name: count for name, count in pod.accelerators.items() if name in resources}
             yield pod if len(held) == len(pod.accelerators) else replace(pod, accelerators=held)
+
+
+def _told_of(pods: tuple[Pod, ...], complaints: Iterable[Complaint]) -> tuple[Pod, ...]:
+    """Pods that are not prepared, with the last that was said of it; the same objects where nothing was."""
+    last: dict[str, str] = {}
+    for found in sorted(complaints, key=lambda one: (one.at, one.words)):
+        last[found.uid] = found.words
+    return tuple([replace(p, complaint=last[p.uid]) if p.unprepared and p.uid in last else p for p in pods])
 
 
 def _matters(pod: Pod, resources: frozenset[str]) -> bool:

@@ -41,12 +41,12 @@ from tokenservice.edge.expectations import Expectations
 from tokenservice.edge.kube import Kube, connect
 from tokenservice.edge.lease import Lease
 from tokenservice.edge.metrics import Metrics
-from tokenservice.edge.projections import CHILDREN, PROJECTIONS
+from tokenservice.edge.projections import CHILDREN, COMPLAINTS, PROJECTIONS, Complaint
 from tokenservice.edge.prometheus import PrometheusReader
 from tokenservice.edge.reflector import Reflector
 from tokenservice.edge.report import Reporter
 from tokenservice.edge.resources import RESOURCES
-from tokenservice.edge.store import Store, Stores
+from tokenservice.edge.store import Projection, Store, Stores
 from tokenservice.edge.webhook import Webhook
 from tokenservice.errors import TokenServiceError
 
@@ -147,6 +147,8 @@ class Operator:
         self._settings = settings
         self._metrics = metrics
         self.stores, self._reflectors = _views(kube, settings, self._mark_dirty)
+        complaints, hearing = _view(kube, settings, "Event", COMPLAINTS, self._mark_dirty)
+        self._reflectors += hearing
         lease_key = ObjectKey("Lease", settings.lease.namespace, settings.lease.name)
         self.lease = Lease(kube, lease_key, identity(), plans=lambda: self.planner.healthy)
         self._applier = Applier(kube, self.lease, self.stores)
@@ -166,6 +168,7 @@ class Operator:
             settings=settings.core,
             architectures=architectures(),
             status_written_at=reporter.status_written_at,
+            complaints=lambda: [found for store in complaints for found in store.values(Complaint)],
         )
         self.planner = Planner(
             observes=self._observer,
@@ -273,13 +276,20 @@ def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> N
 
 def _views(kube: Kube, settings: Settings, wake: Callable[[], None]) -> tuple[Stores, list[Reflector]]:
     """A store and a reflector for every kind and namespace."""
-    stores, reflectors = [], []
-    kinds = [*PROJECTIONS, *(kind for kind in CHILD_KINDS if kind != "PodMonitor" or settings.pod_monitors)]
-    for kind in kinds:
-        namespaces = settings.watch_namespaces if RESOURCES[kind].namespaced and settings.watch_namespaces else ("",)
-        for namespace in namespaces:
-            store: Store[Any] = Store(kind, PROJECTIONS.get(kind, CHILDREN), namespace=namespace, wake=wake)
-            selector = "" if kind in PROJECTIONS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
-            stores.append(store)
-            reflectors.append(Reflector(kube, store, selector=selector, optional=kind == "PodMonitor"))
+    stores, reflectors = list[Store[Any]](), list[Reflector]()
+    for kind in [*PROJECTIONS, *(kind for kind in CHILD_KINDS if kind != "PodMonitor" or settings.pod_monitors)]:
+        found, following = _view(kube, settings, kind, PROJECTIONS.get(kind, CHILDREN), wake)
+        stores += found
+        reflectors += following
     return Stores(stores), reflectors
+
+
+def _view(
+    kube: Kube, settings: Settings, kind: str, projection: Projection[Any], wake: Callable[[], None]
+) -> tuple[list[Store[Any]], list[Reflector]]:
+    """Those of one kind."""
+    namespaces = settings.watch_namespaces if RESOURCES[kind].namespaced and settings.watch_namespaces else ("",)
+    stores = [Store[Any](kind, projection, namespace=namespace, wake=wake) for namespace in namespaces]
+    selector = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}" if projection is CHILDREN else ""
+    optional = kind == "PodMonitor"
+    return stores, [Reflector(kube, store, selector=selector, optional=optional) for store in stores]

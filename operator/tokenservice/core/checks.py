@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from tokenservice.api.token_fleet import NamespaceLimit
 from tokenservice.api.token_service import Architecture, EngineName, TokenServiceSpec
-from tokenservice.core.capacity import Workload, targets
+from tokenservice.core.capacity import DEFAULT, Capacity, Workload, targets
 from tokenservice.core.deployment import engine_image
 from tokenservice.core.engines import engine_problems, served_name, source_problems
 from tokenservice.core.facts import Facts, model_names
+from tokenservice.core.images import built_for, repository
 from tokenservice.core.model import (
     Accelerator,
     EngineImages,
@@ -32,6 +33,7 @@ from tokenservice.core.model import (
 )
 from tokenservice.core.names import REGION_LABEL, ZONE_LABEL
 from tokenservice.core.room import of_class
+from tokenservice.core.scaling import guaranteed_replicas, outranked
 from tokenservice.core.variants import candidates, ranked
 
 _SHOWN = 5
@@ -84,8 +86,13 @@ def static_problems(
 ) -> tuple[Problem, ...]:
     """What can be told from the spec alone, for `tokenservice lint`."""
     found, wrong = candidates(spec, accelerators, profiles, architectures)
-    _, unreachable = ranked(spec, found, Workload(), targets(spec.objectives))
-    return _unique([*source_problems(spec), *engine_problems(spec), *_unnamed_engine(spec), *wrong, *unreachable])
+    nameable = EngineImages(defaults={})  # what the chart has is not known: only the image's own name can tell
+    if spec.engine.image is not None and found and not with_image(spec, found, nameable):
+        wrong = (*wrong, _no_image(spec, found, nameable))
+    order, unreachable = ranked(spec, found, Workload(), targets(spec.objectives))
+    contradiction = _beyond_maximum(spec, [capacity for _, capacity in order])
+    named = (*source_problems(spec), *engine_problems(spec), *_unnamed_engine(spec))
+    return _unique([*named, *wrong, *unreachable, *contradiction])
 
 
 def with_image(spec: TokenServiceSpec, variants: Iterable[Variant], images: EngineImages) -> tuple[Variant, ...]:
@@ -187,14 +194,8 @@ def check_image(given: Input) -> Iterable[Problem]:
 
 def check_engine_image(given: Input) -> Iterable[Problem]:
     """At least one way to run the model has an image."""
-    if not given.variants or with_image(given.spec, given.variants, given.images):
-        return
-    wanted = sorted({f"{v.engine} on {v.accelerator.spec.vendor}" for v in given.variants})
-    yield Problem(
-        Reason.NO_ENGINE_IMAGE,
-        "spec.engine.image",
-        f"no image is configured for {listed(wanted)}: have it added to the chart's values, or set spec.engine.image",
-    )
+    if given.variants and not with_image(given.spec, given.variants, given.images):
+        yield _no_image(given.spec, given.variants, given.images)
 
 
 def check_verifier(given: Input) -> Iterable[Problem]:
@@ -262,14 +263,31 @@ def _taken(name: str, field: str, owner: str) -> Problem:
     return Problem(Reason.SERVED_NAME_TAKEN, field, message)
 
 
+def _no_image(spec: TokenServiceSpec, variants: Sequence[Variant], images: EngineImages) -> Problem:
+    own, vendors = spec.engine.image, sorted({variant.accelerator.spec.vendor.value for variant in variants})
+    wanted = sorted({f"{v.engine} on {v.accelerator.spec.vendor}" for v in variants})
+    message = f"no image is configured for {listed(wanted)}: have it added to the chart's values, or set this"
+    if own is not None:
+        message = (
+            f"{own} is built for {built_for(own, images)}, and the model would run on {listed(vendors)}:"
+            f" name an image for that, or allow other classes in spec.placement.accelerators"
+        )
+    return Problem(Reason.NO_ENGINE_IMAGE, "spec.engine.image", message)
+
+
 def _allowed(image: str, images: EngineImages) -> bool:
     """Entries are whole images, repositories of which any digest will do, or prefixes that end in a slash."""
-    named = image.partition("@")[0]
-    folder, _, last = named.rpartition("/")
-    repository = f"{folder}/{last.partition(':')[0]}".removeprefix("/")
     known = {*images.allowed, *images.defaults.values()}
     prefixes = tuple(entry for entry in images.allowed if entry.endswith("/"))
-    return image in known or repository in images.allowed or image.startswith(prefixes)
+    return image in known or repository(image) in images.allowed or image.startswith(prefixes)
+
+
+def _beyond_maximum(spec: TokenServiceSpec, ways: Sequence[Capacity]) -> Iterable[Problem]:
+    """Not even the strongest replicas, as many as there may be, give the guaranteed volume at the usual lengths."""
+    if ways and spec.replicas is None:
+        fewest = min(guaranteed_replicas(spec, capacity, DEFAULT) for capacity in ways)
+        if fewest > spec.scaling.max_replicas:
+            yield outranked(spec.scaling.max_replicas, fewest)
 
 
 def _unnamed_engine(spec: TokenServiceSpec) -> Iterable[Problem]:

@@ -34,13 +34,14 @@ from tokenservice.core.model import (
     ServiceMetrics,
     Snapshot,
 )
-from tokenservice.core.moves import placements, repacking
+from tokenservice.core.moves import departures, placements
 from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.pace import pace
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollback import failure, with_history
 from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, retired, step
 from tokenservice.core.scaling import utilization_target
+from tokenservice.core.stragglers import lasting, since, stragglers
 from tokenservice.core.utilization import Interval
 
 _ROUND_SECONDS = 5.0
@@ -58,13 +59,17 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     grants = {grant.want.service.key: grant for grant in allocate([one.want for one in seen if one.want], facts)}
     acted_on = {key: grant for key, grant in grants.items() if acting(facts, grant.want.service)}
     actions: list[Action] = [*placements(facts, list(acted_on.values()), now), *_actions(facts, seen, acted_on)]
-    moves, proposals = repacking(facts, _settled(seen, grants, actions), now)
+    suspects = stragglers(facts, seen)
+    slow_since = since(facts, suspects, now)
+    slow = lasting(facts, suspects, slow_since, now)
+    moves, proposals = departures(facts, _settled(seen, acted_on, actions), slow, now)
     actions += moves
     met = attained(facts, seen)
-    plan = told(Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met), now)
+    plan = told(Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met, slow=slow), now)
     return replace(
         plan,
         proposals=proposals,
+        slow_since=slow_since,
         margins=_margins(facts, seen, met, now, full=_full(facts, plan)),
         hindsights=_hindsights(facts, seen, now),
     )

@@ -15,6 +15,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.engines import EngineCommand, Source, command, drain_seconds, sources
 from tokenservice.core.engines.base import CACHE_PATH
+from tokenservice.core.images import built_for
 from tokenservice.core.model import EngineImages, Json, ServiceKey, Variant
 from tokenservice.core.names import (
     ENGINE_CONTAINER,
@@ -73,8 +74,11 @@ def labels(service: ServiceKey, spec: TokenServiceSpec, variant: Variant) -> dic
 
 
 def engine_image(spec: TokenServiceSpec, variant: Variant, images: EngineImages) -> str | None:
-    """The user's image, else the administrator's for the engine on this vendor's accelerators."""
-    return spec.engine.image or images.defaults.get((variant.engine, variant.accelerator.spec.vendor.value))
+    """The user's image, else the administrator's for the engine; None without one for this vendor's accelerators."""
+    vendor, own = variant.accelerator.spec.vendor, spec.engine.image
+    if own is None:
+        return images.defaults.get((variant.engine, vendor.value))
+    return own if built_for(own, images) in (None, vendor) else None
 
 
 def deployment_spec(

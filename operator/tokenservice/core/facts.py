@@ -98,7 +98,7 @@ class Facts:
         """What concerns every service: one and the same object for as long as nothing of it changes."""
         seen = self.snapshot
         classes = tuple((one.name, one.spec) for one in seen.accelerators)
-        sites = frozenset(self.sites)
+        sites = frozenset((site, _offers(node)) for site, node in self.sites.items())
         found = (classes, seen.profiles, seen.architectures, seen.settings, seen.fleet, sites)
         return self.memo.same("scope", found)
 
@@ -159,7 +159,10 @@ class Facts:
 
     @cached_property
     def sites(self) -> Mapping[Site, Node]:
-        """A node of every site: what holds for it holds for the others there, as far as rules go."""
+        """A node of every site: what holds for it holds for the others there, as far as rules go.
+
+        One that offers accelerators, where there is one.
+        """
         return self._sites[1]
 
     @cached_property
@@ -347,12 +350,12 @@ class Facts:
         )
 
     def present(self, accelerator: Accelerator) -> bool:
-        """Whether the fleet has a node of the class, whatever its state."""
+        """Whether the fleet has a node of the class that offers accelerators, whatever its state."""
         return accelerator.name in self._present
 
     @cached_property
     def _present(self) -> frozenset[str]:
-        nodes, classes = self.sites.values(), self.snapshot.accelerators
+        nodes, classes = [node for node in self.sites.values() if _offers(node)], self.snapshot.accelerators
         return frozenset(one.name for one in classes if any(of_class(node, one) for node in nodes))
 
     def accelerator_of(self, pod: Pod) -> Accelerator | None:
@@ -414,11 +417,14 @@ def _advice(given: Sequence[tuple[Hindsight | None, TokenServiceSpec]]) -> list[
 
 def _in_fleet(node: Node, fleet: TokenFleetSpec) -> bool:
     untouched = fleet.never_touch.node_labels
-    return (
-        any(node.allocatable.values())
-        and (not fleet.accelerator_nodes or _carries(node, fleet.accelerator_nodes))
-        and not (untouched and _carries(node, untouched))
+    return (not fleet.accelerator_nodes or _carries(node, fleet.accelerator_nodes)) and not (
+        untouched and _carries(node, untouched)
     )
+
+
+def _offers(node: Node) -> bool:
+    """Whether it has accelerators now; none are reported while a device plugin is down."""
+    return any(node.allocatable.values())
 
 
 def _sites_of(nodes: Sequence[Node], labels: tuple[str, ...]) -> tuple[dict[str, Site], dict[Site, Node]]:
@@ -428,7 +434,8 @@ def _sites_of(nodes: Sequence[Node], labels: tuple[str, ...]) -> tuple[dict[str,
         taints = tuple([(str(taint.get("key")), str(taint.get("effect"))) for taint in node.taints])
         made = Site(tuple([node.labels.get(label) for label in labels]), taints)
         site = by_name[node.name] = known.setdefault(made, made)
-        first.setdefault(site, node)
+        if site not in first or _offers(node) > _offers(first[site]):
+            first[site] = node
     return by_name, first
 
 

@@ -120,6 +120,10 @@ class Pod:
     """What the scheduler says of a volume that it waits for; room would not help."""
     starting_since: float | None = None
     """When it got its node, seconds since the epoch, as long as no start of its engine has ended, good or bad."""
+    unprepared: bool = False
+    """Its volumes are not mounted yet, or its sandbox is not made."""
+    complaint: str | None = None
+    """What kubelet or a controller say of that; it may come to it all the same."""
     unverified: bool = False
     """What fails is the verifier of the model."""
     held_to: str | None = None
@@ -143,13 +147,23 @@ class Child:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What one replica gives: output tokens per second, for so many sequences that run (a mean over the window)."""
+
+    pod: str
+    tokens_per_second: float
+    running: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceMetrics:
     """What Prometheus says of one service. Rates are per second over the fleet's window.
 
     `*_buckets` are (upper bound in seconds, cumulative requests per second), ascending, the last bound infinite.
     `peak_requests_per_second` is the highest arrival rate within the scale-down window. `owed_requests_per_second` is
     what must be started of work that may wait, so that it is done in time, where a queue in front of the engines
-    tells; arrivals and peak are without it.
+    tells; arrivals and peak are without it. `paces` are those of every busy replica, where one gives far less than the
+    others; empty otherwise.
     """
 
     requests_per_second: float
@@ -167,6 +181,7 @@ class ServiceMetrics:
     ttft_buckets: tuple[tuple[float, float], ...] = ()
     tpot_buckets: tuple[tuple[float, float], ...] = ()
     owed_requests_per_second: float = 0.0
+    paces: tuple[Pace, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +315,8 @@ class Snapshot:
     proposals: tuple[Proposal, ...] = ()
     margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
     hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)
+    slow_since: Mapping[str, float] = field(default_factory=dict)
+    """Since when each replica that is slow is so, by the pod's uid."""
     refusals: Mapping[ServiceKey, Problem] = field(default_factory=dict)
     """What the API server refused for good when the last plan was carried out, the first of each service."""
 
@@ -322,6 +339,7 @@ class Reason(StrEnum):
     MOVE_STARTED = "MoveStarted"
     MOVE_SHIFTED = "MoveShifted"
     MOVE_CANCELLED = "MoveCancelled"
+    SLOW_REPLICA = "SlowReplica"
     SURGED = "Surged"
     REMOVED = "Removed"
     # why nothing is done
@@ -361,6 +379,7 @@ class Reason(StrEnum):
     TENSOR_PARALLEL_TOO_LARGE = "TensorParallelTooLarge"
     OBJECTIVES_UNREACHABLE = "ObjectivesUnreachable"
     RESIDENCY_EXCLUDES_ALL = "ResidencyExcludesAll"
+    MAXIMUM_OUTRANKED = "MaximumOutranked"
     SERVED_NAME_TAKEN = "ServedNameTaken"
     CONFLICTING_ARGUMENTS = "ConflictingArguments"
     ARGUMENT_NOT_ALLOWED = "ArgumentNotAllowed"
@@ -472,5 +491,6 @@ class Plan:
     events: tuple[Event, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
+    slow_since: Mapping[str, float] = field(default_factory=dict)
     margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
     hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tokenservice.api.token_service import Mode, Tier
-from tokenservice.core.allocation import Grant, Ranked, replica
+from tokenservice.core.allocation import Grant, Ranked, after_pending, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out
 from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey
 from tokenservice.core.packing import place
 from tokenservice.core.repack import LEAVING, Rules, due, proposals
 from tokenservice.core.rollout import mark
 from tokenservice.core.room import Room
+from tokenservice.core.stragglers import Straggler
 
 GATE_SECONDS = 30.0
 """A pod is never kept from the scheduler for longer than this."""
@@ -103,12 +104,13 @@ def _placed(pod: Pod, node: str | None, now: float) -> Place:
     )
 
 
-def repacking(
-    facts: Facts, settled: Mapping[ServiceKey, Ranked], now: float
+def departures(
+    facts: Facts, settled: Mapping[ServiceKey, Ranked], slow: Mapping[ServiceKey, Sequence[Straggler]], now: float
 ) -> tuple[tuple[Action, ...], tuple[Proposal, ...]]:
     """Marks pods that should leave a node, and what is proposed for the next look.
 
-    `settled` holds the services that are as they should be, and the ways in which they may run.
+    `settled` holds the services that are as they should be, and the ways in which they may run. A slow replica goes
+    before nodes are emptied: it costs its users something now.
     """
     policy = facts.snapshot.fleet.consolidation
     rules = Rules(
@@ -121,9 +123,37 @@ def repacking(
     cancelled = _cancellations(facts, under_way)
     if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
         return cancelled, ()
+    replaced = _replaced(facts, settled, slow, rules, now)
+    if replaced:
+        return replaced, ()
     found = _proposals(facts, settled, rules, now)
     started = [move for proposal in found if due(proposal, rules, now) for move in _start(facts, proposal, rules)]
     return tuple(started), found
+
+
+def _replaced(
+    facts: Facts,
+    settled: Mapping[ServiceKey, Ranked],
+    slow: Mapping[ServiceKey, Sequence[Straggler]],
+    rules: Rules,
+    now: float,
+) -> tuple[Action, ...]:
+    """The slowest that has rested and whose successor has room; the next when that one is gone."""
+    if not slow:
+        return ()
+    warm_ups, left = _warm_ups(facts, {key: ways for key, ways in settled.items() if key in slow}), after_pending(facts)
+    may = [
+        one
+        for service, mine in slow.items()
+        for one in mine
+        if one.pod.variant in warm_ups.get(service, {})
+        and now - one.pod.created_at >= rules.cooldown_seconds
+        and left.best(one.pod, but=one.pod.node or "") is not None
+    ]
+    return tuple(
+        mark(one.pod, LEAVING, Reason.SLOW_REPLICA, f"{one.words}: it is replaced, look at that node")
+        for one in sorted(may, key=lambda one: (-one.times, one.pod.name))[:1]
+    )
 
 
 def _proposals(facts: Facts, settled: Mapping[ServiceKey, Ranked], rules: Rules, now: float) -> tuple[Proposal, ...]:

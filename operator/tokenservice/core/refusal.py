@@ -17,6 +17,9 @@ _WORDS = 600
 _SERVE_ON = re.compile(r"; \d+ replicas serve on$")
 _WHO = re.compile(r"^(?:Forbidden|Invalid): |^\S+ \"[^\"]*\" is (?:forbidden|invalid): ", re.IGNORECASE)
 
+PREPARED_SECONDS = 60.0
+"""A volume that is still being detached elsewhere, or a Secret that is applied a little later, is no failure."""
+
 _ADVICE = (
     (r"exceeded quota", "have the ResourceQuota of the namespace raised, or lower minReplicas or the volume"),
     (r"failed quota.*must specify", "have a LimitRange of the namespace give defaults for what the quota counts"),
@@ -24,6 +27,9 @@ _ADVICE = (
     (r"(?:maximum|minimum) .*usage per", "have the LimitRange of the namespace changed, or set spec.engine.resources"),
     (r"^(?:ErrImage|ImagePull|InvalidImage)", "check spec.engine.image or engineImages of the chart, and the registry"),
     (r"secret .*not found|find key", "create the Secret, with the key, that spec.model.credentials names"),
+    (r"configmap .*not found|non-existent config key", "create the ConfigMap, with the key, that the message names"),
+    (r"registered CSI drivers", "have the CSI driver run on the nodes of this class"),
+    (r"Multi-Attach", "use a claim that several nodes may mount: ReadOnlyMany or ReadWriteMany"),
     (r"OOMKilled", "raise spec.engine.resources.memory"),
     (r"persistentvolumeclaim", "create the claim that spec.model.uri, or that of an adapter or draft, names"),
 )
@@ -82,6 +88,16 @@ def overdue(pods: Sequence[Pod], limit_seconds: float, now: float) -> str | None
         return None
     first = min(late, key=lambda pod: pod.name).name
     return f"{first} is not ready {limit_seconds:.0f} s after it got its node; kubectl describe pod {first} says why"
+
+
+def unprepared(pods: Sequence[Pod], now: float) -> str | None:
+    """What is said of pods that still lack a volume or a sandbox after a minute; None while there is hope."""
+    if any(pod.ready for pod in pods):
+        return None
+    late = [
+        p for p in pods if p.complaint and p.starting_since is not None and now - p.starting_since > PREPARED_SECONDS
+    ]
+    return min(late, key=lambda pod: pod.name).complaint if late else None
 
 
 def _condition(deployment: Child | None, kind: str) -> Json:

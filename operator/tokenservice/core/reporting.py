@@ -39,7 +39,7 @@ from tokenservice.core.model import (
     Variant,
 )
 from tokenservice.core.outlook import Outlook
-from tokenservice.core.refusal import advice, overdue, refusal, refused_pods
+from tokenservice.core.refusal import advice, overdue, refusal, refused_pods, unprepared
 from tokenservice.core.rollback import failure, newest, rolled_back, unverified
 from tokenservice.core.rollout import exchanged_in_place
 from tokenservice.core.room import NOBODY
@@ -55,6 +55,7 @@ from tokenservice.core.status import (
     service_status,
 )
 from tokenservice.core.status_changes import changed, events, rests, urgent, urgent_of
+from tokenservice.core.stragglers import Straggler
 from tokenservice.core.utilization import (
     Counts,
     Interval,
@@ -72,6 +73,8 @@ from tokenservice.core.variants import cost_per_million_tokens
 
 Labels = tuple[tuple[str, str], ...]
 _ZERO_TO_ONE = Interval(0.0, 1.0)
+_SHOWN = 3
+"""Slow replicas that are named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,7 @@ class Decided:
     grants: Mapping[ServiceKey, Grant]
     actions: Sequence[Action]
     attained: Mapping[ServiceKey, Interval | Missing]
+    slow: Mapping[ServiceKey, tuple[Straggler, ...]]
 
 
 def told(decided: Decided, now: float) -> Plan:
@@ -124,6 +128,7 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
         tuple(wait.values()),
         [belongings[key] for key in keys],
         [refused.get(key) for key in keys],
+        [decided.slow.get(key) for key in keys],
     )
     found = facts.memo.recall_each(
         "told",
@@ -225,7 +230,9 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         changing=_changing(facts, service, mine),
         exchange=_exchange(facts, seen),
         failure=_failure(facts, seen, grant, now) if acting(facts, service) else None,
+        contradiction=seen.scaling.contradiction if seen.scaling is not None else None,
         refused=_refused(facts, service.key, grant),
+        slow="; ".join(one.words for one in decided.slow.get(service.key, ())[:_SHOWN]),
         variants=_variants(seen, grant, crew),
         loading=_loading(crew, seen, now),
         without_room=crew.stuck,
@@ -299,7 +306,7 @@ def _failure(facts: Facts, seen: Outlook, grant: Grant | None, now: float) -> Pr
         if left is not None:
             does = "rolled back, for the version that the spec asks for did not come up"
             return Problem(Reason.ROLLED_BACK, variant, f"{does} (change the spec to try another): {left}")
-        said = failure(pods, known=known) or _overdue(seen, variant, pods, now)
+        said = failure(pods, known=known) or unprepared(newest(pods), now) or _overdue(seen, variant, pods, now)
         if said is not None:
             if unverified(pods, known=known):
                 does = "no engine starts with a model that is not verified"
@@ -363,6 +370,7 @@ class _Crew:
     stuck: int
     starting: int
     oldest_start: float
+    trouble: str
     dollars_per_hour: float
 
 
@@ -372,7 +380,8 @@ def _crew_of(facts: Facts, service: ServiceKey) -> _Crew:
 
 
 def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
-    starting = [pod.created_at for pod in pods if pod.starting and pod.node is not None]
+    starting = sorted((pod for pod in pods if pod.starting and pod.node is not None), key=lambda pod: pod.name)
+    troubles = (f"{pod.name}: {said}" for pod in starting if (said := pod.failure or pod.complaint))
     ready = [pod.variant for pod in pods if pod.ready]
     return _Crew(
         existing=len(pods),
@@ -382,7 +391,8 @@ def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
         ready_by_variant=Counter(ready),
         stuck=sum(pod.unschedulable for pod in pods),
         starting=len(starting),
-        oldest_start=min(starting, default=0.0),
+        oldest_start=min((pod.created_at for pod in starting), default=0.0),
+        trouble=next(troubles, ""),
         dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None),
     )
 
@@ -402,6 +412,7 @@ def _loading(crew: _Crew, seen: Outlook, now: float) -> LoadingReport | None:
         replicas=crew.starting,
         oldest_seconds=round(now - crew.oldest_start, 0),
         expected_seconds=seen.want.variant.cold_start_seconds,
+        trouble=crew.trouble,
     )
 
 

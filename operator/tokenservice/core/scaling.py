@@ -14,7 +14,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import DEFAULT, Capacity, Workload, replicas_for
 from tokenservice.core.demand import Demand
-from tokenservice.core.model import Missing, Reason
+from tokenservice.core.model import Missing, Problem, Reason
 
 _SPARE = 1.05
 """Demand that fewer replicas must be able to take, as a multiple of the peak: more than one step of the workload's
@@ -23,13 +23,17 @@ grid, so that its rounding cannot move the count to and fro."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """A count and why: one sentence, the numbers behind it, and what was decided against."""
+    """A count and why: one sentence, the numbers behind it, and what was decided against.
+
+    `contradiction` is what the spec says against itself, where one of two fields had to give way.
+    """
 
     replicas: int
     floor: int
     ceiling: int
     reason: Reason
     message: str
+    contradiction: Problem | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     rejected: tuple[str, ...] = ()
 
@@ -142,6 +146,7 @@ def _automatic(case: _Case, demand: Demand) -> Scaling:
         ceiling=case.ceiling,
         reason=_direction(wanted, case.current),
         message=_sentence(case, demand, wanted, ahead),
+        contradiction=_contradiction(case),
         inputs=_inputs(case, demand),
         rejected=_rejected(case, demand, wanted, ahead),
     )
@@ -162,6 +167,7 @@ def _held(case: _Case, reason: Reason, why: str, inputs: dict[str, str]) -> Scal
         ceiling=case.ceiling,
         reason=reason,
         message=f"{why}{raised}",
+        contradiction=_contradiction(case),
         inputs=inputs,
     )
 
@@ -183,7 +189,22 @@ def _direction(wanted: int, current: int) -> Reason:
     return Reason.SCALED_UP if wanted > current else Reason.SCALED_DOWN
 
 
+def _contradiction(case: _Case) -> Problem | None:
+    most = case.spec.scaling.max_replicas
+    return outranked(most, case.guaranteed) if case.guaranteed > most else None
+
+
 # --- Words ---------------------------------------------------------------------------------------------------------
+
+
+def outranked(most: int, needed: int) -> Problem:
+    """That the guaranteed volume takes more replicas than there may be."""
+    return Problem(
+        Reason.MAXIMUM_OUTRANKED,
+        "spec.scaling.maxReplicas",
+        f"the guaranteed volume takes {needed} replicas and outranks maxReplicas {most}:"
+        f" raise it to {needed}, or lower objectives.volume.guaranteedTokensPerSecond",
+    )
 
 
 def _sentence(case: _Case, demand: Demand, wanted: int, ahead: float) -> str:

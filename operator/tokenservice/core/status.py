@@ -48,11 +48,16 @@ class VariantReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadingReport:
-    """Replicas that have a node and start."""
+    """Replicas that have a node and start; `trouble` is what is said of one that has some."""
 
     replicas: int
     oldest_seconds: float
     expected_seconds: float
+    trouble: str = ""
+
+    @property
+    def words(self) -> str:
+        return f"{self.replicas} start ({self.trouble})" if self.trouble else f"{self.replicas} start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +79,10 @@ class ServiceReport:
     applied or exchange pods. `without_room` replicas are wanted and fit no node; `room_message` says why. `limited`
     says why no more are asked for, where the namespace may hold no more. `metrics` is None when they are fresh.
     `exchange` says how replicas are exchanged while `changing`. `failure` is of engines that do not come up and of
-    children that cannot be made: everything else goes on. `refused` says why the cluster lets there be no more
-    replicas. `held_to` is what the models of replicas that serve were held to; `doubted` is what the verifier says of
-    the model since. Latencies are at the percentiles of the objectives.
+    children that cannot be made: everything else goes on. `contradiction` is of a spec that is carried out for all
+    that. `refused` says why the cluster lets there be no more replicas. `held_to` is what the models of replicas that
+    serve were held to; `doubted` is what the verifier says of the model since. `slow` names replicas that hold up their
+    requests. Latencies are at the percentiles of the objectives.
     """
 
     service: Service
@@ -92,12 +98,14 @@ class ServiceReport:
     changing: bool = False
     exchange: str = "changes are being rolled out"
     failure: Problem | None = None
+    contradiction: Problem | None = None
     variants: tuple[VariantReport, ...] = ()
     loading: LoadingReport | None = None
     without_room: int = 0
     room_message: str = "no node that the service may use has room"
     limited: str = ""
     refused: str = ""
+    slow: str = ""
     metrics: Missing | None = None
     tokens_per_second: Figure = NOT_MEASURED
     requests_per_second: Figure = NOT_MEASURED
@@ -192,10 +200,13 @@ def verdicts(report: ServiceReport) -> dict[ConditionType, Verdict]:
 
 
 def _stalled(report: ServiceReport) -> Verdict:
-    """True for what only a user can mend."""
-    if report.problems or report.failure is None:
-        return stalled(report.problems)
-    return Verdict(TRUE, report.failure.reason, _failed(report, report.failure))
+    """True for what only a user can mend; a contradiction that was settled is told, and stops nothing."""
+    if report.failure is not None and not report.problems:
+        return Verdict(TRUE, report.failure.reason, _failed(report, report.failure))
+    if report.contradiction is not None and not report.problems:
+        said = f"{report.contradiction.field}: {report.contradiction.message}"
+        return Verdict(FALSE, report.contradiction.reason, shortened(said))
+    return stalled(report.problems)
 
 
 def _failed(report: ServiceReport, failure: Problem) -> str:
@@ -227,7 +238,7 @@ def _ready(report: ServiceReport) -> Verdict:
 def _on_the_way(report: ServiceReport, serving: str) -> tuple[Reason, str]:
     """Why fewer replicas serve than must."""
     if report.loading is not None:
-        return Reason.STARTING, f"{serving}, {report.loading.replicas} start"
+        return Reason.STARTING, shortened(f"{serving}, {report.loading.words}")
     if report.without_room:
         return Reason.INSUFFICIENT, f"{serving}: {report.room_message}"
     if report.limited:
@@ -251,7 +262,7 @@ def _reconciling(report: ServiceReport) -> Verdict:
     if report.changing:
         return Verdict(TRUE, Reason.ROLLING_OUT, report.exchange)
     if report.loading is not None:
-        return Verdict(TRUE, Reason.STARTING, f"{report.loading.replicas} replicas start")
+        return Verdict(TRUE, Reason.STARTING, shortened(f"replicas: {report.loading.words}"))
     if report.ready < max(1, report.floor) and report.desired:
         return Verdict(TRUE, *_on_the_way(report, f"{report.ready} of {report.floor} replicas serve"))
     return Verdict(FALSE, Reason.STEADY, "everything is as decided")
@@ -265,6 +276,14 @@ def _idle_reason(report: ServiceReport) -> Reason:
 
 
 def _objectives_met(report: ServiceReport) -> Verdict:
+    """Where a replica is slow that is the reason, whether the objectives are met for all that or not."""
+    found = _latencies_met(report)
+    if report.slow:
+        return Verdict(found.status, Reason.SLOW_REPLICA, shortened(f"{report.slow}; {found.message}"))
+    return found
+
+
+def _latencies_met(report: ServiceReport) -> Verdict:
     spec = report.service.spec
     if spec is None:
         return Verdict(UNKNOWN, Reason.UNKNOWN, "the objectives could not be read")

@@ -44,6 +44,7 @@ _TOLD = frozenset(
         Reason.SCALED_DOWN,
         Reason.MOVE_STARTED,
         Reason.MOVE_CANCELLED,
+        Reason.SLOW_REPLICA,
         Reason.SURGED,
         Reason.REMOVED,
     }
@@ -138,6 +139,9 @@ def _notable(before: float, after: float) -> bool:
 def _transitions(previous: Json, status: Json) -> Iterator[_Told]:
     before, after = by_type(previous), by_type(status)
     stalled = after.get(ConditionType.STALLED, {}).get("status") == TRUE
+    for kind, new in after.items():
+        if new["reason"] in _WARNED and before.get(kind, {}).get("reason") != new["reason"]:
+            yield WARNING, Reason(new["reason"]), new["message"]
     for kind, good in _GOOD.items():
         if kind in after and not (stalled and kind is ConditionType.READY):
             yield from _transition(kind, good, before.get(kind, {}), after[kind])
@@ -150,6 +154,10 @@ _GOOD = {
     ConditionType.READY: TRUE,
 }
 """Conditions whose transitions are told, and their good status."""
+
+
+_WARNED = frozenset({Reason.MAXIMUM_OUTRANKED, Reason.SLOW_REPLICA})
+"""Reasons that people are warned of whatever the status of the condition that has them."""
 
 
 def _transition(kind: ConditionType, good: str, old: Json, new: Json) -> Iterator[_Told]:

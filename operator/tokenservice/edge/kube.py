@@ -36,6 +36,9 @@ _THROTTLE_LIMIT_SECONDS = 10.0
 WATCH_SECONDS = 300
 """The server ends a watch after this time; it goes on from where it was."""
 
+UNTOLD_WATCH_SECONDS = 60
+"""The same for a kind without bookmarks: its end is its sign of life."""
+
 SILENCE_SECONDS = 70.0
 """Bookmarks come every minute; a watch that is silent for longer is dead, whatever TCP believes."""
 
@@ -127,7 +130,8 @@ class Kube:
         """All objects of a kind, chunk by chunk. Raises Gone when it took longer than the server remembers."""
         token = ""
         while True:
-            query = {"limit": str(PAGE_SIZE), "labelSelector": selector, "continue": token}
+            fields = RESOURCES[kind].fields
+            query = {"limit": str(PAGE_SIZE), "labelSelector": selector, "fieldSelector": fields, "continue": token}
             body = await self._json("GET", RESOURCES[kind].path(namespace), query)
             metadata = body["metadata"]
             yield Page(_typed(kind, body.get("items") or ()), str(metadata.get("resourceVersion", "")))
@@ -140,14 +144,16 @@ class Kube:
         self, kind: str, namespace: str = "", *, revision: str, selector: str = ""
     ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
         """Changes after `revision`, until the server ends it; open once entered. Raises Gone for an old revision."""
+        resource = RESOURCES[kind]
         query = {
             "watch": "1",
             "resourceVersion": revision,
             "allowWatchBookmarks": "true",
             "labelSelector": selector,
-            "timeoutSeconds": str(WATCH_SECONDS),
+            "fieldSelector": resource.fields,
+            "timeoutSeconds": str(WATCH_SECONDS if resource.bookmarked else UNTOLD_WATCH_SECONDS),
         }
-        response = await self._send("GET", RESOURCES[kind].path(namespace), query, limits=_WATCH_TIMEOUT)
+        response = await self._send("GET", resource.path(namespace), query, limits=_WATCH_TIMEOUT)
         try:
             yield _events(kind, response)
         finally:

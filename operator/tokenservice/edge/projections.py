@@ -160,14 +160,27 @@ class Resident:
     memory_bytes: float
 
 
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What a kubelet or a controller says of a pod that it cannot prepare; `at` in seconds since the epoch."""
+
+    pod: tuple[str, str]
+    uid: str
+    words: str
+    at: float
+
+
 # --- nodes and pods ------------------------------------------------------------------------------------------------
 
 
 def node(obj: Json) -> Node | None:
-    """A node that offers extended resources; which of them are accelerators is for the AcceleratorClasses to say."""
+    """A node that has extended resources; which of them are accelerators is for the AcceleratorClasses to say.
+
+    One that has none of them now is there all the same: its device plugin is down, and where it is still counts.
+    """
     metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
     allocatable = status.get("allocatable") or {}
-    extended = _extended(allocatable)
+    extended = _counts(allocatable)
     if not extended:
         return None
     return Node(
@@ -225,6 +238,7 @@ def pod(obj: Json) -> Pod | Resident | None:
         failure=(_failure(states) or _lacks_claim(unbound)) if SERVICE_LABEL in labels else None,
         unbound=unbound,
         starting_since=_starting_since(status, states) if SERVICE_LABEL in labels else None,
+        unprepared=SERVICE_LABEL in labels and _unprepared(status, states),
         unverified=any(state.get("name") == VERIFIER_CONTAINER and _fails(state) for state in states),
         held_to=_held_to(metadata.get("annotations") or {}, spec, states) if SERVICE_LABEL in labels else None,
     )
@@ -275,6 +289,33 @@ def _starting_since(status: Json, states: list[Json]) -> float | None:
     conditions = status.get("conditions") or ()
     bound: Json = next((c for c in conditions if c.get("type") == "PodScheduled" and c.get("status") == "True"), {})
     return seconds(bound["lastTransitionTime"]) if bound.get("lastTransitionTime") else None
+
+
+def _unprepared(status: Json, states: list[Json]) -> bool:
+    """Volumes are mounted, and the sandbox is made, before the first container is even pulled."""
+    begun = any(
+        (state.get("state") or {}).keys() & {"running", "terminated"} or state.get("lastState") for state in states
+    )
+    return not begun and _condition(status, "PodReadyToStartContainers") != "True"
+
+
+_UNPREPARED = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox"})
+"""Reasons of events about what a pod needs before its first container; its status has nothing of them."""
+
+
+def complaint(obj: Json) -> Complaint | None:
+    """An event that says why a pod cannot be prepared."""
+    if obj.get("reason") not in _UNPREPARED:
+        return None
+    regarding = obj["regarding"]
+    told = (obj.get("series") or {}).get("lastObservedTime") or obj.get("deprecatedLastTimestamp")
+    at = told or obj.get("eventTime") or obj["metadata"]["creationTimestamp"]
+    return Complaint(
+        pod=(regarding.get("namespace", ""), regarding["name"]),
+        uid=regarding.get("uid", ""),
+        words=f"{obj['reason']}: {_tail(obj.get('note', ''))}",
+        at=seconds(at),
+    )
 
 
 def _tristate(status: str | None) -> bool | None:
@@ -338,9 +379,13 @@ def _integer(text: str) -> int:
 
 
 def _extended(resources: Mapping[str, Any]) -> dict[str, int]:
+    """Extended resources that are asked for."""
+    return {name: count for name, count in _counts(resources).items() if count > 0}
+
+
+def _counts(resources: Mapping[str, Any]) -> dict[str, int]:
     """Extended resources: those with a domain that is not Kubernetes' own."""
-    counts = {name: int(_number(value)) for name, value in resources.items() if _is_extended(name)}
-    return {name: count for name, count in sorted(counts.items()) if count > 0}
+    return {name: int(_number(value)) for name, value in sorted(resources.items()) if _is_extended(name)}
 
 
 def _number(quantity: object) -> float:
@@ -470,6 +515,7 @@ PROFILES = Projection(profile)
 FLEETS = Projection(fleet, lambda value: (value.spec, value.error, value.body["metadata"].get("uid")))
 NODES = Projection(node)
 PODS = Projection(pod, lambda value: replace(value, resource_version="") if isinstance(value, Pod) else None)
+COMPLAINTS = Projection(complaint, lambda value: (value.uid, value.words))
 CHILDREN = Projection(child, lambda value: _timeless(value.body))
 
 PROJECTIONS: Mapping[str, Projection[Any]] = {

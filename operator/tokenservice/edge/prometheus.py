@@ -22,7 +22,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_api_client.prometheus_connect import PrometheusConnect
 from urllib3.util.retry import Retry
 
-from tokenservice.core.model import NO_MEANS, Means, Missing, ServiceKey, ServiceMetrics
+from tokenservice.core.model import NO_MEANS, Means, Missing, Pace, ServiceKey, ServiceMetrics
 from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
 
@@ -66,6 +66,7 @@ class _Round:
     figures: Mapping[str, Mapping[Row, float]]
     ttft: Mapping[Row, Buckets]
     tpot: Mapping[Row, Buckets]
+    paces: Mapping[Row, tuple[Pace, ...]]
     utilization: float | Missing
     means: Means
 
@@ -117,8 +118,9 @@ class PrometheusReader:
                 _histograms(client.query(promql.buckets(histogram, question.windows)))
                 for histogram in (promql.TTFT, promql.TPOT)
             )
-            query = question.utilization_query
-            return _Round(figures, ttft, tpot, self._utilization(client, query), self._recent_means(client, query))
+            paces, query = _paces(client.query(promql.paces(question.windows))), question.utilization_query
+            own, means = self._utilization(client, query), self._recent_means(client, query)
+            return _Round(figures, ttft, tpot, paces, own, means)
 
     def _utilization(self, client: _Client, query: str | None) -> float | Missing:
         """A user's query that fails spoils only its own figure."""
@@ -259,6 +261,7 @@ def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetric
         mean_tpot_seconds=_mean_tpot(own.get("mean_tpot_seconds")),
         ttft_buckets=found.ttft.get(row, ()),
         tpot_buckets=found.tpot.get(row, ()),
+        paces=found.paces.get(row, ()),
     )
 
 
@@ -330,6 +333,20 @@ def _by_row(result: Iterable[Series]) -> dict[Row, float]:
 
 def _row(labels: Mapping[str, str]) -> Row:
     return labels.get("namespace", ""), labels.get("model_name", "")
+
+
+def _paces(result: Iterable[Series]) -> dict[Row, tuple[Pace, ...]]:
+    """By service; engines of which not both figures are known, or whose pod is not, are left out."""
+    figures: dict[tuple[Row, str], dict[str, float]] = {}
+    for labels, value in result:
+        if labels.get("pod") and math.isfinite(value):
+            figures.setdefault((_row(labels), labels["pod"]), {})[labels.get("figure", "")] = value
+    found: dict[Row, tuple[Pace, ...]] = {}
+    for (row, pod), own in sorted(figures.items()):
+        if own.get("running", 0.0) > 0 and "tokens" in own:
+            pace = Pace(pod=pod, tokens_per_second=own["tokens"], running=own["running"])
+            found[row] = (*found.get(row, ()), pace)
+    return found
 
 
 def _histograms(result: Iterable[Series]) -> dict[Row, Buckets]:

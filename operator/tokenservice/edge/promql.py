@@ -100,6 +100,30 @@ def _buckets_of(dialect: str, name: str, windows: Windows) -> str:
     return f'label_replace({summed}, "dialect", "{dialect}", "", "")'
 
 
+def paces(windows: Windows) -> str:
+    """What each busy engine gives, where one of a service gives far less for a sequence than the middle of them.
+
+    Two series an engine, of `figure` tokens and running; none at all while engines are alike, so that it costs a
+    fleet of thousands nothing to send and to read.
+    """
+    rate, by = f"[{windows.rate}s]", f"{BY}, pod"
+    tokens = f"sum by ({by}) (rate({OUTPUT_TOKENS.selector()}{rate}))"
+    busy = f"(sum by ({by}) (avg_over_time({RUNNING.selector()}{rate})) >= {_BUSY})"
+    pace = f"({tokens} / {busy})"
+    uneven = f"({_UNEVEN} * min by ({BY}) ({pace}) < quantile by ({BY}) (0.5, {pace}))"
+    parts = {"tokens": tokens, "running": busy}
+    return " or ".join(
+        f'label_replace({text} and on ({BY}) {uneven}, "figure", "{figure}", "", "")' for figure, text in parts.items()
+    )
+
+
+_BUSY = 0.5
+"""Sequences that run, in the mean: what an engine gives that is idle half the time says little."""
+
+_UNEVEN = 2
+"""Less than the factor that is acted on, since this knows neither variants nor load."""
+
+
 def means(utilization: str | None) -> str:
     """Mean utilization by `window`; left out where less than half of the window has data. None: the operator's own."""
     now = f"({utilization})" if utilization else f"avg({OWN_UTILIZATION})"

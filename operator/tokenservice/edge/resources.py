@@ -10,13 +10,19 @@ from tokenservice.core.model import ObjectKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """One kind as its URL needs it; `group` is empty for the core group."""
+    """One kind as its URL needs it; `group` is empty for the core group.
+
+    `fields` is the field selector of what is of interest: lists and watches show nothing else. `bookmarked` says
+    whether a silent watch is told each minute that it is alive; of events the API server keeps no cache to tell from.
+    """
 
     kind: str
     plural: str
     group: str = ""
     version: str = "v1"
     namespaced: bool = True
+    fields: str = ""
+    bookmarked: bool = True
 
     @property
     def api_version(self) -> str:
@@ -28,6 +34,11 @@ class Resource:
         scope = f"namespaces/{namespace}" if self.namespaced and namespace else ""
         return "/".join(part for part in (root, scope, self.plural, name, subresource) if part)
 
+
+_WARNINGS_OF_PODS = "regarding.kind=Pod,type=Warning" + "".join(
+    f",reason!={told_by_the_pod}" for told_by_the_pod in ("FailedScheduling", "Unhealthy", "BackOff", "Failed")
+)
+"""Most warnings of pods stand in their status as well; events have them by the thousand."""
 
 _KINDS = (
     Resource(kind="TokenService", plural="tokenservices", group=GROUP, version=VERSION),
@@ -43,7 +54,7 @@ _KINDS = (
     Resource(kind="NetworkPolicy", plural="networkpolicies", group="networking.k8s.io"),
     Resource(kind="PodMonitor", plural="podmonitors", group="monitoring.coreos.com"),
     Resource(kind="Lease", plural="leases", group="coordination.k8s.io"),
-    Resource(kind="Event", plural="events", group="events.k8s.io"),
+    Resource(kind="Event", plural="events", group="events.k8s.io", fields=_WARNINGS_OF_PODS, bookmarked=False),
     Resource(
         kind="MutatingWebhookConfiguration",
         plural="mutatingwebhookconfigurations",
