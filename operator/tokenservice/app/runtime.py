@@ -45,7 +45,7 @@ from tokenservice.edge.projections import CHILDREN, PROJECTIONS
 from tokenservice.edge.prometheus import PrometheusReader
 from tokenservice.edge.reflector import Reflector
 from tokenservice.edge.report import Reporter
-from tokenservice.edge.resources import RESOURCES
+from tokenservice.edge.resources import OPTIONAL_KINDS, RESOURCES
 from tokenservice.edge.store import Store, Stores
 from tokenservice.edge.webhook import Webhook
 from tokenservice.errors import TokenServiceError
@@ -279,5 +279,5 @@ def _views(kube: Kube, settings: Settings, wake: Callable[[], None]) -> tuple[St
             store: Store[Any] = Store(kind, PROJECTIONS.get(kind, CHILDREN), namespace=namespace, wake=wake)
             selector = "" if kind in PROJECTIONS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
             stores.append(store)
-            reflectors.append(Reflector(kube, store, selector=selector, optional=kind == "PodMonitor"))
+            reflectors.append(Reflector(kube, store, selector=selector, optional=kind in OPTIONAL_KINDS))
     return Stores(stores), reflectors

@@ -82,8 +82,8 @@ def static_problems(
     profiles: Sequence[Profile],
     architectures: Mapping[str, Architecture],
 ) -> tuple[Problem, ...]:
-    """What can be told from the spec alone, for `tokenservice lint`."""
-    found, wrong = candidates(spec, accelerators, profiles, architectures)
+    """What can be told from the spec alone, for `tokenservice lint`: whether a cluster can span nodes cannot."""
+    found, wrong = candidates(spec, accelerators, profiles, architectures, groups=True)
     _, unreachable = ranked(spec, found, Workload(), targets(spec.objectives))
     return _unique([*source_problems(spec), *engine_problems(spec), *_unnamed_engine(spec), *wrong, *unreachable])
 

@@ -10,11 +10,20 @@ from typing import NamedTuple
 from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import targets
+from tokenservice.core.groups import joined
 from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
 from tokenservice.core.margin import UNTRIED, allowed
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot
-from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
+from tokenservice.core.names import (
+    ENGINE_KINDS,
+    LEADER_WORKER_SET,
+    REGION_LABEL,
+    SERVICE_LABEL,
+    SURGE_ANNOTATION,
+    VARIANT_LABEL,
+    ZONE_LABEL,
+)
 from tokenservice.core.repack import LEAVING
 from tokenservice.core.room import Room, Tenancy, of_class, residents, room, tenancy, tolerates
 
@@ -30,12 +39,14 @@ class Site(NamedTuple):
 class Engines:
     """Pods of ours; by variant and by service only those that live, of which so many serve.
 
+    A replica of several pods is its leader there; the pods that only work for one are its `workers`.
     `gated` are held back by our gate alone, `moving` are marked by a move, `stuck` find no room.
     """
 
     all: tuple[Pod, ...]
     by_variant: Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]
     by_service: Mapping[ServiceKey, tuple[Pod, ...]]
+    workers: Mapping[ServiceKey, tuple[Pod, ...]]
     ready: Mapping[ServiceKey, int]
     gated: tuple[Pod, ...]
     moving: tuple[Pod, ...]
@@ -46,9 +57,13 @@ def engines(pods: Iterable[Pod]) -> Engines:
     """Sorts the engine pods out of all pods."""
     ours = tuple([pod for pod in pods if pod.service is not None])
     found: dict[tuple[ServiceKey, str], list[Pod]] = {}
+    workers: dict[ServiceKey, list[Pod]] = {}
     for pod in ours:
         if pod.service is not None and not pod.deleting and pod.phase not in ("Succeeded", "Failed"):
-            found.setdefault((pod.service, pod.variant), []).append(pod)
+            if pod.worker:
+                workers.setdefault(pod.service, []).append(pod)
+            else:
+                found.setdefault((pod.service, pod.variant), []).append(pod)
     by_service: dict[ServiceKey, list[Pod]] = {}
     for (service, _), mine in found.items():
         by_service.setdefault(service, []).extend(mine)
@@ -57,6 +72,7 @@ def engines(pods: Iterable[Pod]) -> Engines:
         all=ours,
         by_variant={key: tuple(mine) for key, mine in found.items()},
         by_service={service: tuple(mine) for service, mine in by_service.items()},
+        workers={service: tuple(mine) for service, mine in workers.items()},
         ready={service: sum([pod.ready for pod in mine]) for service, mine in by_service.items()},
         gated=tuple([pod for pod in staying if pod.gated and not pod.other_gates]),
         moving=tuple([pod for pod in staying if pod.deletion_cost <= LEAVING]),
@@ -77,12 +93,14 @@ class Facts:
         seen = self.snapshot
         classes = tuple((one.name, one.spec) for one in seen.accelerators)
         sites = frozenset(self.sites)
-        found = (classes, seen.profiles, seen.architectures, seen.settings, seen.fleet, sites)
+        apis = seen.leader_worker_sets
+        found = (classes, seen.profiles, seen.architectures, seen.settings, seen.fleet, sites, apis)
         return self.memo.same("scope", found)
 
     @cached_property
     def _seen_pods(self) -> tuple[Pod, ...]:
-        return self.memo.same("seen pods", self.snapshot.pods)
+        pods = self.memo.same("seen pods", self.snapshot.pods)
+        return self.memo.recall("joined pods", None, (pods,), lambda: joined(pods))
 
     @cached_property
     def residents(self) -> Mapping[str, tuple[Pod, ...]]:
@@ -183,7 +201,7 @@ class Facts:
 
     @property
     def deployments(self) -> Mapping[ServiceKey, Mapping[str, Child]]:
-        """Our Deployments by service and variant."""
+        """Our Deployments, and LeaderWorkerSets, by service and variant."""
         return self._children[1]
 
     def counts(self, service: ServiceKey) -> Mapping[str, int]:
@@ -213,16 +231,21 @@ class Facts:
 
     def _belongings_of_all(self) -> Mapping[ServiceKey, tuple[object, ...]]:
         children, pods, nodes = self._children[0], self.engines.by_service, self.nodes
+        workers = self.engines.workers
         given: dict[ServiceKey, tuple[object, ...]] = {}
         for service in self.snapshot.services:
             mine = pods.get(service.key, ())
             on = tuple([nodes.get(pod.node or "") for pod in mine])
-            given[service.key] = (children.get(service.key, ()), mine, on)
+            given[service.key] = (children.get(service.key, ()), mine, on, workers.get(service.key, ()))
         return self.memo.recall_each("belongings", given, lambda new: [given[key] for key in new])
 
     def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
-        """Living engine pods of a service, whatever their variant."""
+        """Living engine pods of a service, whatever their variant; of replicas of several pods the leaders."""
         return self.engines.by_service.get(service, ())
+
+    def workers_of(self, service: ServiceKey) -> tuple[Pod, ...]:
+        """Living pods that work for a leader of the service: they hold accelerators beside those of `pods_of`."""
+        return self.engines.workers.get(service, ())
 
     def margin(self, service: ServiceKey) -> Margin:
         """What was learned of the service's capacity."""
@@ -360,12 +383,12 @@ def _sites_of(nodes: Sequence[Node], labels: tuple[str, ...]) -> tuple[dict[str,
 def _by_owner(
     children: Iterable[Child],
 ) -> tuple[dict[ServiceKey, tuple[Child, ...]], dict[ServiceKey, dict[str, Child]]]:
-    """All children by owner, and the Deployments among them by owner and variant."""
+    """All children by owner, and those that make engine pods by owner and variant."""
     found: dict[ServiceKey, list[Child]] = {}
     deployments: dict[ServiceKey, dict[str, Child]] = {}
     for child in children:
         found.setdefault(child.owner, []).append(child)
-        if child.key.kind == "Deployment":
+        if child.key.kind in ENGINE_KINDS:
             variant = child.body.get("metadata", {}).get("labels", {}).get(VARIANT_LABEL, "")
             deployments.setdefault(child.owner, {})[variant] = child
     return {service: tuple(mine) for service, mine in found.items()}, deployments
@@ -419,9 +442,19 @@ def surge(deployment: Child) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def spans_nodes(deployment: Child) -> bool:
+    """Whether its replicas are groups of pods on several nodes."""
+    return deployment.key.kind == LEADER_WORKER_SET
+
+
 def rolling_out(deployment: Child) -> bool:
     """Whether the Deployment still exchanges pods for a new template."""
     status = deployment.body.get("status", {})
+    if spans_nodes(deployment):  # which says this in words, and not which generation it speaks of
+        return any(
+            one.get("type") == "UpdateInProgress" and one.get("status") == "True"
+            for one in status.get("conditions") or ()
+        )
     behind = status.get("observedGeneration", 0) < deployment.body.get("metadata", {}).get("generation", 0)
     return behind or int(status.get("updatedReplicas", 0)) < int(status.get("replicas", 0))
 

@@ -37,6 +37,7 @@ from tokenservice.core.model import (
     StatusWrite,
     Variant,
 )
+from tokenservice.core.names import ENGINE_KINDS
 from tokenservice.core.outlook import Outlook
 from tokenservice.core.refusal import advice, overdue, refusal, refused_pods
 from tokenservice.core.rollback import failure, newest, rolled_back, unverified
@@ -305,7 +306,7 @@ def _refused(facts: Facts, service: ServiceKey, grant: Grant | None) -> str:
 
 def _touches_engines(action: Action) -> bool:
     if isinstance(action, Apply):
-        return bool(action.manifest["kind"] == "Deployment")
+        return action.manifest["kind"] in ENGINE_KINDS
     return isinstance(action, SetServing | Place)
 
 
@@ -337,11 +338,12 @@ class _Crew:
 
 
 def _crew_of(facts: Facts, service: ServiceKey) -> _Crew:
-    pods = facts.pods_of(service)
-    return facts.memo.recall("crew", service, (pods, facts.scope), lambda: _counted_crew(facts, pods))
+    pods, workers = facts.pods_of(service), facts.workers_of(service)
+    given = (pods, workers, facts.scope)
+    return facts.memo.recall("crew", service, given, lambda: _counted_crew(facts, pods, workers))
 
 
-def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
+def _counted_crew(facts: Facts, pods: Sequence[Pod], workers: Sequence[Pod]) -> _Crew:
     starting = [pod.created_at for pod in pods if pod.starting and pod.node is not None]
     ready = [pod.variant for pod in pods if pod.ready]
     return _Crew(
@@ -352,7 +354,7 @@ def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
         stuck=sum(pod.unschedulable for pod in pods),
         starting=len(starting),
         oldest_start=min(starting, default=0.0),
-        dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None),
+        dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in (*pods, *workers) if pod.node is not None),
     )
 
 
@@ -414,7 +416,8 @@ def _price_per_hour(facts: Facts, pod: Pod) -> float:
 def _energy(facts: Facts, seen: Outlook, busy: Figure) -> Figure:
     if isinstance(seen.metrics, Missing) or isinstance(busy, Missing):
         return _missing(seen)
-    return joules_per_token(_watts(facts, facts.pods_of(seen.service.key), busy), seen.metrics.output_tokens_per_second)
+    pods = (*facts.pods_of(seen.service.key), *facts.workers_of(seen.service.key))
+    return joules_per_token(_watts(facts, pods, busy), seen.metrics.output_tokens_per_second)
 
 
 def _watts(facts: Facts, pods: Sequence[Pod], busy: float) -> float:
