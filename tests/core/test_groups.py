@@ -14,7 +14,17 @@ import pytest
 import yaml
 
 from tests.core.rendering import ACROSS_NODES, SETTINGS, SPECS, make_variant, spec_of
-from tests.support.build import H100, MODEL, make_metrics, make_node, make_pod, make_service, make_snapshot, make_spec
+from tests.support.build import (
+    H100,
+    MODEL,
+    NOW,
+    make_metrics,
+    make_node,
+    make_pod,
+    make_service,
+    make_snapshot,
+    make_spec,
+)
 from tests.support.pod_security import violations
 from tests.support.world import World
 from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
@@ -24,7 +34,9 @@ from tokenservice.core.engines import command
 from tokenservice.core.facts import Facts, rolling_out
 from tokenservice.core.groups import joined, ordinal
 from tokenservice.core.manifests import children
+from tokenservice.core.memo import Memo
 from tokenservice.core.model import Apply, Child, Delete, Json, ObjectKey, Place, Pod, Reason, ServiceKey, SetServing
+from tokenservice.core.moves import repacking
 from tokenservice.core.names import VARIANT_LABEL, group_set_name
 from tokenservice.core.packing import Yard
 from tokenservice.core.rollout import step
@@ -118,6 +130,16 @@ def test_without_the_api_the_service_is_stalled_with_the_way_out_and_with_it_ser
     made.run(8)
     assert stalled(made)["status"] == "False"
     assert made.serving(CHAT.key) == 1
+
+
+def test_a_decision_that_remembers_the_last_one_notices_the_api_as_well() -> None:
+    made, memo = world(there=False), Memo()
+    kinds = []
+    for there in (False, True, False):
+        made.extra["leader_worker_sets"] = there
+        actions = decide(made.snapshot(), made.now, memo).actions
+        kinds.append(any(isinstance(it, Apply) and it.manifest["kind"] == "LeaderWorkerSet" for it in actions))
+    assert kinds == [False, True, False]
 
 
 def test_other_services_never_notice_that_the_api_is_missing() -> None:
@@ -301,8 +323,10 @@ def test_a_group_is_made_placed_and_serves_and_silence_follows() -> None:
 def test_groups_scale_with_demand_and_the_last_ones_go() -> None:
     made = world(nodes=6)
     made.services = [make_service("chat", engine=LARGE, replicas=3)]
-    made.run(10)
+    made.run(30)
     assert made.serving(CHAT.key) == 3
+    assert made.children[ObjectKey("PodDisruptionBudget", "default", "chat")].body["spec"]["minAvailable"] == 4
+    assert [plan.actions for plan in made.run(3)] == [(), (), ()]
     made.services = [make_service("chat", engine=LARGE, replicas=1)]
     made.run(6)
     assert sorted(made.pods) == [f"{SET}-0", f"{SET}-0-1"]
@@ -362,6 +386,19 @@ def test_a_node_that_holds_a_part_of_a_group_is_never_emptied() -> None:
     assert len(made.history) == before
 
 
+@pytest.mark.parametrize(("kind", "emptied"), [("Deployment", True), ("LeaderWorkerSet", False)])
+def test_consolidation_takes_pods_of_deployments_only(kind: str, emptied: bool) -> None:
+    """Each of two nodes is half empty, so that what is on one would fit onto the other."""
+    pods = [
+        make_pod(f"set-{i}", node=f"n{i + 1}", gpus=4, variant=VARIANT, group=f"set-{i}" * (kind != "Deployment"))
+        for i in (0, 1)
+    ]
+    live = make_set(2, kind=kind, observedGeneration=1, updatedReplicas=2)
+    facts = Facts(make_snapshot(CHAT, pods=tuple(pods), deployments=[live]))
+    _, proposals = repacking(facts, {CHAT.key: ()}, NOW)
+    assert bool(proposals) is emptied
+
+
 def test_the_change_to_a_replica_within_a_node_cuts_nothing() -> None:
     made = world(nodes=4)
     made.run(12)
@@ -379,14 +416,14 @@ def test_the_change_to_a_replica_within_a_node_cuts_nothing() -> None:
 # --- one step
 
 
-def make_set(replicas: int, **status: Any) -> Child:
+def make_set(replicas: int, *, kind: str = "LeaderWorkerSet", **status: Any) -> Child:
     body = {
-        "kind": "LeaderWorkerSet",
+        "kind": kind,
         "metadata": {"name": "set", "namespace": "default", "labels": {VARIANT_LABEL: VARIANT}},
         "spec": {"replicas": replicas},
         "status": status,
     }
-    key = ObjectKey("LeaderWorkerSet", "default", "set")
+    key = ObjectKey(kind, "default", "set")
     return Child(key=key, uid="u", resource_version="1", owner=CHAT.key, body=body)
 
 

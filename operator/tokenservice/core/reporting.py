@@ -15,7 +15,7 @@ from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
 from tokenservice.core.conditions import by_type
 from tokenservice.core.deployment import startup_seconds
-from tokenservice.core.facts import Facts, rolling_out
+from tokenservice.core.facts import Facts, rolling_out, spans_nodes
 from tokenservice.core.histogram import quantile
 from tokenservice.core.margin import learned
 from tokenservice.core.model import (
@@ -277,7 +277,8 @@ def _failure(facts: Facts, seen: Outlook, grant: Grant | None, now: float) -> Pr
                 does = "no engine starts with a model that is not verified"
                 return Problem(Reason.VERIFICATION_FAILED, variant, f"{does}: {said}")
             fix = advice(said) or "mend the spec"
-            does = f"engines do not come up ({fix}; spec.rollback: Automatic goes back)"
+            back = "" if live is not None and spans_nodes(live) else "; spec.rollback: Automatic goes back"
+            does = f"engines do not come up ({fix}{back})"
             return Problem(Reason.ENGINE_FAILED, variant, f"{does}: {said}")
         refused = refused_pods(live)
         if refused is not None and live is not None and (rolling_out(live) or _lacking(facts, seen)):
