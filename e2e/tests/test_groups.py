@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,12 @@ from e2e.testbed.lws import LeaderWorkerSets
 from e2e.tests.support.api import Json, eventually, is_true, throughout
 from e2e.tests.support.bed import audit, mended
 from e2e.tests.support.site import Site
+from e2e.tests.test_manifests_contract import applied, named
+from tests.core.rendering import ACROSS_NODES, SETTINGS, SPECS, spec_of
+from tests.support.build import make_service
+from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.core.drift import differs
+from tokenservice.core.manifests import children
 
 pytestmark = pytest.mark.cluster
 
@@ -74,6 +81,7 @@ def test_replicas_that_span_nodes_from_the_absence_of_their_api_to_their_end(
     large: Site, sets: LeaderWorkerSets
 ) -> None:
     site, began = large, time.time()
+    site.node()
     apply(site)
     said = site.wait_true("Stalled")
     assert said["reason"] == "NoLeaderWorkerSet"
@@ -132,6 +140,18 @@ def test_a_replica_without_room_for_all_of_it_takes_none_from_one_that_serves(la
     site.kubectl("uncordon", site.nodes[3])
     site.eventually(lambda: len(serving(site)) == 2, "both serve once there is room")
     site.kubectl("delete", "tsvc", "chat")
+
+
+def test_the_server_takes_every_group_and_what_it_adds_is_no_drift(sets: LeaderWorkerSets, site: Site) -> None:
+    """Fields that the CRD does not know would be dropped, and applied again for ever."""
+    eventually(lambda: "lws" in site.bed.processes.pids, "the controller runs")
+    for case in SPECS:
+        service = replace(make_service(namespace=site.namespace), spec=spec_of(case))
+        ways = [(variant, 2) for variant in ACROSS_NODES.values()]
+        rendered = children(service, ways, SETTINGS, needed=1, fleet=TokenFleetSpec())
+        desired = [manifest for manifest in rendered if manifest["kind"] == "LeaderWorkerSet"]
+        live = named(applied(site.bed.cluster, desired, "--dry-run=server", "--validate=strict"))
+        assert [key for key, manifest in named(desired).items() if differs(manifest, live[key])] == [], case
 
 
 def _names(site: Site) -> list[str]:
