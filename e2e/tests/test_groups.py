@@ -11,7 +11,7 @@ import pytest
 
 from e2e.testbed.bed import Bed
 from e2e.testbed.lws import LeaderWorkerSets
-from e2e.tests.support.api import Json, eventually, is_true, throughout
+from e2e.tests.support.api import Json, Record, eventually, is_true, throughout
 from e2e.tests.support.bed import audit, mended
 from e2e.tests.support.site import Site
 from e2e.tests.test_manifests_contract import applied, named
@@ -110,8 +110,10 @@ def test_replicas_that_span_nodes_from_the_absence_of_their_api_to_their_end(
     apply(site, replicas=2)
     site.eventually(lambda: serving(site) == [f"{name}-0", f"{name}-1"], "two replicas serve")
     site.wait_ready_pods(4)
-    apply(site, replicas=1)
-    site.eventually(lambda: sorted(_names(site)) == [f"{name}-0", f"{name}-0-1"], "the last one went")
+    with site.watched("pods") as record:
+        apply(site, replicas=1)
+        site.eventually(lambda: sorted(_names(site)) == [f"{name}-0", f"{name}-0-1"], "the last one went")
+    assert _gone(record, f"{name}-1") < _told_to_go(record, f"{name}-1-1"), "workers live while their leader drains"
 
     apply(site, replicas=1, engine={"maxNumSeqs": 6})
     site.eventually(lambda: len(site.pods()) > 2, "a surge")
@@ -156,6 +158,20 @@ def test_the_server_takes_every_group_and_what_it_adds_is_no_drift(sets: LeaderW
 
 def _names(site: Site) -> list[str]:
     return [pod["metadata"]["name"] for pod in site.pods()]
+
+
+def _gone(record: Record, name: str) -> int:
+    """Place of the event by which a pod was gone."""
+    return next(n for n, (type_, it) in enumerate(record.events) if _is(it, name) and type_ == "DELETED")
+
+
+def _told_to_go(record: Record, name: str) -> int:
+    """Place of the event by which a pod was first seen on its way out."""
+    return next(n for n, (_, it) in enumerate(record.events) if _is(it, name) and "deletionTimestamp" in it["metadata"])
+
+
+def _is(pod: Json, name: str) -> bool:
+    return bool(pod["metadata"]["name"] == name)
 
 
 def _environment(pod: Json) -> dict[str, str]:
