@@ -70,7 +70,7 @@ class EngineCommand:
 
 @dataclass(frozen=True, slots=True)
 class EnginePod:
-    """One engine pod as the API server shows it."""
+    """One engine pod as the API server shows it; one that does not serve only works for another."""
 
     key: PodKey
     uid: str
@@ -84,6 +84,7 @@ class EnginePod:
     finished: bool = False
     ready_reported: bool = False
     drained_reported: bool = False
+    serves: bool = True
     prestop_seconds: float = 0.0
     deletion: Deletion | None = None
 
@@ -133,6 +134,7 @@ def read_pod(pod: Json) -> EnginePod:
         finished=phase in ("Succeeded", "Failed"),
         ready_reported=annotations.get(READY_ANNOTATION) == "true",
         drained_reported=annotations.get(DRAINED_ANNOTATION) == "true",
+        serves=bool(container.get("ports")),
         prestop_seconds=_prestop_seconds(container),
         deletion=_deletion(metadata),
     )

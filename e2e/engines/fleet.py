@@ -72,7 +72,7 @@ class Fleet:
 
     def scrape_targets(self) -> list[PodKey]:
         """The engines whose port is open."""
-        return [engine.pod.key for engine in self if engine.listens]
+        return [engine.pod.key for engine in self if engine.listens and engine.pod.serves]
 
     # -- what the API server shows
 

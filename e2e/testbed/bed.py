@@ -35,6 +35,8 @@ class Bed:
     autoscaler: Autoscaler
     time_scale: float
     own_cluster: bool = field(default=True)
+    default_profile: str = ""
+    """How fast engines are whose variant was never measured; without it they wait for a profile for ever."""
 
     @property
     def farm_url(self) -> str:
@@ -49,6 +51,7 @@ class Bed:
             f"--kubeconfig={self.cluster.kubeconfig}",
             f"--port={self.farm_port}",
             f"--time-scale={self.time_scale}",
+            f"--default-profile={self.default_profile}",
             "--log-level=WARNING",
         ]
         self.processes.start("farm", command)

@@ -109,6 +109,13 @@ TOOLS: dict[str, Tool] = {
             package="helm.sh/helm/v3/cmd/helm",
             ldflags="-X helm.sh/helm/v3/internal/version.version=v3.22.0",
         ),
+        Tool(
+            name="lws",
+            version=r"0\.8\.0",
+            module="lws",
+            package="sigs.k8s.io/lws/cmd",
+            ldflags="-X sigs.k8s.io/lws/pkg/version.GitVersion=v0.8.0",
+        ),
         _kubernetes("kubelet", "node"),
         _kubernetes("kube-proxy", "node"),
     )
@@ -116,6 +123,8 @@ TOOLS: dict[str, Tool] = {
 REAL_NODES = ("kubelet", "kube-proxy")
 """Built only when they are asked for by name: simulated nodes do without."""
 
+ON_DEMAND = (*REAL_NODES, "lws")
+"""Built when somebody first needs them; the demo does not."""
 
 SOURCE_ONLY = ("prometheus-operator",)
 """Modules of which tests need files and no program."""
@@ -127,17 +136,20 @@ def tool(name: str) -> Path:
 
 
 def obtain(*names: str) -> dict[str, Obtained]:
-    """Obtain the named programs, or all but REAL_NODES, in the order in which they are needed. Raises ToolError."""
-    wanted = names or tuple(name for name in TOOLS if name not in REAL_NODES)
+    """Obtain the named programs, or all but ON_DEMAND, in the order in which they are needed. Raises ToolError."""
+    wanted = names or tuple(name for name in TOOLS if name not in ON_DEMAND)
     return {name: _obtain(TOOLS[name]) for name in TOOLS if name in wanted}
 
 
 @functools.cache
 def source(module: str) -> Path:
-    """Where the one module lies that `e2e/tools/MODULE` requires, for files that come with it. Raises ToolError."""
+    """Where the module lies that `e2e/tools/MODULE` requires in so many words, for files that come with it.
+
+    Raises ToolError.
+    """
     if not shutil.which("go"):
         raise ToolError(f"the source of {module} is nowhere to be had: install Go, which fetches it")
-    required = re.findall(r"^require (\S+)", (MODULES / module / "go.mod").read_text(), re.MULTILINE)
+    required = re.findall(r"^require ([^(\s]+)", (MODULES / module / "go.mod").read_text(), re.MULTILINE)
     command = ["go", "mod", "download", "-json", *required]
     done = subprocess.run(command, cwd=MODULES / module, capture_output=True, text=True, check=False)
     found = json.loads(done.stdout or "{}")

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from e2e.testbed.bed import Bed
+from e2e.testbed.lws import crd
 from e2e.testbed.operator import NAMESPACE, RELEASE
 from e2e.testbed.tools import source
 from e2e.tests.support.api import Api, Json, eventually, is_true, path
@@ -50,14 +51,15 @@ TRESPASSER = "trespasser"
 
 @pytest.fixture(scope="module")
 def monitored(whole_bed: Bed) -> None:
-    """The kinds of the Prometheus operator are there, and the chart has seen them."""
+    """The kinds of the Prometheus operator are there, and the chart has seen them; LeaderWorkerSets are there, too."""
     if not whole_bed.cluster.owned:
         pytest.skip("the audit log of a cluster that was there is not ours to read")
     folder = source("prometheus-operator") / "example/prometheus-operator-crd"
     files = [f"--filename={folder}/monitoring.coreos.com_{kind}.yaml" for kind in ("podmonitors", "prometheusrules")]
+    files.append(f"--filename={crd()}")
     whole_bed.cluster.kubectl("apply", "--server-side", *files)
     wait = ("wait", "--for=condition=Established", "--timeout=30s", *files)  # which fails while there are no conditions
-    eventually(lambda: whole_bed.cluster.kubectl(*wait, check=False).count("condition met") == 2, "they are there", 30)
+    eventually(lambda: whole_bed.cluster.kubectl(*wait, check=False).count("condition met") == 3, "they are there", 30)
     installed(whole_bed)
 
 
@@ -103,9 +105,28 @@ async def exercised(site: Site) -> None:
     site.apply(engine={"name": "SGLang"})
     site.eventually(lambda: ["sglang" in it["metadata"]["name"] for it in site.deployments()] == [True], "one engine")
     site.wait_true("Ready")
+    a_replica_across_nodes_comes_and_goes(site)
     async with as_operator(site.bed) as kube:
         await events_repeat(kube, site)
         await what_was_learned_is_written(kube, site)
+
+
+def a_replica_across_nodes_comes_and_goes(site: Site) -> None:
+    """Nobody makes its pods here; what the operator does with the LeaderWorkerSet is the same."""
+    architecture = {"parameters": 7_000_000_000, "layers": 32, "heads": 32, "kvHeads": 8, "headDim": 128}
+    large = {
+        "model": {"uri": "hf://acme/large", "architecture": architecture},
+        "engine": {"name": "vLLM", "tensorParallelSize": 8, "pipelineParallelSize": 2},
+    }
+    for count in (1, 2):
+        site.apply(replicas=count, **large)
+        site.eventually(lambda count=count: _sets(site) == [count], f"a LeaderWorkerSet of {count}")
+    site.apply()
+    site.eventually(lambda: _sets(site) == [], "it went when a replica within a node served")
+
+
+def _sets(site: Site) -> list[int]:
+    return [it["spec"]["replicas"] for it in site.api.list("leaderworkersets", site.namespace)]
 
 
 async def events_repeat(kube: Kube, site: Site) -> None:
@@ -362,6 +383,32 @@ def _without(body: Json, *where: str) -> Json:
 
 HOST = {"name": "host", "hostPath": {"path": "/"}}
 TOKEN = {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+
+
+def group(site: Site, leader: Json, worker: Json) -> Json:
+    """A LeaderWorkerSet with the pods of these Deployments."""
+    templates = {"leaderTemplate": leader["spec"]["template"], "workerTemplate": worker["spec"]["template"]}
+    kind = {"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet", "metadata": leader["metadata"]}
+    return kind | {"spec": {"replicas": 1, "leaderWorkerTemplate": {"size": 2, **templates}}}
+
+
+@pytest.mark.usefixtures("monitored")
+def test_with_the_operators_token_groups_are_held_to_the_same(neighbours: Site) -> None:
+    site, sound = neighbours, engine(neighbours)
+    token, host = engine(site, automountServiceAccountToken=True), engine(site, hostNetwork=True)
+    cases = {
+        NOT_MINE: _without(group(site, sound, sound), "labels"),
+        "not owned by the TokenService": _without(group(site, sound, sound), "ownerReferences"),
+        "without its token": group(site, sound, token),
+        "run as their own ServiceAccount": group(site, token, sound),
+        "nothing of their node": group(site, sound, host),
+        "engines get nothing": group(site, host, sound),
+    }
+    with trespasser(site.bed) as http:
+        kind = "leaderworkersets"
+        assert attempt(http, site.bed, "POST", kind, site.namespace, body=group(site, sound, sound)) == ""
+        for said, body in cases.items():
+            assert said in attempt(http, site.bed, "POST", kind, site.namespace, body=body), said
 
 
 def test_with_the_operators_token_only_engines_can_be_made(neighbours: Site) -> None:

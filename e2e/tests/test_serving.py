@@ -115,7 +115,7 @@ STALLED: dict[str, tuple[Json, str, str, str]] = {
         {"engine": {"name": "vLLM", "tensorParallelSize": 16}},
         "TensorParallelTooLarge",
         "spec.engine.tensorParallelSize",
-        "the largest tensorParallelSize with 1 pipeline stages is h100 8",
+        "the largest tensorParallelSize is h100 8",
     ),
     "nowhere": (
         {"placement": {"accelerators": ["h100"], "residency": {"regions": ["moon-1"]}}},

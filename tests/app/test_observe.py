@@ -97,6 +97,16 @@ def test_a_snapshot_has_everything_sorted() -> None:
     assert isinstance(seen.metrics[ServiceKey("team", "a")], Missing)
 
 
+def test_a_snapshot_says_whether_replicas_can_span_nodes() -> None:
+    observer, stores = make_observer()
+    told = []
+    for change in (lambda store: store.none(), lambda store: store.replace({}, "2")):
+        change(next(store for store in stores if store.kind == "LeaderWorkerSet"))
+        seen = observer.snapshot()
+        told.append(seen is not None and seen.leader_worker_sets)
+    assert told == [False, True]
+
+
 def test_what_was_learned_of_capacity_outlives_the_process_that_learned_it() -> None:
     observer, _ = make_observer(
         TokenService=[token_service(name, status={"capacityFactor": 0.8}) for name in ("known", "restarted")]

@@ -173,7 +173,7 @@ def granted(objects: tuple[Json, ...]) -> set[tuple[str, str, str]]:
 
 @each_install
 def test_everything_owned_can_be_watched_applied_and_deleted(arguments: tuple[str, ...]) -> None:
-    owned = [*OWNED_KINDS, *(["PodMonitor"] if "--api-versions" in arguments else [])]
+    owned = [*OWNED_KINDS, "LeaderWorkerSet", *(["PodMonitor"] if "--api-versions" in arguments else [])]
     rights = granted(rendered(*arguments))
     for kind in owned:
         resource = RESOURCES[kind]

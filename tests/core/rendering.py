@@ -140,7 +140,7 @@ def make_variant(
     **changes: Any,
 ) -> Variant:
     facts: dict[str, Any] = {
-        "name": variant_name(accelerator.name, engine, tp, "bf16"),
+        "name": variant_name(accelerator.name, engine, tp, "bf16", pp if tp * pp > 8 else 1),
         "accelerator": accelerator,
         "engine": engine,
         "tensor_parallel_size": tp,
@@ -164,3 +164,11 @@ VARIANTS = {
     "vLLM on two stages of four MI300X": make_variant(accelerator=MI300X, tp=4, pp=2, weight_bytes=141e9),
     "SGLang on eight MI300X": make_variant("SGLang", accelerator=MI300X, tp=8, weight_bytes=700e9, profile=None),
 }
+
+ACROSS_NODES = {
+    "vLLM on two nodes of eight H100": make_variant(tp=8, pp=2, weight_bytes=810e9, profile=None),
+    "SGLang on three nodes of eight MI300X": make_variant(
+        "SGLang", accelerator=MI300X, tp=8, pp=3, weight_bytes=2050e9, profile=None
+    ),
+}
+"""Replicas that no node holds."""

@@ -261,6 +261,7 @@ LLAMA = Architecture(parameters=8_030_000_000, layers=32, heads=32, kv_heads=8, 
         ({"model": {"uri": "oci://a/b"}}, [Reason.INVALID_SPEC, Reason.UNKNOWN_MODEL]),
         ({"placement": {"accelerators": ["h900"]}}, [Reason.UNKNOWN_ACCELERATOR]),
         ({"engine": {"tensorParallelSize": 16}}, [Reason.TENSOR_PARALLEL_TOO_LARGE]),
+        ({"engine": {"tensorParallelSize": 8, "pipelineParallelSize": 2}}, []),  # the cluster may span nodes
         ({"objectives": {"timePerOutputToken": {"target": "1ms"}}}, [Reason.OBJECTIVES_UNREACHABLE]),
         ({"engine": {"name": "vLLM", "image": f"rocm/vllm@{DIGEST}"}}, [Reason.NO_ENGINE_IMAGE]),
         (PROMISED | {"scaling": {"maxReplicas": 2}}, [Reason.MAXIMUM_OUTRANKED]),

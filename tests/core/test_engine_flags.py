@@ -85,12 +85,14 @@ def warn_of_deprecated(engine: str, words: set[str]) -> None:
 def rendered(engine: str) -> dict[str, tuple[str, ...]]:
     """Command lines that together hold everything that can be rendered."""
     variants = [variant for variant in VARIANTS.values() if variant.engine == engine] + [make_variant(engine, tp=2)]
+    groups = [(make_variant(engine, tp=8, pp=2), worker) for worker in (False, True)]
+    ways = [*((variant, False) for variant in variants), *groups]
     specs: dict[str, TokenServiceSpec] = {case: spec_of(case) for case in SPECS}
     specs |= {case: make_spec(engine=knobs) for case, knobs in OPTIMIZED.items()}
     return {
-        f"{case} on {variant.name}": command(spec, variant, KEY).args
+        f"{case} on {variant.name}{', a worker' * worker}": command(spec, variant, KEY, worker=worker).args
         for case, spec in specs.items()
-        for variant in variants
+        for variant, worker in ways
     }
 
 

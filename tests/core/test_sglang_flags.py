@@ -56,6 +56,13 @@ def test_sglang_parses_whatever_is_rendered_for_it(case: str) -> None:
     Parser().parse_args(rendered(case))
 
 
+@pytest.mark.parametrize("worker", [False, True], ids=["leader", "worker"])
+def test_sglang_parses_what_is_rendered_for_replicas_that_span_nodes(worker: bool) -> None:
+    args = command(spec_of("the least one can say"), make_variant("SGLang", tp=8, pp=2), KEY, worker=worker).args
+    Parser().parse_args(args)
+    assert not [word for word in args if word.startswith("--") and BY_NAME[word].instead]
+
+
 @pytest.mark.parametrize("case", SPECS)
 def test_nothing_is_rendered_that_sglang_is_about_to_drop(case: str) -> None:
     assert not [word for word in rendered(case) if word.startswith("--") and BY_NAME[word].instead]

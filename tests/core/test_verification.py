@@ -16,7 +16,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.deployment import egress_ports
 from tokenservice.core.engines import engine_problems, source_problems
 from tokenservice.core.engines.base import SOURCE_ENVIRONMENT
-from tokenservice.core.manifests import deployment
+from tokenservice.core.manifests import engines_of
 from tokenservice.core.model import Json, Pod, Settings
 from tokenservice.core.verification import promise, verified
 from tokenservice.edge.projections import pod as projected
@@ -29,7 +29,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 def template(case: str, variant: str = "vLLM on one H100", settings: Settings = SETTINGS) -> Json:
     service = replace(make_service(), spec=spec_of(case))
-    body = deployment(service, VARIANTS[variant], 1, settings, fleet=TokenFleetSpec())
+    body = engines_of(service, VARIANTS[variant], 1, settings, fleet=TokenFleetSpec())
     made: Json = body["spec"]["template"]
     return made
 

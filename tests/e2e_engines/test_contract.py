@@ -43,6 +43,11 @@ def test_a_running_pod_is_read_whole() -> None:
     assert not pod.ready_reported
 
 
+def test_a_pod_without_a_port_works_for_another() -> None:
+    port = {"name": "http", "containerPort": 8000}
+    assert [read_pod(pod_object(**spec)).serves for spec in ({"ports": [port]}, {})] == [True, False]
+
+
 COMMANDS = {
     "vLLM, values apart": (
         Dialect.VLLM,

@@ -291,6 +291,7 @@ def test_what_exceeds_the_context_is_refused() -> None:
 
 def test_only_engines_that_listen_are_scraped() -> None:
     world = World()
+    world.serving(pod("works for another", serves=False))
     world.serving(pod("serves"))
     draining = world.serving(pod("drains", shutdown_timeout=30))
     ask(draining, 5000)

@@ -205,6 +205,28 @@ def test_states_of_pods(name: str) -> None:
     assert getattr(projections.pod(pod(**changes)), field) == want
 
 
+@pytest.mark.parametrize(("rank", "worker"), [("0", False), ("3", True)])
+def test_a_pod_of_a_group_knows_its_leader_and_whether_it_is_one(rank: str, worker: bool) -> None:
+    labels = {
+        SERVICE_LABEL: "chat",
+        "leaderworkerset.sigs.k8s.io/name": "chat-large",
+        "leaderworkerset.sigs.k8s.io/group-index": "2",
+        "leaderworkerset.sigs.k8s.io/worker-index": rank,
+        "leaderworkerset.sigs.k8s.io/template-revision-hash": "5f7d",
+    }
+    seen = projections.pod(pod(metadata={"labels": labels}))
+    assert isinstance(seen, Pod)
+    assert (seen.group, seen.worker, seen.template_hash) == ("chat-large-2", worker, "5f7d")
+
+
+def test_groups_of_others_and_single_pods_are_in_no_group_of_ours() -> None:
+    alone, foreign = pod(), pod()
+    foreign["metadata"]["labels"] = {"leaderworkerset.sigs.k8s.io/group-index": "0"}
+    for seen in map(projections.pod, (alone, foreign)):
+        assert isinstance(seen, Pod)
+        assert (seen.group, seen.worker) == ("", False)
+
+
 def test_gates_of_others_are_told_from_ours() -> None:
     both, other = (
         projections.pod(pod(gates=(PLACEMENT_GATE, "kueue.x-k8s.io/admission"))),

@@ -12,7 +12,7 @@ from tokenservice.core.model import Json, Service
 from tokenservice.edge.kube import Page, WatchEvent
 from tokenservice.edge.projections import SERVICES
 from tokenservice.edge.reflector import Reflector
-from tokenservice.edge.store import Store
+from tokenservice.edge.store import Store, Stores
 from tokenservice.errors import ApiError, Forbidden, Gone, NotFound, Retryable
 
 Watch = list[WatchEvent | ApiError]
@@ -144,6 +144,24 @@ async def test_an_optional_kind_that_does_not_exist_is_an_empty_one() -> None:
     await asyncio.gather(task, return_exceptions=True)
     assert seen == [(True, [])]
     assert names(store) == ["a"]
+
+
+async def test_an_optional_kind_that_is_installed_later_is_there_then_and_wakes_the_planner() -> None:
+    script = Script([NotFound("no such kind"), NotFound("still not"), [page()]], [])
+    woken: list[bool] = []
+    store = Store("LeaderWorkerSet", SERVICES, wake=lambda: woken.append(store.absent))
+    stores, seen = Stores([store]), list[bool]()
+
+    async def look(seconds: float) -> None:
+        seen.append(stores.has_kind("LeaderWorkerSet"))
+
+    task = asyncio.create_task(Reflector(script, store, optional=True, sleep=look).run())
+    await asyncio.wait_for(script.drained.wait(), 5)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert seen == [False, False]
+    assert stores.has_kind("LeaderWorkerSet")
+    assert woken == [True, False], "once for each change"
 
 
 async def test_a_kind_that_must_exist_is_waited_for() -> None:

@@ -111,6 +111,16 @@ def test_a_store_whose_watch_is_down_is_stale_soon() -> None:
     assert not store.stale
 
 
+def test_a_kind_that_the_cluster_lacks_holds_nothing_up() -> None:
+    """It is asked for every half minute: were that stale, no other service could be scaled in."""
+    clock = Clock()
+    store = make_store(clock=clock)
+    store.put(token_service())
+    store.none()
+    clock.now += SILENT_LIMIT_SECONDS + 1
+    assert (store.synced, store.stale, store.values()) == (True, False, [])
+
+
 def test_a_quiet_watch_is_trusted_until_a_bookmark_is_overdue() -> None:
     clock = Clock()
     store = make_store(clock=clock)

@@ -1,7 +1,8 @@
 """A cluster in miniature that carries plans out, so that decisions can be run in a circle in milliseconds.
 
-It does what the Deployment controller, the scheduler, the kubelet and the admission webhook do with engine pods, no
-more: enough to ask whether a sequence of decisions keeps its promises. The real ones are asked the same in `e2e/`.
+It does what the controllers of Deployments and LeaderWorkerSets, the scheduler, the kubelet and the admission webhook
+do with engine pods, no more: enough to ask whether a sequence of decisions keeps its promises. The real ones are asked
+the same in `e2e/`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tokenservice.core.model import (
     Snapshot,
     StatusWrite,
 )
-from tokenservice.core.names import SERVICE_LABEL, VARIANT_LABEL
+from tokenservice.core.names import ENGINE_KINDS, LEADER_WORKER_SET, SERVICE_LABEL, VARIANT_LABEL
 from tokenservice.core.room import rooms
 
 
@@ -120,7 +121,7 @@ class World:
         self.nodes.append(node)
 
     def serving(self, service: ServiceKey) -> int:
-        return sum(pod.ready for pod in self.pods.values() if pod.service == service)
+        return sum(pod.ready for pod in self.pods.values() if pod.service == service and not pod.worker)
 
     def _apply(self, action: Apply) -> None:
         metadata = action.manifest["metadata"]
@@ -136,13 +137,16 @@ class World:
         )
 
     def _deployments(self) -> list[Child]:
-        return [child for child in self.children.values() if child.key.kind == "Deployment"]
+        return [child for child in self.children.values() if child.key.kind in ENGINE_KINDS]
 
     def _delete_gone(self) -> None:
         alive = {(child.owner, child.body["metadata"]["labels"][VARIANT_LABEL]) for child in self._deployments()}
         self.pods = {n: p for n, p in self.pods.items() if p.service is None or (p.service, p.variant) in alive}
 
     def _reconcile(self, child: Child) -> None:
+        if child.key.kind == LEADER_WORKER_SET:
+            self._reconcile_groups(child)
+            return
         variant = child.body["metadata"]["labels"][VARIANT_LABEL]
         mine = [p for p in self.pods.values() if p.service == child.owner and p.variant == variant]
         wanted = child.body["spec"]["replicas"]
@@ -157,10 +161,25 @@ class World:
             body=child.body | {"status": {"observedGeneration": 1, "replicas": wanted, "updatedReplicas": wanted}},
         )
 
-    def _create(self, child: Child, variant: str) -> None:
+    def _reconcile_groups(self, child: Child) -> None:
+        """The last groups go first; what is there already stays as it is."""
+        spec, variant = child.body["spec"], child.body["metadata"]["labels"][VARIANT_LABEL]
+        template = spec["leaderWorkerTemplate"]
+        wanted = {f"{child.key.name}-{index}" for index in range(spec["replicas"])}
+        mine = {pod.name for pod in self.pods.values() if pod.service == child.owner and pod.variant == variant}
+        self.pods = {n: pod for n, pod in self.pods.items() if n not in mine or pod.group in wanted}
+        for group in sorted(wanted):
+            for rank in range(template["size"]):
+                name = f"{group}-{rank}" if rank else group
+                if name not in self.pods:
+                    pod = template["workerTemplate" if rank else "leaderTemplate"]
+                    self._create(child, variant, pod, name=name, group=group, worker=rank > 0)
+        self.children[child.key] = replace(child, body=child.body | {"status": {"replicas": spec["replicas"]}})
+
+    def _create(self, child: Child, variant: str, template: Any = None, name: str = "", **group: Any) -> None:
         self._serial += 1
-        name = f"{child.key.name}-{self._serial:05}"
-        container = child.body["spec"]["template"]["spec"]["containers"][0]
+        name = name or f"{child.key.name}-{self._serial:05}"
+        container = (template or child.body["spec"]["template"])["spec"]["containers"][0]
         requests = container["resources"]["limits"]
         self.pods[name] = Pod(
             namespace=child.key.namespace,
@@ -174,6 +193,7 @@ class World:
             variant=variant,
             gated=self.webhook,
             serving=None,
+            **group,
         )
 
     def _schedule(self) -> None:

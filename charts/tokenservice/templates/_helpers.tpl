@@ -84,7 +84,7 @@ podSelector:
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
-# Of these only Deployments are ever deleted, when their variant is no longer used. Kubernetes asks for the right to
+# Of these only Deployments and LeaderWorkerSets are ever deleted, when their variant is no longer used. Kubernetes asks for the right to
 # delete also where an owner reference changes and OwnerReferencesPermissionEnforcement is on: for children that were
 # left behind by their TokenService and are taken back by a new one.
 - apiGroups: [""]
@@ -92,6 +92,10 @@ podSelector:
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [deployments]
+  verbs: [list, watch, create, patch, delete]
+# Replicas larger than a node. The rights stand also where that API is missing: it may be installed at any time.
+- apiGroups: [leaderworkerset.x-k8s.io]
+  resources: [leaderworkersets]
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

@@ -363,7 +363,9 @@ class Engine(ApiModel):
         ge=1,
         le=1024,
     )
-    pipeline_parallel_size: int = field(1, "Pipeline stages of one replica", unit="stages", ge=1, le=64)
+    pipeline_parallel_size: int = field(
+        1, "Pipeline stages of one replica; a pod each where no node holds them all", unit="stages", ge=1, le=64
+    )
     quantization: Quantization = field(Quantization.MODEL, "Weight format; Model serves the checkpoint as it is")
     kv_cache_dtype: KVCacheDtype = field(KVCacheDtype.AUTO, "Number format of the KV cache")
     speculative: Speculative | None = field(None, "Speculative decoding", default_text="off")

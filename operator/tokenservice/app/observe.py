@@ -26,14 +26,15 @@ from tokenservice.core.model import (
     Settings,
     Snapshot,
 )
+from tokenservice.core.names import LEADER_WORKER_SET
 from tokenservice.edge.projections import Complaint, Fleet, Resident, Unreadable
-from tokenservice.edge.resources import OWNED_KINDS
+from tokenservice.edge.resources import OPTIONAL_KINDS, OWNED_KINDS
 from tokenservice.edge.store import Stores
 
 T = TypeVar("T")
 
 NOTHING = Plan()
-CHILD_KINDS = (*OWNED_KINDS, "PodMonitor")
+CHILD_KINDS = (*OWNED_KINDS, *OPTIONAL_KINDS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +77,7 @@ class Observer:
             fleet_problem=self._fleet_problem(),
             fleet_utilization=answer.utilization,
             fleet_means=answer.means,
+            leader_worker_sets=self.stores.has_kind(LEADER_WORKER_SET),
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,

@@ -45,7 +45,7 @@ from tokenservice.edge.projections import CHILDREN, COMPLAINTS, PROJECTIONS, Com
 from tokenservice.edge.prometheus import PrometheusReader
 from tokenservice.edge.reflector import Reflector
 from tokenservice.edge.report import Reporter
-from tokenservice.edge.resources import RESOURCES
+from tokenservice.edge.resources import OPTIONAL_KINDS, RESOURCES
 from tokenservice.edge.store import Projection, Store, Stores
 from tokenservice.edge.webhook import Webhook
 from tokenservice.errors import TokenServiceError
@@ -291,5 +291,5 @@ def _view(
     namespaces = settings.watch_namespaces if RESOURCES[kind].namespaced and settings.watch_namespaces else ("",)
     stores = [Store[Any](kind, projection, namespace=namespace, wake=wake) for namespace in namespaces]
     selector = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}" if projection is CHILDREN else ""
-    optional = kind == "PodMonitor"
+    optional = kind in OPTIONAL_KINDS
     return stores, [Reflector(kube, store, selector=selector, optional=optional) for store in stores]

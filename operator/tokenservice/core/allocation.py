@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from tokenservice.api.token_service import Tier
@@ -31,7 +31,7 @@ class Want:
     """What one service asks for: `replicas` of `ranked[primary]`, of which `owed` are beyond any budget.
 
     `options` are for a service that runs nothing yet and may choose: the replicas that each of `ranked` would take by
-    itself, 0 for one that may not be chosen.
+    itself, 0 for one that may not be chosen. `waiting`: a replica that spans nodes lacks some of its room.
     """
 
     service: Service
@@ -41,6 +41,7 @@ class Want:
     owed: int
     current: Mapping[str, int]
     options: tuple[int, ...] = ()
+    waiting: bool = False
 
     @property
     def variant(self) -> Variant:
@@ -167,7 +168,8 @@ def _quotas(wants: Sequence[Want], facts: Facts) -> dict[str, _Quota]:
     for service in facts.snapshot.services:
         quota = quotas.get(service.key.namespace)
         if quota is not None and service.key not in decided:
-            quota.held += sum(sum(pod.accelerators.values()) for pod in facts.pods_of(service.key))
+            pods = (*facts.pods_of(service.key), *facts.workers_of(service.key))
+            quota.held += sum(sum(pod.accelerators.values()) for pod in pods)
     return quotas
 
 
@@ -181,6 +183,9 @@ def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota 
             limited = quota.message
             notes.append(limited)
             break
+        if not has_room and choice[0].pods > 1 and (without_room or want.waiting):
+            notes.append("a replica that spans nodes waits for room already, and two could each hold a part of it")
+            break
         owed = _worth(want, counts) < want.owed
         if not budget.take(choice[0].price_per_hour, owed=owed):
             notes.append("the fleet's budgetPerHour is used up")
@@ -190,7 +195,8 @@ def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota 
             quota.held += choice[0].accelerators
         deficit -= _relative(want, choice[1])
         if has_room:
-            left().fill(replica(want.service, choice[0]))
+            for pod in replica(want.service, choice[0]):
+                left().fill(pod)
         else:
             without_room += 1
     return Grant(want=want, counts=counts, without_room=without_room, notes=tuple(notes), limited=limited)
@@ -215,24 +221,27 @@ def _choice(want: Want, left: Yard) -> tuple[tuple[Variant, Capacity], bool]:
     limit = ALTERNATIVE_PRICE_LIMIT * _token_price(first)
     others = [pair for pair in want.ranked if pair[0] is not first[0] and _token_price(pair) <= limit]
     for pair in (first, *others):
-        if left.best(replica(want.service, pair[0])) is not None:
+        if left.holds(replica(want.service, pair[0])):
             return pair, True
     return first, False
 
 
-def replica(service: Service, variant: Variant) -> Pod:
-    """A replica that does not exist yet, as far as room is concerned."""
-    return Pod(
+def replica(service: Service, variant: Variant, name: str = "") -> tuple[Pod, ...]:
+    """The pods of a replica that does not exist yet, as far as room is concerned."""
+    one = Pod(
         namespace=service.key.namespace,
-        name="",
-        uid="",
+        name=name,
+        uid=name,
         resource_version="",
         created_at=0.0,
         phase="Pending",
-        accelerators={variant.accelerator.spec.resource_name: variant.accelerators},
+        accelerators={variant.accelerator.spec.resource_name: variant.accelerators_per_pod},
         service=service.key,
         variant=variant.name,
     )
+    if variant.pods == 1:
+        return (one,)
+    return tuple([replace(one, uid=f"{name}/{n}", group=name, worker=n > 0) for n in range(variant.pods)])
 
 
 def _relative(want: Want, capacity: Capacity) -> float:

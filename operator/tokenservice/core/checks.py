@@ -84,8 +84,8 @@ def static_problems(
     profiles: Sequence[Profile],
     architectures: Mapping[str, Architecture],
 ) -> tuple[Problem, ...]:
-    """What can be told from the spec alone, for `tokenservice lint`."""
-    found, wrong = candidates(spec, accelerators, profiles, architectures)
+    """What can be told from the spec alone, for `tokenservice lint`: whether a cluster can span nodes cannot."""
+    found, wrong = candidates(spec, accelerators, profiles, architectures, groups=True)
     nameable = EngineImages(defaults={})  # what the chart has is not known: only the image's own name can tell
     if spec.engine.image is not None and found and not with_image(spec, found, nameable):
         wrong = (*wrong, _no_image(spec, found, nameable))

@@ -16,9 +16,9 @@ from tokenservice.core.allocation import Grant, Ranked, Want, allocate, stock
 from tokenservice.core.capacity import Targets
 from tokenservice.core.choice import chosen
 from tokenservice.core.drift import differs
-from tokenservice.core.facts import Facts
+from tokenservice.core.facts import Facts, spans_nodes
 from tokenservice.core.hindsight import Hindsight, Look, all_lived, begun
-from tokenservice.core.manifests import deployment, shared_children
+from tokenservice.core.manifests import engines_of, shared_children
 from tokenservice.core.margin import moved
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import (
@@ -217,18 +217,23 @@ def _shared_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     spec = seen.service.spec
     assert spec is not None
     total = sum(grant.counts.values())
-    needed = _needed(facts, seen, total)
-    manifests = shared_children(seen.service, spec, facts.snapshot.settings, total, needed)
+    sizes = {variant.name: variant.pods for variant, _ in seen.ranked}
+    workers = sum(count * (sizes[name] - 1) for name, count in grant.counts.items())
+    groups = workers > 0 or any(map(spans_nodes, facts.deployments.get(seen.service.key, {}).values()))
+    needed = _needed(facts, seen, total, workers)
+    manifests = shared_children(
+        seen.service, spec, facts.snapshot.settings, total, needed, workers=workers, groups=groups
+    )
     return [action for manifest in manifests for action in _applied(facts, seen.service, manifest, Reason.UPDATED)]
 
 
-def _needed(facts: Facts, seen: Outlook, total: int) -> int:
+def _needed(facts: Facts, seen: Outlook, total: int, workers: int) -> int:
     """What an eviction must leave; a disruption budget that asks for one replica more than that is left as it is."""
     name = ObjectKey("PodDisruptionBudget", seen.service.key.namespace, seen.service.key.name)
     live = facts.snapshot.children.get(name)
     stands = live.body.get("spec", {}).get("minAvailable") if live is not None else None
-    keeps = isinstance(stands, int) and seen.needed <= stands <= min(seen.needed + 1, total - 1)
-    return int(stands) if keeps and stands is not None else seen.needed
+    keeps = isinstance(stands, int) and seen.needed <= stands - workers <= min(seen.needed + 1, total - 1)
+    return int(stands) - workers if keeps and stands is not None else seen.needed
 
 
 def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[str, ...]) -> list[Action]:
@@ -239,11 +244,12 @@ def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[st
     settings, fleet = facts.snapshot.settings, facts.snapshot.fleet
     pods = facts.pods.get((service.key, name), ())
     in_place = live is not None and exchanged_in_place(live, facts.pods_of(service.key), seen.owed)
-    manifest = deployment(
+    manifest = engines_of(
         service, variant, next_step.replicas, settings, fleet=fleet, surge=next_step.surge, in_place=in_place
     )
     automatic = service.spec is not None and service.spec.rollback is Rollback.AUTOMATIC
-    manifest = with_history(manifest, live, failure(pods), automatic=automatic)
+    if variant.pods == 1:
+        manifest = with_history(manifest, live, failure(pods), automatic=automatic)
     after = (*before, *(action.id for action in next_step.before))
     return [*next_step.before, *_applied(facts, service, manifest, _reason(next_step), next_step.message, after)]
 

@@ -1,4 +1,4 @@
-"""The Deployment of one (service, variant).
+"""The Deployment of one (service, variant), or the LeaderWorkerSet where no node holds a replica.
 
 Its template carries hard rules and preferences only. A scheduling gate would roll every engine when it is removed, a
 node name could not be escaped once the node is full, and anything measured would restart engines for being measured;
@@ -86,33 +86,75 @@ def deployment_spec(
     spec: TokenServiceSpec,
     variant: Variant,
     replicas: int,
-    image: str,
-    fleet: TokenFleetSpec,
+    template: Json,
     *,
     in_place: bool = False,
 ) -> Json:
-    """`spec` of the Deployment. `in_place` exchanges a replica by taking it away first."""
+    """`spec` of the Deployment of this pod template. `in_place` exchanges a replica by taking it away first."""
     return {
         "replicas": replicas,
         "revisionHistoryLimit": 3,
         "progressDeadlineSeconds": ceil(startup_seconds(spec, variant)) + GATED_SECONDS,
         "selector": {"matchLabels": selector(service, variant)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": int(in_place)}},
-        "template": {
-            "metadata": _metadata(service, spec, variant),
-            "spec": pod_spec(service, spec, variant, image, fleet),
-        },
+        "template": template,
     }
 
 
-def pod_spec(service: ServiceKey, spec: TokenServiceSpec, variant: Variant, image: str, fleet: TokenFleetSpec) -> Json:
+def leader_worker_set_spec(replicas: int, leader: Json, worker: Json, size: int, *, in_place: bool = False) -> Json:
+    """`spec` of the LeaderWorkerSet of these two pod templates: `size` pods make a replica, a leader and its workers.
+
+    A replica of which one pod ends begins anew as a whole: what is left of it could not serve, and waits for nobody.
+    """
+    return {
+        "replicas": replicas,
+        "leaderWorkerTemplate": {
+            "size": size,
+            "restartPolicy": "RecreateGroupOnPodRestart",
+            "leaderTemplate": leader,
+            "workerTemplate": worker,
+        },
+        "networkConfig": {"subdomainPolicy": "Shared"},
+        "rolloutStrategy": {
+            "type": "RollingUpdate",
+            "rollingUpdateConfiguration": {"maxSurge": 1, "maxUnavailable": int(in_place), "partition": 0},
+        },
+        "startupPolicy": "LeaderCreated",
+    }
+
+
+def pod_template(
+    service: ServiceKey,
+    spec: TokenServiceSpec,
+    variant: Variant,
+    image: str,
+    fleet: TokenFleetSpec,
+    *,
+    worker: bool = False,
+) -> Json:
+    """The pods of a replica, or its workers' where they are other than the one that serves."""
+    return {
+        "metadata": _metadata(service, spec, variant),
+        "spec": pod_spec(service, spec, variant, image, fleet, worker=worker),
+    }
+
+
+def pod_spec(
+    service: ServiceKey,
+    spec: TokenServiceSpec,
+    variant: Variant,
+    image: str,
+    fleet: TokenFleetSpec,
+    *,
+    worker: bool = False,
+) -> Json:
     """`spec` of the pods; admissible under Pod Security level restricted."""
     found = sources(spec)
     secrets = sorted({source.pull_secret for source in found if source.pull_secret is not None})
     pod: Json = {
         "affinity": _affinity(spec, variant, fleet),
         "automountServiceAccountToken": False,
-        "containers": [_container(service, spec, variant, image, found)],
+        "containers": [_container(service, spec, variant, image, found, worker=worker)],
         # A Service called vllm would otherwise set VLLM_PORT, which vLLM reads.
         "enableServiceLinks": False,
         "priorityClassName": PRIORITY_CLASSES[spec.tier],
@@ -165,17 +207,21 @@ def confined() -> Json:
 
 
 def _container(
-    service: ServiceKey, spec: TokenServiceSpec, variant: Variant, image: str, found: tuple[Source, ...]
+    service: ServiceKey,
+    spec: TokenServiceSpec,
+    variant: Variant,
+    image: str,
+    found: tuple[Source, ...],
+    *,
+    worker: bool = False,
 ) -> Json:
-    run = command(spec, variant, service)
+    run = command(spec, variant, service, worker=worker)
     return {
         "name": ENGINE_CONTAINER,
         "image": image,
         "command": list(run.command),
         "args": list(run.args),
         "env": list(run.env),
-        "ports": [{"name": "http", "containerPort": run.port, "protocol": "TCP"}],
-        "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
         "resources": _resources(spec, variant, found),
         **confined(),
         "volumeMounts": [
@@ -184,12 +230,16 @@ def _container(
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
             *(mount for source in found for mount in source.mounts),
         ],
-    } | _probes(run, startup_seconds(spec, variant))
+    } | ({} if worker else _serving(run, startup_seconds(spec, variant)))
 
 
-def _probes(run: EngineCommand, startup: float) -> Json:
-    """Liveness is slow to judge: a full engine answers late, and a restart would drop everything it runs."""
+def _serving(run: EngineCommand, startup: float) -> Json:
+    """What a worker lacks: it is asked nothing, so Services and scrapers find no port, and its leader answers for it.
+
+    Liveness is slow to judge: a full engine answers late, and a restart would drop everything it runs."""
     return {
+        "ports": [{"name": "http", "containerPort": run.port, "protocol": "TCP"}],
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
         "startupProbe": _probe(run.startup_path, run.port, timeout=5, failures=ceil(startup / _PROBE_SECONDS)),
         "readinessProbe": _probe(run.readiness_path, run.port, timeout=5, failures=3),
         "livenessProbe": _probe(run.liveness_path, run.port, timeout=10, failures=12),
@@ -209,15 +259,17 @@ def _resources(spec: TokenServiceSpec, variant: Variant, found: tuple[Source, ..
     """Memory is requested as it is limited; CPU and disk have no limit, which would slow or evict a busy engine."""
     asked = spec.engine.resources
     memory = (
-        canonical(str(asked.memory)) if asked.memory is not None else gibibytes(16 * 2**30 + variant.weight_bytes / 2)
+        canonical(str(asked.memory))
+        if asked.memory is not None
+        else gibibytes(16 * 2**30 + variant.weight_bytes / 2 / variant.pods)
     )
     disk = 20 * 2**30 + 1.2 * variant.weight_bytes
-    accelerators = {variant.accelerator.spec.resource_name: str(variant.accelerators)}
+    accelerators = {variant.accelerator.spec.resource_name: str(variant.accelerators_per_pod)}
     return {
         "limits": accelerators | {"memory": memory},
         "requests": accelerators
         | {
-            "cpu": canonical(str(asked.cpu)) if asked.cpu is not None else str(4 * variant.accelerators),
+            "cpu": canonical(str(asked.cpu)) if asked.cpu is not None else str(4 * variant.accelerators_per_pod),
             "ephemeral-storage": canonical(str(asked.ephemeral_storage))
             if asked.ephemeral_storage is not None
             else gibibytes(disk),
@@ -229,7 +281,7 @@ def _resources(spec: TokenServiceSpec, variant: Variant, found: tuple[Source, ..
 def _volumes(spec: TokenServiceSpec, variant: Variant, found: tuple[Source, ...]) -> list[Json]:
     """Tensor parallel workers talk through /dev/shm; the container's default of 64 MiB breaks them."""
     shared = spec.engine.resources.shared_memory
-    size = canonical(str(shared)) if shared is not None else f"{2 * variant.accelerators}Gi"
+    size = canonical(str(shared)) if shared is not None else f"{2 * variant.accelerators_per_pod}Gi"
     return [
         {"name": "cache", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}},

@@ -10,12 +10,21 @@ from typing import Any, NamedTuple
 from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import targets
-from tokenservice.core.groups import change, grouped, regrouped
+from tokenservice.core.grouping import change, grouped, regrouped
+from tokenservice.core.groups import joined
 from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
 from tokenservice.core.margin import UNTRIED, allowed
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot
-from tokenservice.core.names import REGION_LABEL, SERVICE_LABEL, SURGE_ANNOTATION, VARIANT_LABEL, ZONE_LABEL
+from tokenservice.core.names import (
+    ENGINE_KINDS,
+    LEADER_WORKER_SET,
+    REGION_LABEL,
+    SERVICE_LABEL,
+    SURGE_ANNOTATION,
+    VARIANT_LABEL,
+    ZONE_LABEL,
+)
 from tokenservice.core.repack import LEAVING, stand
 from tokenservice.core.room import Room, Tenancy, home, of_class, room, tenancy, tolerates
 
@@ -31,15 +40,17 @@ class Site(NamedTuple):
 class Pods:
     """All pods, sorted out.
 
-    `engines` are ours, of which only those that live are in `by_variant` and `by_service`. `residents` are on a node or
-    on their way there, by its name, whoever they are; `staying` are ours that are to stay where they are. Of ours that
-    are not going, those in `gated` are held back by our gate alone, in `moving` are marked by a move, and in `stuck`
-    find no room, under True.
+    A replica of several pods is its leader here; the pods that only work for one are its `workers`. `engines` are ours,
+    of which only those that live are in `by_variant`, `by_service` and `workers`. `residents` are on a node or on their
+    way there, by its name, whoever they are; `staying` are ours that are to stay where they are. Of ours that are not
+    going, those in `gated` are held back by our gate alone, in `moving` are marked by a move, and in `stuck` find no
+    room, under True.
     """
 
     engines: tuple[Pod, ...]
     by_variant: Mapping[tuple[ServiceKey, str], tuple[Pod, ...]]
     by_service: Mapping[ServiceKey, tuple[Pod, ...]]
+    workers: Mapping[ServiceKey, tuple[Pod, ...]]
     residents: Mapping[str, tuple[Pod, ...]]
     staying: Mapping[str, tuple[Pod, ...]]
     gated: Mapping[bool, tuple[Pod, ...]]
@@ -59,9 +70,14 @@ def sorted_anew(before: tuple[Pod, ...], last: Pods, pods: tuple[Pod, ...]) -> P
     return Pods(engines=ours, **{name: regrouped(getattr(last, name), changed, key) for name, key in _KEYS.items()})
 
 
-def _living(pod: Pod) -> ServiceKey | None:
+def _alive(pod: Pod) -> ServiceKey | None:
     """The service of an engine pod that lives."""
     return None if pod.deleting or pod.phase in ("Succeeded", "Failed") else pod.service
+
+
+def _living(pod: Pod) -> ServiceKey | None:
+    """As `_alive`, of a pod that is a replica."""
+    return None if pod.worker else _alive(pod)
 
 
 def _variant(pod: Pod) -> tuple[ServiceKey, str] | None:
@@ -77,6 +93,7 @@ def _staying(pod: Pod) -> bool:
 _KEYS: Mapping[str, Callable[[Pod], Any]] = {
     "by_variant": _variant,
     "by_service": _living,
+    "workers": lambda pod: _alive(pod) if pod.worker else None,
     "residents": home,
     "staying": stand,
     "gated": lambda pod: (pod.gated and not pod.other_gates and _staying(pod)) or None,
@@ -99,12 +116,14 @@ class Facts:
         seen = self.snapshot
         classes = tuple((one.name, one.spec) for one in seen.accelerators)
         sites = frozenset((site, _offers(node)) for site, node in self.sites.items())
-        found = (classes, seen.profiles, seen.architectures, seen.settings, seen.fleet, sites)
+        apis = seen.leader_worker_sets
+        found = (classes, seen.profiles, seen.architectures, seen.settings, seen.fleet, sites, apis)
         return self.memo.same("scope", found)
 
     @cached_property
     def _pods(self) -> Pods:
-        pods = self.snapshot.pods
+        seen = self.snapshot.pods
+        pods = self.memo.recall("joined pods", None, (seen,), lambda: joined(seen))
         return self.memo.renew(
             "pods", pods, lambda: sorted_out(pods), lambda before, last: sorted_anew(before, last, pods)
         )
@@ -241,7 +260,7 @@ class Facts:
 
     @cached_property
     def deployments(self) -> Mapping[ServiceKey, Mapping[str, Child]]:
-        """Our Deployments by service and variant."""
+        """Our Deployments, and LeaderWorkerSets, by service and variant."""
         mine = self._children
         return self.memo.recall_each(
             "deployments", tuple(mine), (tuple(mine.values()),), lambda new: [_deployments(mine[key]) for key in new]
@@ -276,17 +295,27 @@ class Facts:
         on = self.memo.recall_each(
             "homes", keys, (mine,), lambda new: [_homes(pods.get(key, ()), nodes) for key in new], shared=(nodes,)
         )
-        given = ([children.get(key, ()) for key in keys], mine, tuple(on.values()))
+        workers = self._pods.workers
+        given = (
+            [children.get(key, ()) for key in keys],
+            mine,
+            tuple(on.values()),
+            [workers.get(key, ()) for key in keys],
+        )
         return self.memo.recall_each(
             "belongings",
             keys,
             given,
-            lambda new: [(children.get(key, ()), pods.get(key, ()), on[key]) for key in new],
+            lambda new: [(children.get(key, ()), pods.get(key, ()), on[key], workers.get(key, ())) for key in new],
         )
 
     def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
-        """Living engine pods of a service, whatever their variant."""
+        """Living engine pods of a service, whatever their variant; of replicas of several pods the leaders."""
         return self._pods.by_service.get(service, ())
+
+    def workers_of(self, service: ServiceKey) -> tuple[Pod, ...]:
+        """Living pods that work for a leader of the service: they hold accelerators beside those of `pods_of`."""
+        return self._pods.workers.get(service, ())
 
     def margin(self, service: ServiceKey) -> Margin:
         """What was learned of the service's capacity."""
@@ -444,11 +473,11 @@ def _owner(child: Child) -> ServiceKey:
 
 
 def _deployments(children: Iterable[Child]) -> dict[str, Child]:
-    """The Deployments among a service's children."""
+    """Those of a service's children that make engine pods."""
     return {
         child.body.get("metadata", {}).get("labels", {}).get(VARIANT_LABEL, ""): child
         for child in children
-        if child.key.kind == "Deployment"
+        if child.key.kind in ENGINE_KINDS
     }
 
 
@@ -501,9 +530,19 @@ def surge(deployment: Child) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def spans_nodes(deployment: Child) -> bool:
+    """Whether its replicas are groups of pods on several nodes."""
+    return deployment.key.kind == LEADER_WORKER_SET
+
+
 def rolling_out(deployment: Child) -> bool:
     """Whether the Deployment still exchanges pods for a new template."""
     status = deployment.body.get("status", {})
+    if spans_nodes(deployment):  # which says this in words, and not which generation it speaks of
+        return any(
+            one.get("type") == "UpdateInProgress" and one.get("status") == "True"
+            for one in status.get("conditions") or ()
+        )
     behind = status.get("observedGeneration", 0) < deployment.body.get("metadata", {}).get("generation", 0)
     return behind or int(status.get("updatedReplicas", 0)) < int(status.get("replicas", 0))
 

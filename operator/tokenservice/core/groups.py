@@ -1,70 +1,57 @@
-"""Items by a key, kept up to date at the cost of the items that came and went, not of all that are there."""
+"""Replicas of several pods, each pod on a node of its own: a leader that serves, and workers that compute with it.
+
+To every decision such a replica is its leader. Workers only hold accelerators: what they do is what their leader does,
+and what keeps one of them from running keeps the replica from serving. When any pod of a group fails, the
+LeaderWorkerSet makes the whole group anew, so half a group never serves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import compress, count
-from operator import is_not
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
+from tokenservice.core.model import Pod
 
 
-def grouped(items: Sequence[T], key: Callable[[T], K | None]) -> dict[K, tuple[T, ...]]:
-    """Items by their key, in their order; those without one are left out."""
-    found: dict[K, list[T]] = {}
-    for item in items:
-        mine = key(item)
-        if mine is not None:
-            found.setdefault(mine, []).append(item)
-    return {mine: tuple(group) for mine, group in found.items()}
+def joined(pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
+    """The same pods, in the same order, where the pods of a group tell one story."""
+    if not any(pod.group for pod in pods):
+        return pods
+    leaders = {(pod.namespace, pod.group): pod for pod in pods if pod.group and not pod.worker}
+    workers = dict[tuple[str, str], list[Pod]]()
+    for pod in pods:
+        if pod.worker:
+            workers.setdefault((pod.namespace, pod.group), []).append(pod)
+    return tuple([_joined(pod, leaders, workers) if pod.group else pod for pod in pods])
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[T]):
-    """What became of some items: those that came, those that went, and the place of each that is there, by its id."""
+def _joined(pod: Pod, leaders: dict[tuple[str, str], Pod], workers: dict[tuple[str, str], list[Pod]]) -> Pod:
+    key = (pod.namespace, pod.group)
+    if not pod.worker:
+        return _speaking_for(pod, workers.get(key, ()))
+    leader = leaders.get(key)
+    if leader is None:
+        return replace(pod, ready=False)
+    return replace(pod, ready=leader.ready and not leader.deleting, serving=leader.serving)
 
-    came: Sequence[T]
-    went: Sequence[T]
-    place: Mapping[int, int]
 
-
-def change(before: Sequence[T], items: Sequence[T]) -> Change[T]:
-    """From `before` to `items`, each of which is there once. Items are told apart by identity."""
-    shorter = min(len(before), len(items))
-    start = _alike(before, items, shorter)
-    end = _alike(reversed(before), reversed(items), shorter - start)
-    old, new = before[start : len(before) - end], items[start : len(items) - end]
-    was, now = {id(item) for item in old}, {id(item) for item in new}
-    return Change(
-        came=[item for item in new if id(item) not in was],
-        went=[item for item in old if id(item) not in now],
-        place=dict(zip(map(id, items), range(len(items)), strict=True)),
+def _speaking_for(leader: Pod, workers: Sequence[Pod]) -> Pod:
+    """With what is said of any of its group; of the leader itself first."""
+    return replace(
+        leader,
+        unschedulable=leader.unschedulable or any(worker.unschedulable for worker in workers),
+        unbound=leader.unbound or _first(worker.unbound for worker in workers),
+        failure=leader.failure or _first(worker.failure for worker in workers),
+        waiting_reason=leader.waiting_reason or _first(worker.waiting_reason for worker in workers),
+        unverified=leader.unverified or any(worker.unverified for worker in workers),
     )
 
 
-def _alike(some: Iterable[T], others: Iterable[T], most: int) -> int:
-    """How many items are the same at the beginning, at most so many; a step of Python for each would be most of it."""
-    return min(most, next(compress(count(), map(is_not, some, others)), most))
+def _first(words: Iterable[str | None]) -> str | None:
+    return next((said for said in words if said), None)
 
 
-def regrouped(
-    groups: Mapping[K, tuple[T, ...]], changed: Change[T], key: Callable[[T], K | None]
-) -> Mapping[K, tuple[T, ...]]:
-    """`grouped` after a change, from the groups before it; a group that is as it was is the same object.
-
-    Items that stay have to keep their order among each other. The order of the groups is not that of `grouped`.
-    """
-    came, place = grouped(changed.came, key), changed.place
-    touched = dict.fromkeys((*came, *grouped(changed.went, key)))
-    found = dict(groups)
-    for mine in touched:
-        staying = [item for item in groups.get(mine, ()) if id(item) in place]
-        group = sorted((*staying, *came.get(mine, ())), key=lambda item: place[id(item)])
-        if group:
-            found[mine] = tuple(group)
-        else:
-            del found[mine]
-    return found if touched else groups
+def ordinal(leader: Pod) -> int:
+    """Place of a group in its set, by which the highest goes first; the set names its leaders by it."""
+    text = leader.name.rpartition("-")[2]
+    return int(text) if text.isdecimal() else 0

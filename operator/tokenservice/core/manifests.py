@@ -15,10 +15,11 @@ from typing import Any
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
-from tokenservice.core.deployment import deployment_spec, engine_image, labels
+from tokenservice.core.deployment import deployment_spec, engine_image, labels, leader_worker_set_spec, pod_template
 from tokenservice.core.model import Json, Service, Settings, Variant
 from tokenservice.core.names import (
     FIELD_MANAGER,
+    LEADER_WORKER_SET,
     MANAGED_BY_LABEL,
     MANIFEST_HASH_ANNOTATION,
     SCALED_AT_ANNOTATION,
@@ -26,10 +27,12 @@ from tokenservice.core.names import (
     SURGE_ANNOTATION,
     deployment_name,
     engine_account_name,
+    group_set_name,
 )
 from tokenservice.core.network import disruption_spec, monitor_spec, policy_spec, service_spec
 from tokenservice.core.verification import verified
 
+_GROUP_API = "leaderworkerset.x-k8s.io/v1"
 _NEVER_SCALED: Mapping[str, str] = MappingProxyType({})
 
 
@@ -50,27 +53,38 @@ def children(
     if service.spec is None:
         raise ValueError(f"{service.key} has no valid spec")
     replicas = sum(count for _, count in deployments)
-    shared = shared_children(service, service.spec, settings, replicas, needed)
+    workers = sum(count * (variant.pods - 1) for variant, count in deployments)
+    shared = shared_children(service, service.spec, settings, replicas, needed, workers=workers, groups=workers > 0)
     engines = [
-        deployment(service, variant, count, settings, fleet=fleet, scaled_at=scaled_at.get(variant.name))
+        engines_of(service, variant, count, settings, fleet=fleet, scaled_at=scaled_at.get(variant.name))
         for variant, count in deployments
     ]
     return (*shared, *engines)
 
 
 def shared_children(
-    service: Service, spec: TokenServiceSpec, settings: Settings, replicas: int, needed: int
+    service: Service,
+    spec: TokenServiceSpec,
+    settings: Settings,
+    replicas: int,
+    needed: int,
+    *,
+    workers: int = 0,
+    groups: bool = False,
 ) -> tuple[Json, ...]:
-    """What there is once for all variants."""
+    """What there is once for all variants.
+
+    `workers` is how many pods the replicas have beside the ones that serve, `groups` whether there are any to talk to.
+    """
     key = service.key
     account = _shared(service, "v1", "ServiceAccount", engine_account_name(key.name))
     found = [
         account | {"automountServiceAccountToken": False},
         _shared(service, "v1", "Service", key.name) | {"spec": service_spec(key)},
         _shared(service, "networking.k8s.io/v1", "NetworkPolicy", key.name)
-        | {"spec": policy_spec(key, spec, settings)},
+        | {"spec": policy_spec(key, spec, settings, groups=groups)},
         _shared(service, "policy/v1", "PodDisruptionBudget", key.name)
-        | {"spec": disruption_spec(key, replicas, needed)},
+        | {"spec": disruption_spec(key, replicas, needed, workers)},
     ]
     if settings.pod_monitors:
         monitor = _shared(service, "monitoring.coreos.com/v1", "PodMonitor", key.name)
@@ -78,7 +92,7 @@ def shared_children(
     return tuple(hashed(manifest) for manifest in found)
 
 
-def deployment(
+def engines_of(
     service: Service,
     variant: Variant,
     replicas: int,
@@ -91,16 +105,26 @@ def deployment(
 ) -> Json:
     """The Deployment of one variant, `surge` of its replicas being there for a while only.
 
-    Raises ValueError without a valid spec or an image for it.
+    A LeaderWorkerSet where a replica takes several nodes. Raises ValueError without a valid spec or an image for it.
     """
     spec, key = service.spec, service.key
     image = engine_image(spec, variant, settings.images) if spec is not None else None
     if spec is None or image is None:
         raise ValueError(f"{key} cannot run {variant.name}: no valid spec or no image")
-    body = deployment_spec(key, spec, variant, replicas, image, fleet, in_place=in_place)
-    body["template"] = verified(merged(body["template"], settings.pod_patch), spec, settings.images.verifier)
-    name = deployment_name(key.name, variant.name)
-    made = hashed(_object(service, "apps/v1", "Deployment", name, labels(key, spec, variant)) | {"spec": body})
+
+    def template(*, worker: bool = False) -> Json:
+        rendered = pod_template(key, spec, variant, image, fleet, worker=worker)
+        return verified(merged(rendered, settings.pod_patch), spec, settings.images.verifier)
+
+    marks = labels(key, spec, variant)
+    if variant.pods == 1:
+        body = deployment_spec(key, spec, variant, replicas, template(), in_place=in_place)
+        kind = _object(service, "apps/v1", "Deployment", deployment_name(key.name, variant.name), marks)
+    else:
+        pods = (template(), template(worker=True))
+        body = leader_worker_set_spec(replicas, *pods, variant.pods, in_place=in_place)
+        kind = _object(service, _GROUP_API, LEADER_WORKER_SET, group_set_name(key.name, variant.name), marks)
+    made = hashed(kind | {"spec": body})
     made["metadata"]["annotations"][SURGE_ANNOTATION] = str(surge)
     if scaled_at is not None:
         made["metadata"]["annotations"][SCALED_AT_ANNOTATION] = scaled_at

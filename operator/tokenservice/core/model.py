@@ -128,6 +128,10 @@ class Pod:
     """What fails is the verifier of the model."""
     held_to: str | None = None
     """What its model was held to before the engine started; None before that, and where it was held to nothing."""
+    group: str = ""
+    """Name of the leader, of every pod of a replica that takes several; empty for a replica that is one pod."""
+    worker: bool = False
+    """Belongs to the group and does not lead it: it holds accelerators, and serves through its leader alone."""
 
     @property
     def starting(self) -> bool:
@@ -236,6 +240,8 @@ class Accelerator:
 class Variant:
     """One way to run a model: accelerator x engine x tensor parallel size x precision, and what it is known to do.
 
+    Where no node holds a replica, each of its pipeline stages is a pod on a node of its own.
+
     `profile` names the CapacityProfile behind the figures; None when they are the roofline prior. `pinned` is the
     profile's own step model where production has refined `step`: what utilization is counted in.
     """
@@ -260,6 +266,17 @@ class Variant:
     def accelerators(self) -> int:
         """Accelerators of one replica."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def pods(self) -> int:
+        """Pods of one replica: one on each of several nodes, a pipeline stage each, where no node holds it whole."""
+        whole = self.accelerators <= self.accelerator.spec.accelerators_per_node
+        return 1 if whole else self.pipeline_parallel_size
+
+    @property
+    def accelerators_per_pod(self) -> int:
+        """Accelerators that a replica takes on each of its nodes."""
+        return self.accelerators // self.pods
 
     @property
     def price_per_hour(self) -> float:
@@ -317,6 +334,8 @@ class Snapshot:
     hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)
     slow_since: Mapping[str, float] = field(default_factory=dict)
     """Since when each replica that is slow is so, by the pod's uid."""
+    leader_worker_sets: bool = False
+    """Whether the cluster has the API for replicas of several pods."""
     refusals: Mapping[ServiceKey, Problem] = field(default_factory=dict)
     """What the API server refused for good when the last plan was carried out, the first of each service."""
 
@@ -377,6 +396,7 @@ class Reason(StrEnum):
     MODEL_TOO_LARGE = "ModelTooLarge"
     UNKNOWN_MODEL = "UnknownModel"
     TENSOR_PARALLEL_TOO_LARGE = "TensorParallelTooLarge"
+    NO_LEADER_WORKER_SET = "NoLeaderWorkerSet"
     OBJECTIVES_UNREACHABLE = "ObjectivesUnreachable"
     RESIDENCY_EXCLUDES_ALL = "ResidencyExcludesAll"
     MAXIMUM_OUTRANKED = "MaximumOutranked"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tokenservice.api.token_service import Mode, Tier
 from tokenservice.core.allocation import Grant, Ranked, after_pending, replica
-from tokenservice.core.facts import Facts, replicas, rolling_out
-from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey
+from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
+from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey, Variant
 from tokenservice.core.packing import place
 from tokenservice.core.repack import LEAVING, Rules, due, proposals
 from tokenservice.core.rollout import mark
@@ -60,16 +61,24 @@ def _tier_of(grant: Grant) -> Tier | None:
 
 
 def _expected(facts: Facts, grant: Grant) -> list[Pod]:
-    """Replicas that were granted and do not exist yet."""
-    service = grant.want.service
-    missing = [
-        (variant, grant.counts.get(variant.name, 0) - len(facts.pods.get((service.key, variant.name), ())))
-        for variant, _ in grant.want.ranked
-    ]
+    """Pods of replicas that were granted which do not exist yet, also those that a leader still waits for."""
+    service, found = grant.want.service, list[Pod]()
+    for variant, _ in grant.want.ranked:
+        there = facts.pods.get((service.key, variant.name), ())
+        for number in range(grant.counts.get(variant.name, 0) - len(there)):
+            found += replica(service, variant, f"{service.uid}/{variant.name}/{number}")
+        if variant.pods > 1:
+            found += _absent_workers(facts, service, variant, there)
+    return found
+
+
+def _absent_workers(facts: Facts, service: Service, variant: Variant, leaders: Sequence[Pod]) -> list[Pod]:
+    """They come a moment after their leader, and are to find room where it does."""
+    present = Counter(worker.group for worker in facts.workers_of(service.key))
     return [
-        replace(replica(service, variant), uid=f"{service.uid}/{variant.name}/{number}")
-        for variant, count in missing
-        for number in range(count)
+        replace(pod, group=leader.group)
+        for leader in leaders
+        for pod in replica(service, variant, leader.uid)[1 + present[leader.group] :]
     ]
 
 
@@ -212,13 +221,20 @@ def _warm_ups(facts: Facts, settled: Mapping[ServiceKey, Ranked]) -> WarmUps:
 
 
 def _warm_up(facts: Facts, service: Service, ways: Ranked) -> dict[str, float]:
-    """By variant; only those that may be acted on, and of which every replica serves."""
+    """By variant; only those that may be acted on, and of which every replica serves.
+
+    Replicas that span nodes stay where they are: their set lets nobody choose which of them goes.
+    """
     spec = service.spec
     if spec is None or spec.mode is not Mode.ACT or spec.paused:
         return {}
     seconds = max((variant.cold_start_seconds for variant, _ in ways), default=0.0)
     deployments = facts.deployments.get(service.key, {})
-    return {name: seconds for name, child in deployments.items() if _all_serve(facts, service.key, name, child)}
+    return {
+        name: seconds
+        for name, child in deployments.items()
+        if not spans_nodes(child) and _all_serve(facts, service.key, name, child)
+    }
 
 
 def _all_serve(facts: Facts, service: ServiceKey, variant: str, deployment: Child) -> bool:

@@ -43,6 +43,20 @@ FAILED_TEMPLATE_ANNOTATION = "taas.dev/failed-template"
 FAILURE_ANNOTATION = "taas.dev/failure"
 """On Deployments that were rolled back: what the engine said then; its pod is gone."""
 
+LEADER_WORKER_SET = "LeaderWorkerSet"
+"""Kind of https://lws.sigs.k8s.io: makes groups of a leader and its workers, each group a replica across nodes."""
+
+LEADER_WORKER_SET_CRD = "leaderworkersets.leaderworkerset.x-k8s.io"
+
+ENGINE_KINDS = ("Deployment", LEADER_WORKER_SET)
+"""Children that make engine pods, one of them for each variant of a service."""
+
+GROUP_SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
+GROUP_INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
+WORKER_INDEX_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
+GROUP_TEMPLATE_LABEL = "leaderworkerset.sigs.k8s.io/template-revision-hash"
+"""On pods of a LeaderWorkerSet, put there by its controller; the leader of a group has the worker index 0."""
+
 DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
 PLACEMENT_GATE = "taas.dev/placement"
@@ -63,6 +77,9 @@ VERIFIER_CONTAINER = "verify-model"
 MODEL_VOLUME = "model"
 
 _LABEL_LIMIT = 63
+_GROUP_SET_LIMIT = 46
+"""StatefulSets of workers are named after the leader, with up to five characters more, and name their revision in a
+label, with eleven more."""
 
 
 def shortened(text: str, limit: int = _LABEL_LIMIT) -> str:
@@ -73,14 +90,20 @@ def shortened(text: str, limit: int = _LABEL_LIMIT) -> str:
     return f"{text[: limit - 9].rstrip('-.')}-{digest}"
 
 
-def variant_name(accelerator: str, engine: str, tensor_parallel_size: int, precision: str) -> str:
-    """`h100-vllm-tp2-fp8`; fits a label."""
-    return shortened(f"{accelerator}-{engine.lower()}-tp{tensor_parallel_size}-{precision}")
+def variant_name(accelerator: str, engine: str, tensor_parallel_size: int, precision: str, nodes: int = 1) -> str:
+    """`h100-vllm-tp2-fp8`, or `h100-vllm-tp8pp2-fp8` for replicas that span two nodes; fits a label."""
+    stages = f"pp{nodes}" if nodes > 1 else ""
+    return shortened(f"{accelerator}-{engine.lower()}-tp{tensor_parallel_size}{stages}-{precision}")
 
 
 def deployment_name(service: str, variant: str) -> str:
     """Name of the Deployment of a (service, variant)."""
     return shortened(f"{service}-{variant}")
+
+
+def group_set_name(service: str, variant: str) -> str:
+    """Name of the LeaderWorkerSet of a (service, variant)."""
+    return shortened(f"{service}-{variant}", _GROUP_SET_LIMIT)
 
 
 def engine_account_name(service: str) -> str:

@@ -31,29 +31,38 @@ def service_spec(service: ServiceKey) -> Json:
     return {"type": "ClusterIP", "ports": [port], "selector": {SERVICE_LABEL: service.name}}
 
 
-def disruption_spec(service: ServiceKey, replicas: int, needed: int) -> Json:
+def disruption_spec(service: ServiceKey, replicas: int, needed: int, workers: int = 0) -> Json:
     """Evictions may not go below what the objectives need now, but a single replica can always be drained.
 
+    A replica that spans nodes goes with any of its pods, so of each only one may be evicted: `workers` stay on top.
     AlwaysAllow: a pod that does not work protects nobody, and would block the drain of its node for ever.
     """
     return {
-        "minAvailable": 0 if replicas <= 1 else max(0, min(needed, replicas)),
+        "minAvailable": 0 if replicas <= 1 else max(0, min(needed, replicas)) + workers,
         "selector": {"matchLabels": {SERVICE_LABEL: service.name}},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
 
 
-def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings) -> Json:
+def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings, *, groups: bool = False) -> Json:
     """Denies everything, then opens the API to the settings' peers and the model's source to the engine.
 
+    Pods of `groups` talk to each other as well, on ports that their libraries choose, and find their leader by name.
     Engines answer more than /v1 without a key (vLLM's security guide), so who may connect is decided here. Without
     peers the rule is left out, for `from: []` would let everyone in; and so are empty lists, for the server counts
     each apply of one as a change.
     """
     peers = [*settings.gateway_peers, *settings.metrics_peers]
+    own = [{"podSelector": {"matchLabels": {SERVICE_LABEL: service.name}}}]
     rules: Json = {
-        "ingress": [{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else [],
-        "egress": _egress(spec),
+        "ingress": [
+            *([{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else []),
+            *([{"from": own}] if groups else []),
+        ],
+        "egress": [
+            *_egress(spec, groups=groups),
+            *([{"to": own}] if groups else []),
+        ],
     }
     return {
         "podSelector": {"matchLabels": {SERVICE_LABEL: service.name}},
@@ -70,13 +79,14 @@ def monitor_spec(service: ServiceKey) -> Json:
     }
 
 
-def _egress(spec: TokenServiceSpec) -> list[Json]:
+def _egress(spec: TokenServiceSpec, *, groups: bool) -> list[Json]:
     """Names are resolved by whatever DNS the cluster has, so of the source the port is all that can be said."""
     ports = egress_ports(spec)
-    if not ports:
-        return []
     dns = [{"port": 53, "protocol": "UDP"}, _tcp(53)]
-    return [{"ports": dns}, {"to": _ANYWHERE, "ports": [_tcp(port) for port in ports]}]
+    return [
+        *([{"ports": dns}] if ports or groups else []),
+        *([{"to": _ANYWHERE, "ports": [_tcp(port) for port in ports]}] if ports else []),
+    ]
 
 
 def _tcp(port: int) -> Json:

@@ -143,6 +143,7 @@ def _candidates(
 ) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
     """Who names no accelerator gets one that there is; one that nodes must be bought for only if no other will do."""
     snapshot, classes = facts.snapshot, facts.allowed_classes(service.key.namespace)
+    known = (snapshot.profiles, snapshot.architectures)
     limit = facts.limit_of(service.key.namespace)
     if not_allowed(spec, limit):
         return (), ()  # the checks say it
@@ -150,10 +151,10 @@ def _candidates(
         return (), (no_class(limit),)
     if not spec.placement.accelerators:
         there = tuple(a for a in classes if facts.present(a) or _used(facts, service, a))
-        found, wrong = candidates(spec, there, snapshot.profiles, snapshot.architectures)
+        found, wrong = candidates(spec, there, *known, groups=snapshot.leader_worker_sets)
         if found:
             return found, wrong
-    return candidates(spec, classes, snapshot.profiles, snapshot.architectures)
+    return candidates(spec, classes, *known, groups=snapshot.leader_worker_sets)
 
 
 def _used(facts: Facts, service: Service, accelerator: Accelerator) -> bool:
@@ -196,6 +197,7 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
         owed=scaling.floor,
         current=current,
         options=() if any(current.values()) else _options(facts, seen, asked),
+        waiting=_waiting(facts, seen.service.key),
     )
     return Outlook(
         service=seen.service,
@@ -207,6 +209,12 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
         scaling=scaling,
         want=want,
     )
+
+
+def _waiting(facts: Facts, service: ServiceKey) -> bool:
+    """Whether a part of a replica that spans nodes has no node yet."""
+    grouped = (pod for pod in (*facts.pods_of(service), *facts.workers_of(service)) if pod.group)
+    return any(pod.node is None and not pod.nominated_node for pod in grouped)
 
 
 def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:

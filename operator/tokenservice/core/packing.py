@@ -63,8 +63,19 @@ class Yard:
         return found
 
     def place(self, pods: Iterable[Pod]) -> dict[str, str | None]:
-        """Node by pod uid, the largest pods first; what is given is taken."""
-        return {pod.uid: self.fill(pod) for pod in sorted(pods, key=_largest_first)}
+        """Node by pod uid, the largest pods first; what is given is taken. Pods of a group get all of it or nothing.
+
+        Two groups that hold a part each would wait for one another.
+        """
+        found = dict[str, str | None]()
+        for unit in _units(pods):
+            fits = len(unit) == 1 or self.holds(unit)
+            found |= {pod.uid: self.fill(pod) if fits else None for pod in unit}
+        return found
+
+    def holds(self, pods: Sequence[Pod]) -> bool:
+        """Whether all the pods fit at once; everything is as before afterwards."""
+        return self.best(pods[0]) is not None if len(pods) == 1 else self.holds_elsewhere(pods, "")
 
     def fill(self, pod: Pod) -> str | None:
         """Takes the pod's room on the best node, if there is any."""
@@ -167,6 +178,14 @@ def victims(pods: Iterable[Pod], rooms: Mapping[str, Room], count: int) -> tuple
         if victim.node in used:
             used[victim.node] -= sum(victim.accelerators.values())
     return tuple(gone)
+
+
+def _units(pods: Iterable[Pod]) -> list[tuple[Pod, ...]]:
+    """Pods that are placed together, each group where its first would come alone."""
+    found: dict[object, list[Pod]] = {}
+    for pod in sorted(pods, key=_largest_first):
+        found.setdefault((pod.namespace, pod.group) if pod.group else pod.uid, []).append(pod)
+    return [tuple(unit) for unit in found.values()]
 
 
 def _largest_first(pod: Pod) -> tuple[int, float, str, str]:

@@ -15,7 +15,7 @@ from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
 from tokenservice.core.conditions import by_type
 from tokenservice.core.deployment import startup_seconds
-from tokenservice.core.facts import Facts, rolling_out
+from tokenservice.core.facts import Facts, rolling_out, spans_nodes
 from tokenservice.core.histogram import quantile
 from tokenservice.core.margin import learned
 from tokenservice.core.model import (
@@ -38,6 +38,7 @@ from tokenservice.core.model import (
     StatusWrite,
     Variant,
 )
+from tokenservice.core.names import ENGINE_KINDS
 from tokenservice.core.outlook import Outlook
 from tokenservice.core.refusal import advice, overdue, refusal, refused_pods, unprepared
 from tokenservice.core.rollback import failure, newest, rolled_back, unverified
@@ -312,7 +313,8 @@ def _failure(facts: Facts, seen: Outlook, grant: Grant | None, now: float) -> Pr
                 does = "no engine starts with a model that is not verified"
                 return Problem(Reason.VERIFICATION_FAILED, variant, f"{does}: {said}")
             fix = advice(said) or "mend the spec"
-            does = f"engines do not come up ({fix}; spec.rollback: Automatic goes back)"
+            back = "" if live is not None and spans_nodes(live) else "; spec.rollback: Automatic goes back"
+            does = f"engines do not come up ({fix}{back})"
             return Problem(Reason.ENGINE_FAILED, variant, f"{does}: {said}")
         refused = refused_pods(live)
         if refused is not None and live is not None and (rolling_out(live) or _lacking(facts, seen)):
@@ -341,7 +343,7 @@ def _refused(facts: Facts, service: ServiceKey, grant: Grant | None) -> str:
 
 def _touches_engines(action: Action) -> bool:
     if isinstance(action, Apply):
-        return bool(action.manifest["kind"] == "Deployment")
+        return action.manifest["kind"] in ENGINE_KINDS
     return isinstance(action, SetServing | Place)
 
 
@@ -375,11 +377,12 @@ class _Crew:
 
 
 def _crew_of(facts: Facts, service: ServiceKey) -> _Crew:
-    pods = facts.pods_of(service)
-    return facts.memo.recall("crew", service, (pods, facts.scope), lambda: _counted_crew(facts, pods))
+    pods, workers = facts.pods_of(service), facts.workers_of(service)
+    given = (pods, workers, facts.scope)
+    return facts.memo.recall("crew", service, given, lambda: _counted_crew(facts, pods, workers))
 
 
-def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
+def _counted_crew(facts: Facts, pods: Sequence[Pod], workers: Sequence[Pod]) -> _Crew:
     starting = sorted((pod for pod in pods if pod.starting and pod.node is not None), key=lambda pod: pod.name)
     troubles = (f"{pod.name}: {said}" for pod in starting if (said := pod.failure or pod.complaint))
     ready = [pod.variant for pod in pods if pod.ready]
@@ -393,7 +396,7 @@ def _counted_crew(facts: Facts, pods: Sequence[Pod]) -> _Crew:
         starting=len(starting),
         oldest_start=min((pod.created_at for pod in starting), default=0.0),
         trouble=next(troubles, ""),
-        dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in pods if pod.node is not None),
+        dollars_per_hour=sum(_price_per_hour(facts, pod) for pod in (*pods, *workers) if pod.node is not None),
     )
 
 
@@ -464,7 +467,8 @@ def _price_per_hour(facts: Facts, pod: Pod) -> float:
 def _energy(facts: Facts, seen: Outlook, busy: Figure) -> Figure:
     if isinstance(seen.metrics, Missing) or isinstance(busy, Missing):
         return _missing(seen)
-    return joules_per_token(_watts(facts, facts.pods_of(seen.service.key), busy), seen.metrics.output_tokens_per_second)
+    pods = (*facts.pods_of(seen.service.key), *facts.workers_of(seen.service.key))
+    return joules_per_token(_watts(facts, pods, busy), seen.metrics.output_tokens_per_second)
 
 
 def _watts(facts: Facts, pods: Sequence[Pod], busy: float) -> float:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenservice.core.facts import Facts, replicas, rolling_out
+from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
+from tokenservice.core.groups import ordinal
 from tokenservice.core.model import (
     Action,
     Apply,
@@ -47,6 +48,8 @@ def step(facts: Facts, service: ServiceKey, variant: str, wanted: int, deploymen
     pods = facts.pods.get((service, variant), ())
     if deployment is None or wanted > current:
         return _grow(wanted, current, variant)
+    if spans_nodes(deployment):
+        return _fewer_groups(facts, variant, wanted, current, pods, deployment)
     leaving = tuple(pod for pod in pods if facts.leaving(pod))
     if leaving and wanted > 0:
         return _replace(facts, service, variant, wanted, current, pods, leaving, deployment)
@@ -113,10 +116,9 @@ def _shrink(
     excess = current - wanted
     if excess <= 0:
         return Step(replicas=current)
-    if facts.snapshot.stale_kinds:
-        return Step(replicas=current, reason=Reason.STALE_VIEW, message="a view is stale: nothing is removed")
-    if rolling_out(deployment):
-        return Step(replicas=current, reason=Reason.ROLLING_OUT, message="a rollout runs: scale-in waits")
+    waits = _scale_in_waits(facts, current, deployment)
+    if waits is not None:
+        return waits
     if not _only_free_pods_go(facts, pods, current, wanted):
         homeless = sum(pod.node is None for pod in pods) + _refused(deployment, current, pods)
         if homeless:  # a ReplicaSet removes these before any other; they may wait for ever
@@ -130,6 +132,37 @@ def _shrink(
         before=tuple(_marks(facts, pods, going)),
         reason=Reason.SCALED_DOWN,
         message=f"{variant}: {current} -> {wanted} replicas, {', '.join(pod.name for pod in going) or 'none'} goes",
+    )
+
+
+def _scale_in_waits(facts: Facts, current: int, deployment: Child) -> Step | None:
+    if facts.snapshot.stale_kinds:
+        return Step(replicas=current, reason=Reason.STALE_VIEW, message="a view is stale: nothing is removed")
+    if rolling_out(deployment):
+        return Step(replicas=current, reason=Reason.ROLLING_OUT, message="a rollout runs: scale-in waits")
+    return None
+
+
+def _fewer_groups(
+    facts: Facts, variant: str, wanted: int, current: int, leaders: tuple[Pod, ...], deployment: Child
+) -> Step:
+    """Of replicas that span nodes the last go, whatever is marked: so those before them have to serve.
+
+    For the same reason none is replaced before it goes: the successor would be the last, and the first to go again.
+    """
+    if wanted >= current:
+        return Step(replicas=current)
+    waits = _scale_in_waits(facts, current, deployment)
+    if waits is not None:
+        return waits
+    staying = [pod for pod in leaders if ordinal(pod) < wanted]
+    going = [pod for pod in leaders if ordinal(pod) >= wanted]
+    if any(pod.ready for pod in going) and sum(pod.ready for pod in staying) < wanted:
+        return Step(replicas=current, reason=Reason.HOLDING, message="not every replica is ready: scale-in waits")
+    return Step(
+        replicas=wanted,
+        reason=Reason.SCALED_DOWN,
+        message=f"{variant}: {current} -> {wanted} replicas, the last {current - wanted} of its LeaderWorkerSet go",
     )
 
 

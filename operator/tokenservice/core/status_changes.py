@@ -14,6 +14,7 @@ from typing import Any
 from tokenservice.api.conditions import ConditionType
 from tokenservice.core.conditions import FALSE, TRUE, by_type
 from tokenservice.core.model import Action, Apply, Event, Json, ObjectKey, Reason, Service
+from tokenservice.core.names import ENGINE_KINDS
 from tokenservice.core.pace import pace
 from tokenservice.core.status import ServiceReport, at_once, verdicts
 
@@ -177,6 +178,6 @@ def _transition(kind: ConditionType, good: str, old: Json, new: Json) -> Iterato
 
 def _doings(service: Service, actions: Sequence[Action]) -> Iterator[_Told]:
     for action in actions:
-        quiet = isinstance(action, Apply) and action.manifest.get("kind") != "Deployment"
+        quiet = isinstance(action, Apply) and action.manifest.get("kind") not in ENGINE_KINDS
         if action.service == service.key and action.reason in _TOLD and not quiet:
             yield NORMAL, action.reason, action.message

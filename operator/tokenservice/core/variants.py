@@ -1,5 +1,7 @@
 """The ways to run a model: accelerator x engine x tensor parallel size x precision, and which of them to prefer.
 
+A replica stays within a node wherever one can hold it: only where none can, its pipeline stages take a node each.
+
 A CapacityProfile that matches is always better than a guess, so once any profile matches, ways without one are left
 out; only an accelerator that the user names and that has none is still estimated. A model without a matching profile
 is estimated from its architecture and the accelerator's data sheet: the roofline prior, good for a first placement.
@@ -17,7 +19,7 @@ from tokenservice.api.token_service import Architecture, EngineName, KVCacheDtyp
 from tokenservice.core.capacity import Capacity, Limit, Targets, Workload, best_reachable, capacity
 from tokenservice.core.learning import pinned_step, refined_step
 from tokenservice.core.model import Accelerator, Problem, Profile, Reason, Variant
-from tokenservice.core.names import variant_name
+from tokenservice.core.names import LEADER_WORKER_SET_CRD, variant_name
 from tokenservice.core.roofline import BANDWIDTH_SHARE, Layout, kv_bytes_per_token, roofline, weight_bytes
 from tokenservice.core.step import StepModel
 
@@ -61,6 +63,7 @@ class _Request:
     architecture: Architecture | None
     allowed: tuple[Accelerator, ...]
     profiles: tuple[Profile, ...]  # of this model, most trusted first
+    groups: bool
 
     @property
     def pipeline(self) -> int:
@@ -83,15 +86,18 @@ def candidates(
     accelerators: Sequence[Accelerator],
     profiles: Sequence[Profile],
     architectures: Mapping[str, Architecture],
+    *,
+    groups: bool = False,
 ) -> tuple[tuple[Variant, ...], tuple[Problem, ...]]:
     """Ways to run the model, in order of the accelerators that the spec allows, and what is wrong with the spec.
 
-    `architectures` is by model repository. An accelerator that does not exist is a problem even beside others that
-    do. Region, residency and whether nodes exist are judged elsewhere.
+    `architectures` is by model repository; `groups` is whether pods on several nodes can be one replica. An accelerator
+    that does not exist is a problem even beside others that do. Region, residency and whether nodes exist are judged
+    elsewhere.
     """
     unknown = _unknown_accelerators(spec, accelerators)
-    request = _request(spec, accelerators, profiles, architectures)
-    found = _variants(request)
+    request = _request(spec, accelerators, profiles, architectures, groups=groups)
+    found = _variants(request) or (_variants(request, across=True) if groups else ())
     if found or (unknown and not request.allowed):
         return found, unknown
     return (), (*unknown, _nothing_runs(request))
@@ -125,8 +131,7 @@ def repository(uri: str) -> str:
 def tensor_parallel_fits(accelerator: Accelerator, tensor_parallel_size: int, pipeline_parallel_size: int = 1) -> bool:
     """Whether one node of the class holds a replica, with tensor parallelism inside the fast interconnect."""
     whole = tensor_parallel_size * pipeline_parallel_size
-    spec = accelerator.spec
-    return tensor_parallel_size <= spec.interconnect_domain and whole <= spec.accelerators_per_node
+    return tensor_parallel_size <= _largest_size(accelerator) and whole <= accelerator.spec.accelerators_per_node
 
 
 # --- What could run ------------------------------------------------------------------------------------------------
@@ -137,11 +142,13 @@ def _request(
     accelerators: Sequence[Accelerator],
     profiles: Sequence[Profile],
     architectures: Mapping[str, Architecture],
+    *,
+    groups: bool,
 ) -> _Request:
     repo = repository(spec.model.uri)
     mine = sorted((p for p in profiles if p.spec.model == repo), key=_distrust)
     architecture = spec.model.architecture or architectures.get(repo)
-    return _Request(spec, repo, architecture, _allowed(spec, accelerators), tuple(mine))
+    return _Request(spec, repo, architecture, _allowed(spec, accelerators), tuple(mine), groups)
 
 
 def _distrust(profile: Profile) -> tuple[int, float, str]:
@@ -156,9 +163,10 @@ def _allowed(spec: TokenServiceSpec, accelerators: Sequence[Accelerator]) -> tup
     return tuple(by_name[name] for name in names if name in by_name)
 
 
-def _variants(request: _Request) -> tuple[Variant, ...]:
+def _variants(request: _Request, *, across: bool = False) -> tuple[Variant, ...]:
+    """Ways within a node, or those across several."""
     profiled, estimated = list[Variant](), list[Variant]()
-    for choice in _choices(request):
+    for choice in _choices(request, across=across):
         profile = _profile(request, choice)
         if profile is not None:
             profiled.append(_from_profile(request, choice, profile))
@@ -172,10 +180,11 @@ def _variants(request: _Request) -> tuple[Variant, ...]:
     return tuple(sorted(holding, key=lambda v: (order[v.accelerator.name], v.name)))
 
 
-def _choices(request: _Request) -> Iterator[_Choice]:
+def _choices(request: _Request, *, across: bool) -> Iterator[_Choice]:
     for accelerator in request.allowed:
         for size in _sizes(request):
-            fits = tensor_parallel_fits(accelerator, size, request.pipeline)
+            whole = tensor_parallel_fits(accelerator, size, request.pipeline)
+            fits = not whole and size <= _largest_size(accelerator) if across else whole
             if fits and _computes(accelerator, request.precision) and _caches(accelerator, request.spec):
                 for engine in _engines(request.spec):
                     yield _Choice(accelerator, engine, size, request.precision)
@@ -282,7 +291,7 @@ def _variant(
 ) -> Variant:
     size, sequences = choice.tensor_parallel_size, request.spec.engine.max_num_seqs or max_num_seqs
     return Variant(
-        name=variant_name(choice.accelerator.name, choice.engine, size, choice.precision),
+        name=variant_name(choice.accelerator.name, choice.engine, size, choice.precision, _nodes(request, choice)),
         accelerator=choice.accelerator,
         engine=choice.engine,
         tensor_parallel_size=size,
@@ -297,6 +306,15 @@ def _variant(
         weight_bytes=weight_bytes,
         provenance=provenance,
         pinned=pinned,
+    )
+
+
+def _nodes(request: _Request, choice: _Choice) -> int:
+    """Nodes of one replica: one, or one for each pipeline stage."""
+    return (
+        1
+        if tensor_parallel_fits(choice.accelerator, choice.tensor_parallel_size, request.pipeline)
+        else request.pipeline
     )
 
 
@@ -364,6 +382,7 @@ def _nothing_runs(request: _Request) -> Problem:
         or _heads_indivisible(request)
         or _format_missing(request)
         or _unmeasured(request)
+        or _ungrouped(request)
         or _too_large(request)
     )
 
@@ -381,28 +400,43 @@ def _model_unknown(request: _Request) -> Problem | None:
 
 def _size_impossible(request: _Request) -> Problem | None:
     size = request.spec.engine.tensor_parallel_size or 1
-    if any(tensor_parallel_fits(accelerator, size, request.pipeline) for accelerator in request.allowed):
+    if any(size <= _largest_size(accelerator) for accelerator in request.allowed):
         return None
-    limits = [f"{a.name} {_largest_size(a, request.pipeline)}" for a in request.allowed]
-    named = request.spec.engine.tensor_parallel_size is not None
+    limits = [f"{a.name} {_largest_size(a)}" for a in request.allowed]
     return Problem(
         Reason.TENSOR_PARALLEL_TOO_LARGE,
-        "spec.engine.tensorParallelSize" if named else "spec.engine.pipelineParallelSize",
-        f"no node holds a replica of {size} x {request.pipeline} accelerators (tensor x pipeline parallel): the largest"
-        f" tensorParallelSize with {request.pipeline} pipeline stages is {_listed(limits)}",
+        "spec.engine.tensorParallelSize",
+        f"no node holds {size} accelerators within one fast interconnect: the largest tensorParallelSize is"
+        f" {_listed(limits)} (pipelineParallelSize may take further nodes)",
     )
 
 
-def _largest_size(accelerator: Accelerator, pipeline: int) -> int:
-    spec = accelerator.spec
-    return min(spec.interconnect_domain, spec.accelerators_per_node // pipeline)
+def _largest_size(accelerator: Accelerator) -> int:
+    """The largest tensor parallel size: a stage stays within a node and within its fast interconnect."""
+    return min(accelerator.spec.interconnect_domain, accelerator.spec.accelerators_per_node)
+
+
+def _ungrouped(request: _Request) -> Problem | None:
+    """A replica across nodes would do, and nothing makes one: `_too_large` would advise what was done already."""
+    across = () if request.groups else _variants(request, across=True)
+    if not across:
+        return None
+    one = across[0]
+    return Problem(
+        Reason.NO_LEADER_WORKER_SET,
+        "spec.engine.pipelineParallelSize",
+        f"a replica of {one.tensor_parallel_size} x {one.pipeline_parallel_size} accelerators (tensor x pipeline"
+        f" parallel) spans nodes of {one.accelerator.name}, which takes a LeaderWorkerSet, and the cluster has no CRD"
+        f" {LEADER_WORKER_SET_CRD}: install it (https://lws.sigs.k8s.io/docs/installation), or lower"
+        f" tensorParallelSize x pipelineParallelSize to at most {one.accelerator.spec.accelerators_per_node}",
+    )
 
 
 def _heads_indivisible(request: _Request) -> Problem | None:
     size, architecture = request.spec.engine.tensor_parallel_size, request.architecture
     if size is None or architecture is None or architecture.heads % size == 0:
         return None
-    largest = max(_largest_size(accelerator, request.pipeline) for accelerator in request.allowed)
+    largest = max(_largest_size(accelerator) for accelerator in request.allowed)
     sizes = [str(n) for n in range(1, largest + 1) if architecture.heads % n == 0]
     return Problem(
         Reason.INVALID_SPEC,
@@ -467,7 +501,8 @@ def _closest(request: _Request, accelerator: Accelerator, weights: float, kv_tok
     """(bytes missing, accelerators, class) of the replica that lacks least; infinite where none is possible."""
     lacks = [
         (_missing_bytes(request, choice, weights, kv_tokens), choice.tensor_parallel_size * request.pipeline)
-        for choice in _choices(request)
+        for across in ((False, True) if request.groups else (False,))
+        for choice in _choices(request, across=across)
         if choice.accelerator.name == accelerator.name
     ]
     lack, count = min(lacks, default=(inf, 0))

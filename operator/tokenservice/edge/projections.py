@@ -26,6 +26,9 @@ from tokenservice.core.model import Accelerator, Child, Json, Node, ObjectKey, P
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
+    GROUP_INDEX_LABEL,
+    GROUP_SET_LABEL,
+    GROUP_TEMPLATE_LABEL,
     MANAGED_BY_LABEL,
     MODEL_VOLUME,
     PLACEMENT_GATE,
@@ -34,6 +37,7 @@ from tokenservice.core.names import (
     VARIANT_LABEL,
     VERIFICATION_ANNOTATION,
     VERIFIER_CONTAINER,
+    WORKER_INDEX_LABEL,
 )
 from tokenservice.core.quantities import amount
 from tokenservice.edge.store import Projection
@@ -210,6 +214,7 @@ def pod(obj: Json) -> Pod | Resident | None:
     gates = {gate["name"] for gate in spec.get("schedulingGates") or ()}
     states = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     unbound = _unbound(status) if SERVICE_LABEL in labels else None
+    group = _group(labels) if SERVICE_LABEL in labels else ""
     return Pod(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -222,7 +227,7 @@ def pod(obj: Json) -> Pod | Resident | None:
         memory_bytes=requests["memory"],
         service=ServiceKey(metadata["namespace"], labels[SERVICE_LABEL]) if SERVICE_LABEL in labels else None,
         variant=labels.get(VARIANT_LABEL, ""),
-        template_hash=labels.get(_TEMPLATE_HASH_LABEL, ""),
+        template_hash=labels.get(_TEMPLATE_HASH_LABEL) or labels.get(GROUP_TEMPLATE_LABEL, ""),
         node=spec.get("nodeName") or None,
         nominated_node=status.get("nominatedNodeName") or None,
         gated=PLACEMENT_GATE in gates,
@@ -241,7 +246,15 @@ def pod(obj: Json) -> Pod | Resident | None:
         unprepared=SERVICE_LABEL in labels and _unprepared(status, states),
         unverified=any(state.get("name") == VERIFIER_CONTAINER and _fails(state) for state in states),
         held_to=_held_to(metadata.get("annotations") or {}, spec, states) if SERVICE_LABEL in labels else None,
+        group=group,
+        worker=bool(group) and labels.get(WORKER_INDEX_LABEL, "0") != "0",
     )
+
+
+def _group(labels: Mapping[str, str]) -> str:
+    """The leader's name, as the controller of LeaderWorkerSets gives it."""
+    index = labels.get(GROUP_INDEX_LABEL)
+    return sys.intern(f"{labels.get(GROUP_SET_LABEL, '')}-{index}") if index is not None else ""
 
 
 def _held_to(annotations: Json, spec: Json, states: list[Json]) -> str | None:

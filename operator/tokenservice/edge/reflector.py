@@ -103,7 +103,7 @@ class Reflector:
             self._revision = ""
         elif isinstance(error, NotFound) and self._optional:
             self._revision = ""
-            self._store.replace({}, "")
+            self._store.none()
         else:
             _log.warning("%s: %s (again in %.1f s)", self._store.kind, error, self._delay)
         await self._back_off()

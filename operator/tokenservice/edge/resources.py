@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tokenservice.api import GROUP, VERSION
 from tokenservice.core.model import ObjectKey
+from tokenservice.core.names import LEADER_WORKER_SET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ _KINDS = (
     Resource(kind="Service", plural="services"),
     Resource(kind="ServiceAccount", plural="serviceaccounts"),
     Resource(kind="Deployment", plural="deployments", group="apps"),
+    Resource(kind=LEADER_WORKER_SET, plural="leaderworkersets", group="leaderworkerset.x-k8s.io"),
     Resource(kind="PodDisruptionBudget", plural="poddisruptionbudgets", group="policy"),
     Resource(kind="NetworkPolicy", plural="networkpolicies", group="networking.k8s.io"),
     Resource(kind="PodMonitor", plural="podmonitors", group="monitoring.coreos.com"),
@@ -66,7 +68,10 @@ _KINDS = (
 RESOURCES = {resource.kind: resource for resource in _KINDS}
 
 OWNED_KINDS = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy")
-"""Children of a TokenService, in every cluster; PodMonitor comes on top where its CRD exists."""
+"""Children of a TokenService, in every cluster."""
+
+OPTIONAL_KINDS = (LEADER_WORKER_SET, "PodMonitor")
+"""Children whose API a cluster need not have; it may come and go while the operator runs."""
 
 
 def path_of(key: ObjectKey, subresource: str = "") -> str:

@@ -66,6 +66,7 @@ class Store(Generic[T]):
         self.namespace = namespace
         self.synced = False
         self.connected = False
+        self.absent = False
         self.moved = asyncio.Event()
         self._projection = projection
         self._wake = wake
@@ -81,10 +82,17 @@ class Store(Generic[T]):
 
     def replace(self, items: Items[T], revision: str) -> None:
         """Takes a whole list, with what vanished meanwhile."""
-        changed = not self.synced or self._essences(items) != self._essences(self._items)
+        changed = not self.synced or self.absent or self._essences(items) != self._essences(self._items)
         self._items = items
-        self.synced = True
+        self.synced, self.absent = True, False
         self._progress(revision, changed=changed)
+
+    def none(self) -> None:
+        """Takes word that the cluster does not have the kind."""
+        changed = not self.absent
+        self._items = {}
+        self.synced = self.absent = True
+        self._progress("", changed=changed)
 
     def put(self, obj: Json) -> None:
         """Takes one added or modified object."""
@@ -117,7 +125,9 @@ class Store(Generic[T]):
 
     @property
     def stale(self) -> bool:
-        """Whether what is here may no longer be true."""
+        """Whether what is here may no longer be true. A kind that the cluster lacks is asked for now and then only."""
+        if self.absent:
+            return False
         limit = SILENT_LIMIT_SECONDS if self.connected else DISCONNECTED_LIMIT_SECONDS
         return not self.synced or self.age() > limit
 
@@ -199,6 +209,11 @@ class Stores:
     def stale_kinds(self) -> tuple[str, ...]:
         """Kinds whose view may no longer be true."""
         return tuple(sorted({store.kind for store in self if store.stale}))
+
+    def has_kind(self, kind: str) -> bool:
+        """Whether the cluster has the kind, wherever it is watched."""
+        stores = self._by_kind.get(kind, ())
+        return bool(stores) and not any(store.absent for store in stores)
 
     def missing_kinds(self) -> tuple[str, ...]:
         """Kinds that were never listed."""

@@ -14,7 +14,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.catalogue import architectures, capacity_profiles
 from tokenservice.core.capacity import Capacity, Targets, Workload, targets
-from tokenservice.core.manifests import deployment
+from tokenservice.core.manifests import engines_of
 from tokenservice.core.model import Profile, Service, ServiceKey, Variant
 from tokenservice.core.variants import Ranked, ranked
 from tokenservice.core.windows import Windows
@@ -194,7 +194,7 @@ def _group(scenario: Scenario, pool: NodePool) -> NodeGroup:
 
 def _manifest(one: Offer, fleet: TokenFleetSpec) -> Json:
     """The Deployment of the service's first variant, as the operator renders it."""
-    rendered: Json = deployment(one.service, one.variant, 0, SETTINGS, fleet=fleet, surge=0)
+    rendered: Json = engines_of(one.service, one.variant, 0, SETTINGS, fleet=fleet, surge=0)
     return rendered
 
 

@@ -43,7 +43,9 @@ class _Engine(Protocol):
 
     VOCABULARY: Vocabulary
 
-    def command(self, spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> EngineCommand: ...
+    def command(
+        self, spec: TokenServiceSpec, variant: Variant, service: ServiceKey, *, worker: bool = False
+    ) -> EngineCommand: ...
 
     def own_environment(self, spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]: ...
 
@@ -53,9 +55,9 @@ class _Engine(Protocol):
 _ENGINES: dict[EngineName, _Engine] = {EngineName.VLLM: vllm, EngineName.SGLANG: sglang}
 
 
-def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> EngineCommand:
-    """The command line of one variant of a service."""
-    return _ENGINES[EngineName(variant.engine)].command(spec, variant, service)
+def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey, *, worker: bool = False) -> EngineCommand:
+    """The command line of one variant of a service; of a replica that spans nodes the leader's, or a worker's."""
+    return _ENGINES[EngineName(variant.engine)].command(spec, variant, service, worker=worker)
 
 
 def engine_problems(spec: TokenServiceSpec) -> tuple[Problem, ...]:

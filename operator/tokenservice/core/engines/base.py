@@ -18,6 +18,12 @@ from tokenservice.core.model import Json, Problem, Reason, ServiceKey
 CACHE_PATH = "/cache"
 """An emptyDir: the only place, with /tmp, that an engine can write to."""
 
+LEADER_ADDRESS, WORKER_INDEX = "$(LWS_LEADER_ADDRESS)", "$(LWS_WORKER_INDEX)"
+"""Variables that the controller of LeaderWorkerSets gives every container, as Kubernetes expands them in arguments."""
+
+GROUP_PORT = 29500
+"""Where the leader of a group waits for its workers; what they open after that has ports of its own."""
+
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
 
 

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from tokenservice.api.accelerator_class import Vendor
 from tokenservice.api.token_service import KVCacheDtype, Quantization, SpeculativeMethod, TokenServiceSpec
 from tokenservice.core.engines.base import (
+    GROUP_PORT,
+    LEADER_ADDRESS,
     SHARED_ENVIRONMENT,
+    WORKER_INDEX,
     EngineCommand,
     Vocabulary,
     base_environment,
@@ -45,13 +48,13 @@ _ALGORITHMS = {
 }
 
 
-def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> EngineCommand:
+def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey, *, worker: bool = False) -> EngineCommand:
     """What the container runs."""
     env = own_environment(spec, variant.accelerator.spec.vendor)
     secrets = [item for source in sources(spec) for item in source.env]
     return EngineCommand(
         command=("python3", "-m", "sglang.launch_server"),
-        args=tuple(_arguments(spec, variant, service)),
+        args=tuple(_arguments(spec, variant, service, worker=worker)),
         env=environment(env, secrets, spec.engine.env),
         port=ENGINE_PORT,
         startup_path="/health",
@@ -78,9 +81,10 @@ def problems(spec: TokenServiceSpec) -> Iterator[Problem]:
         )
 
 
-def _arguments(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> Iterator[str]:
+def _arguments(spec: TokenServiceSpec, variant: Variant, service: ServiceKey, *, worker: bool) -> Iterator[str]:
     yield from _model(spec, service)
     yield from _shape(spec, variant)
+    yield from _nodes(variant, worker=worker)
     yield from _speculative(spec)
     yield from _adapters(spec)
     yield "--enable-metrics"
@@ -113,6 +117,15 @@ def _shape(spec: TokenServiceSpec, variant: Variant) -> Iterator[str]:
     yield from ("--chunked-prefill-size", str(variant.max_num_batched_tokens))
     if not engine.prefix_caching:
         yield "--disable-radix-cache"
+
+
+def _nodes(variant: Variant, *, worker: bool) -> Iterator[str]:
+    """A pipeline stage a node: SGLang deals ranks out node by node, tensor parallel first."""
+    if variant.pods == 1:
+        return
+    yield from ("--nnodes", str(variant.pods))
+    yield from ("--node-rank", WORKER_INDEX if worker else "0")
+    yield from ("--dist-init-addr", f"{LEADER_ADDRESS}:{GROUP_PORT}")
 
 
 def _speculative(spec: TokenServiceSpec) -> Iterator[str]:
@@ -167,6 +180,10 @@ VOCABULARY = Vocabulary(
         "--tensor-parallel-size": "spec.engine.tensorParallelSize",
         "--pp-size": "spec.engine.pipelineParallelSize",
         "--pipeline-parallel-size": "spec.engine.pipelineParallelSize",
+        "--nnodes": "spec.engine.pipelineParallelSize",
+        "--node-rank": "spec.engine.pipelineParallelSize",
+        "--dist-init-addr": "spec.engine.pipelineParallelSize",
+        "--nccl-init-addr": "spec.engine.pipelineParallelSize",
         "--quantization": "spec.engine.quantization",
         "--kv-cache-dtype": "spec.engine.kvCacheDtype",
         "--context-length": "spec.engine.maxModelLen",
@@ -195,9 +212,6 @@ VOCABULARY = Vocabulary(
         "--grpc-mode": "engines are reached over HTTP",
         "--fastapi-root-path": "engines are reached by their Service",
         "--otlp-traces-endpoint": "the network policy lets engines reach their model's source only",
-        "--nnodes": _MULTI,
-        "--node-rank": _MULTI,
-        "--dist-init-addr": _MULTI,
         "--dp-size": _MULTI,
         "--dp": _MULTI,
         "--data-parallel-size": _MULTI,

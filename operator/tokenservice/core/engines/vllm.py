@@ -13,7 +13,10 @@ from tokenservice.api.accelerator_class import Vendor
 from tokenservice.api.token_service import KVCacheDtype, Quantization, SpeculativeMethod, TokenServiceSpec
 from tokenservice.core.engines.base import (
     CACHE_PATH,
+    GROUP_PORT,
+    LEADER_ADDRESS,
     SHARED_ENVIRONMENT,
+    WORKER_INDEX,
     EngineCommand,
     Vocabulary,
     base_environment,
@@ -54,13 +57,13 @@ _METHODS = {
 _NGRAM_LOOKUP = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
 
-def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> EngineCommand:
+def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey, *, worker: bool = False) -> EngineCommand:
     """What the container runs."""
     env = own_environment(spec, variant.accelerator.spec.vendor)
     secrets = [item for source in sources(spec) for item in source.env]
     return EngineCommand(
         command=("vllm", "serve"),
-        args=tuple(_arguments(spec, variant, service)),
+        args=tuple(_arguments(spec, variant, service, worker=worker)),
         env=environment(env, secrets, spec.engine.env),
         port=ENGINE_PORT,
         startup_path="/health",
@@ -85,9 +88,10 @@ def problems(spec: TokenServiceSpec) -> Iterator[Problem]:
     yield from ()
 
 
-def _arguments(spec: TokenServiceSpec, variant: Variant, service: ServiceKey) -> Iterator[str]:
+def _arguments(spec: TokenServiceSpec, variant: Variant, service: ServiceKey, *, worker: bool) -> Iterator[str]:
     yield from _model(spec, service)
     yield from _shape(spec, variant)
+    yield from _nodes(variant, worker=worker)
     yield from _speculative(spec)
     yield from _adapters(spec)
     yield from ("--shutdown-timeout", str(drain_seconds(spec)))
@@ -118,6 +122,19 @@ def _shape(spec: TokenServiceSpec, variant: Variant) -> Iterator[str]:
     yield from ("--max-num-seqs", str(engine.max_num_seqs or variant.max_num_seqs))
     yield from ("--max-num-batched-tokens", str(variant.max_num_batched_tokens))
     yield "--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching"
+
+
+def _nodes(variant: Variant, *, worker: bool) -> Iterator[str]:
+    """A pipeline stage a node: vLLM deals ranks out node by node, tensor parallel first. Workers open no port."""
+    if variant.pods == 1:
+        return
+    yield from ("--nnodes", str(variant.pods))
+    yield from ("--node-rank", WORKER_INDEX if worker else "0")
+    yield from ("--master-addr", LEADER_ADDRESS)
+    yield from ("--master-port", str(GROUP_PORT))
+    yield from ("--distributed-executor-backend", "mp")
+    if worker:
+        yield "--headless"
 
 
 def _speculative(spec: TokenServiceSpec) -> Iterator[str]:
@@ -178,6 +195,12 @@ VOCABULARY = Vocabulary(
         "-tp": "spec.engine.tensorParallelSize",
         "--pipeline-parallel-size": "spec.engine.pipelineParallelSize",
         "-pp": "spec.engine.pipelineParallelSize",
+        "--nnodes": "spec.engine.pipelineParallelSize",
+        "--node-rank": "spec.engine.pipelineParallelSize",
+        "--master-addr": "spec.engine.pipelineParallelSize",
+        "--master-port": "spec.engine.pipelineParallelSize",
+        "--distributed-executor-backend": "spec.engine.pipelineParallelSize",
+        "--headless": "spec.engine.pipelineParallelSize",
         "--quantization": "spec.engine.quantization",
         "-q": "spec.engine.quantization",
         "--kv-cache-dtype": "spec.engine.kvCacheDtype",
@@ -223,12 +246,8 @@ VOCABULARY = Vocabulary(
         "--enable-log-requests": "it writes prompts to the log",
         "--enable-log-outputs": "it writes answers to the log",
         "--otlp-traces-endpoint": "the network policy lets engines reach their model's source only",
-        "--headless": _MULTI,
-        "--nnodes": _MULTI,
-        "--node-rank": _MULTI,
         "--data-parallel-size": _MULTI,
         "-dp": _MULTI,
-        "--distributed-executor-backend": _MULTI,
     },
     switches=frozenset(
         {
