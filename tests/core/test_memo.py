@@ -16,7 +16,7 @@ from tests.support.world import World
 from tokenservice.core.decide import decide
 from tokenservice.core.facts import Facts
 from tokenservice.core.hindsight import Hindsight
-from tokenservice.core.memo import Memo
+from tokenservice.core.memo import Memo, column
 from tokenservice.core.model import Missing, ObjectKey, Plan, ServiceKey
 from tokenservice.core.outlook import outlooks
 from tokenservice.core.refusal import refusal
@@ -218,6 +218,12 @@ def test_what_is_recalled_of_each_is_what_would_be_made_from_nothing(
         assert asked == ([news] if news else [])
         asked.clear()
         before = rows
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers()), KEYS)
+def test_a_column_is_what_stands_under_each_key(values: dict[str, int], keys: tuple[str, ...]) -> None:
+    assert list(column(values, keys, None)) == [values.get(key) for key in keys]
+    assert list(column(values, tuple(values), None)) == list(values.values())
 
 
 def test_asking_for_the_same_again_makes_nothing_and_gives_the_same_object() -> None:

@@ -19,8 +19,8 @@ from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts, spans_nodes
 from tokenservice.core.hindsight import Hindsight, Look, all_lived, begun
 from tokenservice.core.manifests import engines_of, shared_children
-from tokenservice.core.margin import moved
-from tokenservice.core.memo import Memo
+from tokenservice.core.margin import UNTRIED, moved
+from tokenservice.core.memo import Memo, column
 from tokenservice.core.model import (
     Action,
     Json,
@@ -85,22 +85,23 @@ def _full(facts: Facts, plan: Plan) -> bool:
 def _hindsights(facts: Facts, outlooks: Sequence[Outlook], now: float) -> dict[ServiceKey, Hindsight]:
     """The records of demand, one look longer where there is something new to see. Demand is in replicas' worth."""
     found, looks = dict[ServiceKey, Hindsight](), dict[ServiceKey, Look]()
-    records, metrics = facts.snapshot.hindsights, facts.snapshot.metrics
-    for seen, lead in zip(outlooks, _leads(facts, outlooks), strict=True):
+    leads = _leads(facts, outlooks)
+    keys = tuple(leads)
+    records = column(facts.snapshot.hindsights, keys, None)
+    metrics = column(facts.snapshot.metrics, keys, None)  # not the outlooks', which a memo may have kept from before
+    for seen, lead, record, last in zip(outlooks, leads.values(), records, metrics, strict=True):
         key = seen.service.key
-        record = records.get(key)
         if lead is not None and seen.want is not None and seen.targets is not None:
-            told = metrics.get(key)  # not the outlook's, which a memo may have kept from before
             if record is None or record.lead_seconds != lead:
                 record = begun(lead, now, _able(facts, seen, seen.want))  # with another lead nothing learned holds
-            elif not record.knows(told, now, pace(seen.service.uid)) and isinstance(told, ServiceMetrics):
-                looks[key] = _look(facts, seen, seen.want, seen.targets, told, record)
+            elif not record.knows(last, now, pace(seen.service.uid)) and isinstance(last, ServiceMetrics):
+                looks[key] = _look(facts, seen, seen.want, seen.targets, last, record)
         if record is not None:
             found[key] = record
     return found | dict(zip(looks, all_lived(list(looks.values()), now), strict=True))
 
 
-def _leads(facts: Facts, outlooks: Sequence[Outlook]) -> Iterable[float | None]:
+def _leads(facts: Facts, outlooks: Sequence[Outlook]) -> Mapping[ServiceKey, float | None]:
     """Seconds from a change of demand until a replica that it calls for serves; None where no demand can be told."""
     given = {seen.service.key: seen for seen in outlooks}
     detection = _detection_seconds(facts)
@@ -110,7 +111,7 @@ def _leads(facts: Facts, outlooks: Sequence[Outlook]) -> Iterable[float | None]:
         (tuple(given.values()),),
         lambda new: [_lead_seconds(given[key], detection) for key in new],
         shared=(detection,),
-    ).values()
+    )
 
 
 def _lead_seconds(seen: Outlook, detection_seconds: float) -> float | None:
@@ -152,14 +153,14 @@ def _margins(
     facts: Facts, outlooks: Iterable[Outlook], met: Mapping[ServiceKey, Interval | Missing], now: float, *, full: bool
 ) -> dict[ServiceKey, Margin]:
     """What this moment teaches about each service's capacity."""
+    keys = tuple(met)
+    margins, ready = column(facts.snapshot.margins, keys, UNTRIED), column(facts.all_ready, keys, 0)
     found: dict[ServiceKey, Margin] = {}
-    for seen in outlooks:
+    for seen, margin, serving, share in zip(outlooks, margins, ready, met.values(), strict=True):
         if seen.targets is not None:
-            key = seen.service.key
-            margin = facts.margin(key)
-            load = seen.load(margin.factor, facts.ready(key))
-            found[key] = moved(
-                margin, seen.metrics, seen.targets, now, load=load, queued=seen.queued, enough=full, seen=met[key]
+            load = seen.load(margin.factor, serving)
+            found[seen.service.key] = moved(
+                margin, seen.metrics, seen.targets, now, load=load, queued=seen.queued, enough=full, seen=share
             )
     return found
 
@@ -181,11 +182,11 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
     Only silence is remembered: what is done may depend on the whole fleet's room, that nothing is to do does not.
     """
     asked = {seen.service.key: seen for seen in outlooks if seen.service.key in grants}
-    keys, belongings = tuple(asked), facts.all_belongings
+    keys = tuple(asked)
     done = facts.memo.recall_each(
         "quiet",
         keys,
-        (tuple(asked.values()), [grants[key] for key in keys], [belongings[key] for key in keys]),
+        (tuple(asked.values()), column(grants, keys, None), column(facts.all_belongings, keys, ())),
         lambda new: [_recalled_actions(facts, asked[key], grants[key]) for key in new],
         _nothing,
         shared=(facts.snapshot.stale_kinds, facts.scope),

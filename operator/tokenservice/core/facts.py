@@ -14,7 +14,7 @@ from tokenservice.core.grouping import change, grouped, regrouped
 from tokenservice.core.groups import joined
 from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
 from tokenservice.core.margin import UNTRIED, allowed
-from tokenservice.core.memo import Memo
+from tokenservice.core.memo import Memo, column
 from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot
 from tokenservice.core.names import (
     ENGINE_KINDS,
@@ -291,17 +291,12 @@ class Facts:
     def all_belongings(self) -> Mapping[ServiceKey, tuple[object, ...]]:
         """The `belongings` of every service, in the order of `keys`."""
         keys, nodes, children, pods = self.keys, self.nodes, self._children, self._pods.by_service
-        mine = [pods.get(key, ()) for key in keys]
+        mine = column(pods, keys, ())
         on = self.memo.recall_each(
             "homes", keys, (mine,), lambda new: [_homes(pods.get(key, ()), nodes) for key in new], shared=(nodes,)
         )
         workers = self._pods.workers
-        given = (
-            [children.get(key, ()) for key in keys],
-            mine,
-            tuple(on.values()),
-            [workers.get(key, ()) for key in keys],
-        )
+        given = (column(children, keys, ()), mine, tuple(on.values()), column(workers, keys, ()))
         return self.memo.recall_each(
             "belongings",
             keys,
@@ -323,26 +318,28 @@ class Facts:
 
     def holding(self, service: ServiceKey) -> Advice | None:
         """What hindsight advises; None where the user's own window rules."""
-        return self._holdings.get(service)
+        return self.holdings.get(service)
 
     @cached_property
-    def _holdings(self) -> Mapping[ServiceKey, Advice]:
+    def holdings(self) -> Mapping[ServiceKey, Advice]:
+        """By service, where hindsight advises."""
         if self.snapshot.fleet.consolidation.scale_down_window_seconds is not None:
             return {}
         records = self.snapshot.hindsights
         specs = {one.key: one.spec for one in self.snapshot.services if one.spec is not None}
         keys = tuple(specs)
-        given = ([records.get(key) for key in keys], tuple(specs.values()))
+        given = (column(records, keys, None), tuple(specs.values()))
         return self.memo.recall_each(
             "holding", keys, given, lambda new: _advice([(records.get(key), specs[key]) for key in new])
         )
 
     def ready(self, service: ServiceKey) -> int:
         """Pods of the service that serve."""
-        return self._ready.get(service, 0)
+        return self.all_ready.get(service, 0)
 
     @cached_property
-    def _ready(self) -> Mapping[ServiceKey, int]:
+    def all_ready(self) -> Mapping[ServiceKey, int]:
+        """Pods that serve, by service."""
         pods = self._pods.by_service
         return self.memo.recall_each(
             "ready",
@@ -352,13 +349,14 @@ class Facts:
         )
 
     @cached_property
-    def _rivals(self) -> Mapping[ServiceKey, tuple[Service, ...]]:
+    def all_rivals(self) -> Mapping[ServiceKey, tuple[Service, ...]]:
+        """The `rivals` of every service."""
         services = self.snapshot.services
         return self.memo.recall("rivals", None, (services,), lambda: _rivals_among(services))
 
     def rivals(self, service: ServiceKey) -> tuple[Service, ...]:
         """Services of the namespace that answer to a model name that this one answers to as well, itself included."""
-        return self._rivals.get(service, ())
+        return self.all_rivals.get(service, ())
 
     def leaving(self, pod: Pod) -> bool:
         """Whether the pod is to be replaced: marked by a move, or on a node that is cordoned or going."""

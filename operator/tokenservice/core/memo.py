@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+D = TypeVar("D")
 Given = TypeVar("Given")
 
 Column = Sequence[object]
@@ -49,6 +50,13 @@ def _differing(before: Column, now: Column) -> list[int]:
     if before is now or before == now:
         return []
     return [place for place, (old, new) in enumerate(zip(before, now, strict=True)) if old is not new and old != new]
+
+
+def column(values: Mapping[K, T], keys: tuple[K, ...], default: D) -> Sequence[T | D]:
+    """What stands under each key. Where these are all keys in this order, as is usual, no key is looked up."""
+    if len(values) == len(keys) and tuple(values) == keys:
+        return tuple(values.values())
+    return [values.get(key, default) for key in keys]
 
 
 def _always(_value: object) -> bool:

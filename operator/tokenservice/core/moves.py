@@ -10,6 +10,7 @@ from dataclasses import replace
 from tokenservice.api.token_service import Mode, Tier
 from tokenservice.core.allocation import Grant, Ranked, after_pending, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
+from tokenservice.core.memo import column
 from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey, Variant
 from tokenservice.core.packing import place
 from tokenservice.core.repack import LEAVING, Rules, due, proposals
@@ -211,11 +212,11 @@ WarmUps = Mapping[ServiceKey, Mapping[str, float]]
 
 
 def _warm_ups(facts: Facts, settled: Mapping[ServiceKey, Ranked]) -> WarmUps:
-    services, keys, belongings = facts.services, tuple(settled), facts.all_belongings
+    services, keys = facts.services, tuple(settled)
     return facts.memo.recall_each(
         "warm-ups",
         keys,
-        ([services[key].spec for key in keys], tuple(settled.values()), [belongings[key] for key in keys]),
+        ([services[key].spec for key in keys], tuple(settled.values()), column(facts.all_belongings, keys, ())),
         lambda new: [_warm_up(facts, services[key], settled[key]) for key in new],
     )
 

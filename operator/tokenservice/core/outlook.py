@@ -12,8 +12,19 @@ from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for,
 from tokenservice.core.checks import no_class, not_allowed, problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
 from tokenservice.core.facts import Facts
-from tokenservice.core.margin import usable, within
-from tokenservice.core.model import Accelerator, Missing, Problem, Reason, Service, ServiceKey, ServiceMetrics, Variant
+from tokenservice.core.margin import UNTRIED, usable, within
+from tokenservice.core.memo import column
+from tokenservice.core.model import (
+    Accelerator,
+    Margin,
+    Missing,
+    Problem,
+    Reason,
+    Service,
+    ServiceKey,
+    ServiceMetrics,
+    Variant,
+)
 from tokenservice.core.scaling import Scaling, desired
 from tokenservice.core.utilization import Interval
 from tokenservice.core.variants import candidates, ranked
@@ -76,16 +87,16 @@ class Outlook:
 def outlooks(facts: Facts) -> list[Outlook]:
     """The outlook of every service that is to stay."""
     services = {service.key: service for service in facts.snapshot.services if not service.deleting}
-    keys, read, belongings = tuple(services), facts.snapshot.metrics, facts.all_belongings
-    metrics = [read.get(key, NOT_READ) for key in keys]
+    keys, snapshot = tuple(services), facts.snapshot
+    metrics, margins = column(snapshot.metrics, keys, NOT_READ), column(snapshot.margins, keys, UNTRIED)
     columns = (
         tuple(services.values()),
         metrics,
-        [usable(facts.margin(key)) for key in keys],
-        [_usual(facts, key, seen) for key, seen in zip(keys, metrics, strict=True)],
-        [facts.holding(key) for key in keys],
-        [belongings[key] for key in keys],
-        [facts.rivals(key) for key in keys],
+        [usable(margin) for margin in margins],
+        [_usual(margin, seen) for margin, seen in zip(margins, metrics, strict=True)],
+        column(facts.holdings, keys, None),
+        column(facts.all_belongings, keys, ()),
+        column(facts.all_rivals, keys, ()),
     )
     found = facts.memo.recall_each(
         "outlook", keys, columns, lambda new: [outlook(facts, services[key]) for key in new], shared=(facts.scope,)
@@ -218,7 +229,7 @@ def _waiting(facts: Facts, service: ServiceKey) -> bool:
 
 
 def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
-    lead, usual = seen.ranked[index][0].cold_start_seconds, _usual(facts, seen.service.key, seen.metrics)
+    lead, usual = seen.ranked[index][0].cold_start_seconds, _usual(facts.margin(seen.service.key), seen.metrics)
     asked = demand(seen.metrics, seen.workload, lead_seconds=lead, usual=usual)
     held = facts.holding(seen.service.key)
     if held is None or isinstance(asked, Missing):
@@ -256,11 +267,11 @@ def _options(facts: Facts, seen: Outlook, asked: Demand | Missing) -> tuple[int,
     )
 
 
-def _usual(facts: Facts, key: ServiceKey, metrics: ServiceMetrics | Missing) -> float:
+def _usual(margin: Margin, metrics: ServiceMetrics | Missing) -> float:
     """The usual rate, requests per second, to a tenth; of interest only where work waits that may."""
     if isinstance(metrics, Missing) or not metrics.owed_requests_per_second:
         return 0.0
-    return round(facts.margin(key).usual, 1)
+    return round(margin.usual, 1)
 
 
 def _primary(order: Ranked, current: Mapping[str, int], start: int) -> int:

@@ -18,6 +18,7 @@ from tokenservice.core.deployment import startup_seconds
 from tokenservice.core.facts import Facts, rolling_out, spans_nodes
 from tokenservice.core.histogram import quantile
 from tokenservice.core.margin import learned
+from tokenservice.core.memo import column
 from tokenservice.core.model import (
     Accelerator,
     Action,
@@ -119,17 +120,17 @@ class _Told:
 def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]], now: float) -> tuple[_Told, ...]:
     facts, grants = decided.facts, decided.grants
     seen = {one.service.key: one for one in decided.outlooks}
+    keys = tuple(seen)
     mine = {key: tuple(by_service.get(key, ())) for key in seen}
-    wait = {key: _rests(facts, one.service, now) for key, one in seen.items()}
-    keys, refused, belongings = tuple(seen), facts.snapshot.refusals, facts.all_belongings
+    wait = dict(zip(keys, _rest(facts, keys, decided.outlooks, now), strict=True))
     given = (
         tuple(seen.values()),
         tuple(mine.values()),
-        [grants.get(key) for key in keys],
+        column(grants, keys, None),
         tuple(wait.values()),
-        [belongings[key] for key in keys],
-        [refused.get(key) for key in keys],
-        [decided.slow.get(key) for key in keys],
+        column(facts.all_belongings, keys, ()),
+        column(facts.snapshot.refusals, keys, None),
+        column(decided.slow, keys, None),
     )
     found = facts.memo.recall_each(
         "told",
@@ -142,9 +143,11 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
     return tuple(found.values())
 
 
-def _rests(facts: Facts, service: Service, now: float) -> bool:
-    last = facts.snapshot.status_written_at.get(_key(service))
-    return rests(last, now, facts.snapshot.settings.status_interval_seconds, service.uid)
+def _rest(facts: Facts, keys: tuple[ServiceKey, ...], outlooks: Iterable[Outlook], now: float) -> list[bool]:
+    """Whether the figures of each service wait."""
+    written, pause = facts.snapshot.status_written_at, facts.snapshot.settings.status_interval_seconds
+    names = facts.memo.recall("names", None, (keys,), lambda: [ObjectKey("TokenService", *key) for key in keys])
+    return [rests(written.get(name), now, pause, seen.service.uid) for name, seen in zip(names, outlooks, strict=True)]
 
 
 def _all_figures(facts: Facts, tales: tuple[_Told, ...]) -> dict[str, dict[Labels, float]]:
