@@ -77,6 +77,7 @@ class Operator:
             "webhook": {"url": f"https://127.0.0.1:{self.webhook_port}/mutate", "port": self.webhook_port},
             "metrics": {"port": self.metrics_port},
             "health": {"port": self.health_port},
+            "modelVerifier": {"image": "example.org/model-verifier:e2e"},  # never pulled: stages.yaml plays it
         }
         return _merged(base, self.values)
 

@@ -299,6 +299,70 @@ def test_a_change_that_does_not_come_up_is_told_and_goes_back_only_where_asked_t
     assert traffic.lost == {}
 
 
+REFUSED = "refused: Hash mismatch for 'model.safetensors'"
+
+
+def refuses(site: Site, old: set[str]) -> None:
+    """What a kubelet writes of the one new replica, whose verifier ended twice: its engine was never begun."""
+    (pod,) = site.eventually(
+        lambda: [pod for pod in site.pods() if pod["metadata"]["name"] not in old and pod["status"].get("podIP")],
+        "one replica more starts",
+    )
+    (verifier,), (engine,) = pod["status"]["initContainerStatuses"], pod["status"]["containerStatuses"]
+    ended = {"exitCode": 3, "reason": "Error", "message": f"{REFUSED}\n"}
+    crashing = {
+        "ready": False,
+        "restartCount": 2,
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": ended},
+    }
+    waiting = {"started": False, "state": {"waiting": {"reason": "PodInitializing"}}}
+    status = {
+        "phase": "Pending",
+        "initContainerStatuses": [verifier | crashing],
+        "containerStatuses": [engine | waiting],
+    }
+    site.api.patch("pods", pod["metadata"]["name"], {"status": status}, site.namespace, "status")
+
+
+def doubted(site: Site) -> str:
+    """What ModelVerified says once it is False."""
+    found = site.wait_condition("ModelVerified", "False")
+    assert found["reason"] == "VerificationFailed"
+    assert REFUSED in found["message"]
+    return str(found["message"])
+
+
+def test_a_model_that_was_changed_starts_no_engine_and_those_verified_before_serve_on(site: Site) -> None:
+    """Seen by one replica more first, then by a new version."""
+    site.node()
+    verification = {"publicKey": {"name": "release-key"}}
+    asked: dict[str, Any] = {"model": {"uri": f"hf://{MODEL}", "verification": verification}}
+    site.serving(**asked, replicas=2)
+    promised = f"hf://{MODEL} signed by key model.pub of ConfigMap release-key"
+    assert site.wait_true("ModelVerified")["message"] == promised
+    good = {pod["metadata"]["name"] for pod in site.pods()}
+    try:
+        with site.traffic(rate=1.0) as traffic:
+            fail_starts(site, fails=True)
+            site.apply(**asked, replicas=3)
+            refuses(site, good)
+            assert "2 replicas that started before serve on" in doubted(site)
+            site.apply(**asked, replicas=2)
+            assert site.wait_true("ModelVerified")["message"] == promised
+            site.eventually(lambda: {p["metadata"]["name"] for p in site.pods()} == good, "the refused replica goes")
+
+            site.apply(**asked, replicas=2, engine={"name": "vLLM", "maxModelLen": 4096})
+            refuses(site, good)
+            assert "2 replicas of the last good version serve on" in doubted(site)
+            assert stalled(site, "VerificationFailed", REFUSED)
+            assert set(site.endpoints()) == good, "the good ones never went"
+            traffic.goes_on(2)
+    finally:
+        fail_starts(site, fails=False)
+    assert traffic.lost == {}
+
+
 def test_a_claim_that_is_not_there_is_told_and_costs_no_replica(site: Site) -> None:
     """Nothing is taken away for a replica that room would not help."""
     site.node()
