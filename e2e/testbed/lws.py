@@ -39,7 +39,12 @@ class LeaderWorkerSets:
     def install(self) -> None:
         """Brings the CRD, the controller and its webhooks."""
         self.cluster.kubectl("apply", "--server-side", f"--filename={crd()}")
-        self.cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"--filename={crd()}")
+        wait = ("wait", "--for=condition=Established", "--timeout=30s", f"--filename={crd()}")
+        self.processes.wait_until(  # kubectl gives up at once while there are no conditions
+            lambda: "condition met" in self.cluster.kubectl(*wait, check=False),
+            what="LeaderWorkerSets are a kind",
+            timeout_seconds=30,
+        )
         folder, port, health = self.cluster.folder / NAME, free_port(), free_port()
         authority = self._certified(folder)
         (folder / "config.yaml").write_text(yaml.safe_dump(_configuration(folder, port, health)))
