@@ -51,6 +51,13 @@ def test_a_new_service_gets_its_children_and_serves() -> None:
     assert made.serving(CHAT.key) == 2
 
 
+def test_engines_of_a_new_service_wait_for_what_their_pods_need_and_for_nothing_else() -> None:
+    actions = {action.id.split("/")[1]: action for action in world().round().actions}
+    engines = actions["Deployment"]
+    assert set(engines.after) == {actions["ServiceAccount"].id, actions["NetworkPolicy"].id}
+    assert actions["Service"].after == actions["PodDisruptionBudget"].after == (engines.id,)
+
+
 def test_a_settled_world_is_left_alone() -> None:
     made = world()
     made.run(30)

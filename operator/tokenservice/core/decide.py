@@ -23,6 +23,7 @@ from tokenservice.core.margin import UNTRIED, moved
 from tokenservice.core.memo import Memo, column
 from tokenservice.core.model import (
     Action,
+    Apply,
     Json,
     Margin,
     Missing,
@@ -207,14 +208,26 @@ def _nothing(actions: list[Action]) -> bool:
 
 
 def _service_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
-    """Shared children first, then one step for each variant, then variants that are wanted no more."""
+    """Shared children first, then one step for each variant, then variants that are wanted no more.
+
+    Of a new service only what its pods need comes before its engines, which take minutes to start: where a thousand
+    services come at once, those of the last would else wait for what nobody needs until they serve.
+    """
     shared = _shared_actions(facts, seen, grant)
-    before = tuple(action.id for action in shared)
+    new = not facts.deployments.get(seen.service.key)
+    first = [action for action in shared if not new or action.manifest["kind"] not in _FOR_WHAT_SERVES]
+    before = tuple(action.id for action in first)
     engines = [action for name, count in grant.counts.items() for action in _engine(facts, seen, name, count, before)]
-    return [*shared, *engines, *_retirements(facts, seen, grant)]
+    after = tuple(action.id for action in engines)
+    last = [replace(action, after=after) for action in shared if action not in first]
+    return [*first, *engines, *last, *_retirements(facts, seen, grant)]
 
 
-def _shared_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
+_FOR_WHAT_SERVES = frozenset({"Service", "PodDisruptionBudget", "PodMonitor"})
+"""Shared children that find and guard replicas, once there are some."""
+
+
+def _shared_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Apply]:
     spec = seen.service.spec
     assert spec is not None
     total = sum(grant.counts.values())
@@ -261,7 +274,7 @@ def _reason(next_step: Step) -> Reason:
 
 def _applied(
     facts: Facts, service: Service, manifest: Json, reason: Reason, message: str = "", after: tuple[str, ...] = ()
-) -> Iterable[Action]:
+) -> Iterable[Apply]:
     """The apply of a child, if it differs from what is there."""
     metadata = manifest["metadata"]
     there = facts.snapshot.children.get(ObjectKey(manifest["kind"], metadata["namespace"], metadata["name"]))
