@@ -34,7 +34,7 @@ from tokenservice.core.hindsight import (
     rules,
 )
 from tokenservice.core.memo import Memo
-from tokenservice.core.model import Missing, Plan, Service, ServiceMetrics
+from tokenservice.core.model import Missing, Plan, Service, ServiceKey, ServiceMetrics
 
 LEAD, CAPACITY, TOLERATED, ALLOWED = 80.0, 10.0, 1.0, 0.006
 PARTS = 16
@@ -429,6 +429,24 @@ def passes(
         )
         plans.append(decide(seen, start + 5.0 * number, memo))
     return plans[1:]
+
+
+def test_what_stays_the_same_is_looked_at_in_time_and_not_for_all_services_at_once() -> None:
+    """A look takes time; a step of more than a minute would not be learned from in full."""
+    services = [make_service(f"chat-{number}") for number in range(60)]
+    metrics, plan = {service.key: make_metrics(1.0) for service in services}, Plan()
+    looks, since = list[int](), dict[ServiceKey, float]()
+    for number in range(60):
+        now = NOW + 5.0 * number
+        seen = snapshot_of(*services, nodes=(make_node("n1"),), metrics=metrics, hindsights=plan.hindsights)
+        before, plan = plan.hindsights, decide(seen, now)
+        looked = [key for key, record in plan.hindsights.items() if record is not before.get(key)]
+        assert all(now - since.get(key, now) <= 50.0 for key in looked)
+        since |= dict.fromkeys(looked, now)
+        looks.append(len(looked))
+    assert looks[:2] == [60, 60]
+    assert 0 < max(looks[2:]) < 20
+    assert max(now - at for at in since.values()) <= 45.0
 
 
 def wanted(plan: Plan) -> int:

@@ -37,7 +37,7 @@ from tokenservice.core.model import (
 )
 from tokenservice.core.moves import departures, placements
 from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
-from tokenservice.core.pace import pace
+from tokenservice.core.pace import turn
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollback import failure, with_history
 from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, retired, step
@@ -95,7 +95,7 @@ def _hindsights(facts: Facts, outlooks: Sequence[Outlook], now: float) -> dict[S
         if lead is not None and seen.want is not None and seen.targets is not None:
             if record is None or record.lead_seconds != lead:
                 record = begun(lead, now, _able(facts, seen, seen.want))  # with another lead nothing learned holds
-            elif not record.knows(last, now, pace(seen.service.uid)) and isinstance(last, ServiceMetrics):
+            elif not record.knows(last, now, turn(seen.service.uid)) and isinstance(last, ServiceMetrics):
                 looks[key] = _look(facts, seen, seen.want, seen.targets, last, record)
         if record is not None:
             found[key] = record

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, exp, inf
+from math import ceil, exp, floor, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -133,12 +133,13 @@ class Hindsight:
     longest_lull: float = 0.0
     told_by: object = None
 
-    def knows(self, told_by: object, now: float, pace: float = 1.0) -> bool:
+    def knows(self, told_by: object, now: float, turn: float = 0.0) -> bool:
         """Whether this was looked at already: most decisions come between two rounds of metrics.
 
-        What stays the same is looked at again long before a step is as long as it may be, each record at its `pace`.
+        What stays the same is looked at once in each three quarters of a step, when these are over by the share `turn`.
         """
-        return self.told_by is told_by and now - self.at < _LONGEST_STEP_SECONDS / 2 * pace
+        period = 0.75 * _LONGEST_STEP_SECONDS
+        return self.told_by is told_by and floor(now / period - turn) == floor(self.at / period - turn)
 
 
 def begun(lead_seconds: float, now: float, able: float = 0.0) -> Hindsight:

@@ -15,7 +15,7 @@ from tokenservice.api.conditions import ConditionType
 from tokenservice.core.conditions import FALSE, TRUE, by_type
 from tokenservice.core.model import Action, Apply, Event, Json, ObjectKey, Reason, Service
 from tokenservice.core.names import ENGINE_KINDS
-from tokenservice.core.pace import pace
+from tokenservice.core.pace import turn
 from tokenservice.core.status import ServiceReport, at_once, verdicts
 
 NOTABLE_CHANGE = 0.05
@@ -58,7 +58,7 @@ def rests(last_written_at: float | None, now: float, pause_seconds: float, uid: 
     own time, so that statuses that were written together are not written together for ever."""
     if last_written_at is None:
         return False
-    return now - last_written_at < pause_seconds * pace(uid)
+    return now - last_written_at < pause_seconds * (1 + turn(uid) / 2)
 
 
 def changed(
