@@ -133,6 +133,7 @@ def test_a_moment_of_health_or_without_metrics_begins_anew() -> None:
 NOT_REPLACED: dict[str, dict[str, Any]] = {
     "it has not rested": {"rested": 0.0},
     "the fleet moves nothing": {"enabled": False},
+    "the fleet moves nothing at once": {"maxConcurrentMoves": 0},
     "no other node has room": {"nodes": 1},
 }
 

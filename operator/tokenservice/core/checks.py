@@ -270,7 +270,7 @@ def _no_image(spec: TokenServiceSpec, variants: Sequence[Variant], images: Engin
     if own is not None:
         message = (
             f"{own} is built for {built_for(own, images)}, and the model would run on {listed(vendors)}:"
-            f" name an image for that, or allow other classes in spec.placement.accelerators"
+            " name an image for that, or allow other classes in spec.placement.accelerators"
         )
     return Problem(Reason.NO_ENGINE_IMAGE, "spec.engine.image", message)
 

@@ -162,7 +162,7 @@ def _replaced(
     ]
     return tuple(
         mark(one.pod, LEAVING, Reason.SLOW_REPLICA, f"{one.words}: it is replaced, look at that node")
-        for one in sorted(may, key=lambda one: (-one.times, one.pod.name))[:1]
+        for one in sorted(may, key=lambda one: (-one.times, one.pod.name))[: min(1, rules.max_moves)]
     )
 
 

@@ -56,8 +56,8 @@ class LoadingReport:
     trouble: str = ""
 
     @property
-    def words(self) -> str:
-        return f"{self.replicas} start ({self.trouble})" if self.trouble else f"{self.replicas} start"
+    def aside(self) -> str:
+        return f" ({self.trouble})" if self.trouble else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +238,7 @@ def _ready(report: ServiceReport) -> Verdict:
 def _on_the_way(report: ServiceReport, serving: str) -> tuple[Reason, str]:
     """Why fewer replicas serve than must."""
     if report.loading is not None:
-        return Reason.STARTING, shortened(f"{serving}, {report.loading.words}")
+        return Reason.STARTING, shortened(f"{serving}, {report.loading.replicas} start{report.loading.aside}")
     if report.without_room:
         return Reason.INSUFFICIENT, f"{serving}: {report.room_message}"
     if report.limited:
@@ -262,7 +262,9 @@ def _reconciling(report: ServiceReport) -> Verdict:
     if report.changing:
         return Verdict(TRUE, Reason.ROLLING_OUT, report.exchange)
     if report.loading is not None:
-        return Verdict(TRUE, Reason.STARTING, shortened(f"replicas: {report.loading.words}"))
+        return Verdict(
+            TRUE, Reason.STARTING, shortened(f"{report.loading.replicas} replicas start{report.loading.aside}")
+        )
     if report.ready < max(1, report.floor) and report.desired:
         return Verdict(TRUE, *_on_the_way(report, f"{report.ready} of {report.floor} replicas serve"))
     return Verdict(FALSE, Reason.STEADY, "everything is as decided")
