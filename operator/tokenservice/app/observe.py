@@ -27,13 +27,13 @@ from tokenservice.core.model import (
     Snapshot,
 )
 from tokenservice.edge.projections import Fleet, Resident, Unreadable
-from tokenservice.edge.resources import OWNED_KINDS
+from tokenservice.edge.resources import OPTIONAL_KINDS, OWNED_KINDS
 from tokenservice.edge.store import Stores
 
 T = TypeVar("T")
 
 NOTHING = Plan()
-CHILD_KINDS = (*OWNED_KINDS, "PodMonitor")
+CHILD_KINDS = (*OWNED_KINDS, *OPTIONAL_KINDS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +74,7 @@ class Observer:
             fleet_problem=self._fleet_problem(),
             fleet_utilization=answer.utilization,
             fleet_means=answer.means,
+            adapters=answer.adapters,
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,

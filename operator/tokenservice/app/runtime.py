@@ -272,7 +272,8 @@ def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> N
 def _views(kube: Kube, settings: Settings, wake: Callable[[], None]) -> tuple[Stores, list[Reflector]]:
     """A store and a reflector for every kind and namespace."""
     stores, reflectors = [], []
-    kinds = [*PROJECTIONS, *(kind for kind in CHILD_KINDS if kind != "PodMonitor" or settings.pod_monitors)]
+    unused = {kind for kind, used in settings.optional_kinds.items() if not used}
+    kinds = [*PROJECTIONS, *(kind for kind in CHILD_KINDS if kind not in unused)]
     for kind in kinds:
         namespaces = settings.watch_namespaces if RESOURCES[kind].namespaced and settings.watch_namespaces else ("",)
         for namespace in namespaces:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.adapters import wanted, with_loader
 from tokenservice.core.deployment import deployment_spec, engine_image, labels
 from tokenservice.core.model import Json, Service, Settings, Variant
 from tokenservice.core.names import (
@@ -24,6 +25,7 @@ from tokenservice.core.names import (
     SCALED_AT_ANNOTATION,
     SERVICE_LABEL,
     SURGE_ANNOTATION,
+    adapters_name,
     deployment_name,
     engine_account_name,
 )
@@ -74,7 +76,9 @@ def shared_children(
     ]
     if settings.pod_monitors:
         monitor = _shared(service, "monitoring.coreos.com/v1", "PodMonitor", key.name)
-        found.append(monitor | {"spec": monitor_spec(key)})
+        found.append(monitor | {"spec": monitor_spec(key, spec)})
+    if spec.model.runtime_adapters is not None:
+        found.append(_shared(service, "v1", "ConfigMap", adapters_name(key.name)) | {"data": wanted(spec)})
     return tuple(hashed(manifest) for manifest in found)
 
 
@@ -98,7 +102,9 @@ def deployment(
     if spec is None or image is None:
         raise ValueError(f"{key} cannot run {variant.name}: no valid spec or no image")
     body = deployment_spec(key, spec, variant, replicas, image, fleet, in_place=in_place)
-    body["template"] = verified(merged(body["template"], settings.pod_patch), spec, settings.images.verifier)
+    patched = merged(body["template"], settings.pod_patch)
+    loading = with_loader(patched, spec, key, variant.engine, settings.images.loader)
+    body["template"] = verified(loading, spec, settings.images.verifier)
     name = deployment_name(key.name, variant.name)
     made = hashed(_object(service, "apps/v1", "Deployment", name, labels(key, spec, variant)) | {"spec": body})
     made["metadata"]["annotations"][SURGE_ANNOTATION] = str(surge)

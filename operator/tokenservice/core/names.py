@@ -60,6 +60,10 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 ENGINE_PORT = 8000
 ENGINE_CONTAINER = "engine"
 VERIFIER_CONTAINER = "verify-model"
+LOADER_CONTAINER = "load-adapters"
+LOADER_PORT = 8001
+"""Where the loader of adapters says what it has loaded, and whether its pod may serve."""
+
 MODEL_VOLUME = "model"
 
 _LABEL_LIMIT = 63
@@ -81,6 +85,11 @@ def variant_name(accelerator: str, engine: str, tensor_parallel_size: int, preci
 def deployment_name(service: str, variant: str) -> str:
     """Name of the Deployment of a (service, variant)."""
     return shortened(f"{service}-{variant}")
+
+
+def adapters_name(service: str) -> str:
+    """Name of the ConfigMap that lists the adapters which the engines of a service are to have."""
+    return f"{service}-adapters"
 
 
 def engine_account_name(service: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.deployment import egress_ports
 from tokenservice.core.model import Json, ServiceKey, Settings
-from tokenservice.core.names import ENGINE_PORT, SERVICE_LABEL, VARIANT_LABEL
+from tokenservice.core.names import ENGINE_PORT, LOADER_PORT, SERVICE_LABEL, VARIANT_LABEL
 
 SERVICE_PORT = 80
 SCRAPE_SECONDS = 5
@@ -51,8 +51,11 @@ def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings)
     each apply of one as a change.
     """
     peers = [*settings.gateway_peers, *settings.metrics_peers]
+    ingress = [{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else []
+    if spec.model.runtime_adapters is not None and settings.metrics_peers:
+        ingress.append({"from": [*settings.metrics_peers], "ports": [_tcp(LOADER_PORT)]})
     rules: Json = {
-        "ingress": [{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else [],
+        "ingress": ingress,
         "egress": _egress(spec),
     }
     return {
@@ -61,10 +64,11 @@ def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings)
     } | {direction: opened for direction, opened in rules.items() if opened}
 
 
-def monitor_spec(service: ServiceKey) -> Json:
+def monitor_spec(service: ServiceKey, spec: TokenServiceSpec) -> Json:
     """For the Prometheus operator; a series carries its service and variant as labels."""
+    ports = ("http", *(("adapters",) if spec.model.runtime_adapters is not None else ()))
     return {
-        "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": f"{SCRAPE_SECONDS}s"}],
+        "podMetricsEndpoints": [{"port": port, "path": "/metrics", "interval": f"{SCRAPE_SECONDS}s"} for port in ports],
         "podTargetLabels": [SERVICE_LABEL, VARIANT_LABEL],
         "selector": {"matchLabels": {SERVICE_LABEL: service.name}},
     }

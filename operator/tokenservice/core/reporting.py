@@ -10,6 +10,7 @@ from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.conditions import ConditionType
 from tokenservice.api.token_service import Mode
+from tokenservice.core.adapters import AdapterReport, reports
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
@@ -116,10 +117,8 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
     mine = {key: tuple(by_service.get(key, ())) for key in seen}
     wait = {key: _rests(facts, one.service, now) for key, one in seen.items()}
     refused = facts.snapshot.refusals
-    given = {
-        key: (one, mine[key], grants.get(key), wait[key], facts.belongings(key), facts.scope, refused.get(key))
-        for key, one in seen.items()
-    }
+    about = {key: (facts.belongings(key), facts.scope, refused.get(key), _adapters(facts, key)) for key in seen}
+    given = {key: (one, mine[key], grants.get(key), wait[key], *about[key]) for key, one in seen.items()}
     found = facts.memo.recall_each(
         "told",
         given,
@@ -127,6 +126,10 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
         lambda one: one.settled,
     )
     return list(found.values())
+
+
+def _adapters(facts: Facts, key: ServiceKey) -> tuple[AdapterReport, ...]:
+    return reports(facts.services[key].spec, facts.pods_of(key), facts.snapshot.adapters)
 
 
 def _rests(facts: Facts, service: Service, now: float) -> bool:
@@ -211,6 +214,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         cost_per_million_tokens=_cost(seen, crew),
         workload=seen.workload,
         capacity_factor=learned(facts.margin(service.key)),
+        adapters=_adapters(facts, service.key),
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
     )
 

@@ -26,6 +26,7 @@ from tokenservice.core.model import Accelerator, Child, Json, Node, ObjectKey, P
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
+    LOADER_CONTAINER,
     MANAGED_BY_LABEL,
     MODEL_VOLUME,
     PLACEMENT_GATE,
@@ -258,7 +259,9 @@ def _lacks_claim(unbound: str | None) -> str | None:
 
 
 def _starting_since(status: Json, states: list[Json]) -> float | None:
-    if any(state.get("started") or state.get("restartCount") for state in states):
+    """The loader of adapters starts before the engine, and says nothing of its start."""
+    awaited = [state for state in states if state.get("name") != LOADER_CONTAINER]
+    if any(state.get("started") or state.get("restartCount") for state in awaited):
         return None
     conditions = status.get("conditions") or ()
     bound: Json = next((c for c in conditions if c.get("type") == "PodScheduled" and c.get("status") == "True"), {})

@@ -37,6 +37,7 @@ _KINDS = (
     Resource(kind="Node", plural="nodes", namespaced=False),
     Resource(kind="Pod", plural="pods"),
     Resource(kind="Service", plural="services"),
+    Resource(kind="ConfigMap", plural="configmaps"),
     Resource(kind="ServiceAccount", plural="serviceaccounts"),
     Resource(kind="Deployment", plural="deployments", group="apps"),
     Resource(kind="PodDisruptionBudget", plural="poddisruptionbudgets", group="policy"),
@@ -55,7 +56,10 @@ _KINDS = (
 RESOURCES = {resource.kind: resource for resource in _KINDS}
 
 OWNED_KINDS = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy")
-"""Children of a TokenService, in every cluster; PodMonitor comes on top where its CRD exists."""
+"""Children of a TokenService, in every cluster."""
+
+OPTIONAL_KINDS = ("PodMonitor", "ConfigMap")
+"""Children where the settings ask for them: the one where its CRD exists, the other where adapters are loaded."""
 
 
 def path_of(key: ObjectKey, subresource: str = "") -> str:

@@ -18,6 +18,9 @@ from tokenservice.core.model import Json, Problem, Reason, ServiceKey
 CACHE_PATH = "/cache"
 """An emptyDir: the only place, with /tmp, that an engine can write to."""
 
+GUARD_PATH = "/adapter-guard"
+"""Where the loader of adapters puts what keeps others from having an engine load adapters."""
+
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
 
 
@@ -39,7 +42,8 @@ class Vocabulary:
     """The flags of one engine, by what becomes of them in extraArgs.
 
     `rendered` maps a flag to the field that sets it, `refused` to why nobody may. Of the rest only `switches` (no
-    value), `valued` (one) and `listed` (one or more) are let in.
+    value), `valued` (one) and `listed` (one or more) are let in; of these, `roomy` ones are set by
+    spec.model.runtimeAdapters where it is there.
     """
 
     engine: str
@@ -48,6 +52,7 @@ class Vocabulary:
     switches: frozenset[str]
     valued: frozenset[str]
     listed: frozenset[str]
+    roomy: frozenset[str]
     environment: frozenset[str]
 
 
@@ -226,6 +231,13 @@ def _not_allowed(flag: str, why: str, at: str) -> Problem:
 
 def _stray(word: str, at: str) -> Problem:
     return _not_allowed(repr(word), "it follows no flag that takes a value", at)
+
+
+def room_problems(vocabulary: Vocabulary, extra_args: Iterable[str]) -> Iterable[Problem]:
+    """Flags in extraArgs that spec.model.runtimeAdapters sets, for a spec that has it."""
+    for index, word in enumerate(extra_args):
+        if _is_flag(word) and flag_name(word) in vocabulary.roomy:
+            yield _conflict(flag_name(word), "spec.model.runtimeAdapters", f"spec.engine.extraArgs[{index}]")
 
 
 def environment_problems(
