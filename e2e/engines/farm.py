@@ -14,6 +14,7 @@ import yaml
 from e2e.engines.cluster import Api, connect
 from e2e.engines.contract import SERVICE_LABEL, Json
 from e2e.engines.fleet import Fleet, FleetOptions
+from e2e.engines.loaders import Loaders
 from e2e.engines.reflector import PodReports, follow
 from e2e.engines.server import serve
 from e2e.engines.sinks import NodeSink, PodSink, ProfileSink
@@ -32,7 +33,9 @@ async def run_farm(api: Api, port: int, options: FleetOptions, profiles: list[Js
     profile_sink.listed(profiles)
     runner, bound = await serve(fleet, port)
     log.info("engines listen on 127.0.0.1:%d, time scale %g", bound, options.time_scale)
+    loaders = Loaders(fleet, api, bound)
     tasks = [
+        asyncio.create_task(loaders.run()),
         asyncio.create_task(follow(api, NODES, NodeSink(fleet))),
         asyncio.create_task(follow(api, PROFILES, profile_sink)),
         asyncio.create_task(follow(api, PODS, PodSink(fleet), labelSelector=SERVICE_LABEL)),

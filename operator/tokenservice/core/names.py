@@ -87,11 +87,11 @@ def deployment_name(service: str, variant: str) -> str:
     return shortened(f"{service}-{variant}")
 
 
-def adapters_name(service: str) -> str:
-    """Name of the ConfigMap that lists the adapters which the engines of a service are to have."""
-    return f"{service}-adapters"
-
-
 def engine_account_name(service: str) -> str:
     """Name of the ServiceAccount of a service's engines; it has no token and no rights."""
     return f"{service}-engine"
+
+
+def adapters_name(service: str) -> str:
+    """Name of the ConfigMap that lists the adapters which the engines of a service are to have."""
+    return f"{service}-adapters"

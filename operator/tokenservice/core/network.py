@@ -50,14 +50,11 @@ def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings)
     peers the rule is left out, for `from: []` would let everyone in; and so are empty lists, for the server counts
     each apply of one as a change.
     """
-    peers = [*settings.gateway_peers, *settings.metrics_peers]
+    peers, metrics = [*settings.gateway_peers, *settings.metrics_peers], list(settings.metrics_peers)
     ingress = [{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else []
-    if spec.model.runtime_adapters is not None and settings.metrics_peers:
-        ingress.append({"from": [*settings.metrics_peers], "ports": [_tcp(LOADER_PORT)]})
-    rules: Json = {
-        "ingress": ingress,
-        "egress": _egress(spec),
-    }
+    if metrics and spec.model.runtime_adapters is not None:
+        ingress.append({"from": metrics, "ports": [_tcp(LOADER_PORT)]})
+    rules: Json = {"ingress": ingress, "egress": _egress(spec)}
     return {
         "podSelector": {"matchLabels": {SERVICE_LABEL: service.name}},
         "policyTypes": ["Ingress", "Egress"],

@@ -129,7 +129,7 @@ class PrometheusReader:
                 for histogram in (promql.TTFT, promql.TPOT)
             )
             query = question.utilization_query
-            adapters = _adapters(client.query(promql.ADAPTERS)) if question.adapters else {}
+            adapters = _adapters(client) if question.adapters else {}
             utilization, means = self._utilization(client, query), self._recent_means(client, query)
             return _Round(figures, ttft, tpot, utilization, means, adapters)
 
@@ -332,7 +332,12 @@ def _series(result: Any) -> list[Series]:
     return [(found["metric"], float(found["value"][1])) for found in result if "value" in found]
 
 
-def _adapters(result: Iterable[Series]) -> PodAdapters:
+def _adapters(client: _Client) -> PodAdapters:
+    """What fails here spoils only what is said of adapters."""
+    try:
+        result = client.query(promql.ADAPTERS)
+    except _NoAnswer:
+        return {}
     found: dict[tuple[str, str], dict[str, LoadedAdapter]] = {}
     for labels, value in result:
         said = LoadedAdapter(labels.get("uri", ""), value == 1, labels.get("error", ""))
