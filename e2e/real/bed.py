@@ -58,7 +58,7 @@ def start(say: Say) -> Iterator[Bed]:
         obtain(*REAL_NODES)
         workshop = Workshop.cached(say)
         store = workshop.engine_store()
-        operator = workshop.operator_archive()
+        operator, loader = workshop.operator_archive(), workshop.loader_archive()
         folder = cache_root() / "real"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -77,6 +77,7 @@ def start(say: Say) -> Iterator[Bed]:
             say(f"node {node.name}: containerd, kubelet, kube-proxy")
             images.clone(store, node.folder / "containerd")
             node.start(other.number for other in nodes if other is not node)
+            node.import_image(loader)
         yield _furnished(cluster, nodes, processes, stack, operator, store, say)
 
 
@@ -146,4 +147,5 @@ def _values(bed: Bed, tag: str) -> Json:
         "image": {"repository": images.OPERATOR, "tag": tag, "pullPolicy": "Never"},
         "prometheus": {"address": bed.prometheus.address},
         "engineImages": {"vllm": {"nvidia": bed.engine_image}},
+        "adapterLoader": {"image": f"{images.LOADER}:{images.CURRENT}"},
     }
