@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.core.rendering import DIGEST, SETTINGS, make_variant
+from tests.core.test_mutations import BASE, become, world
 from tests.core.test_rollback import Story, conditions
 from tests.support.build import make_pod, make_service, make_spec
 from tests.support.pod_security import violations
@@ -16,7 +17,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.adapters import AdapterReport, reports
 from tokenservice.core.engines import engine_problems
 from tokenservice.core.manifests import children
-from tokenservice.core.model import Json, LoadedAdapter
+from tokenservice.core.model import Apply, Delete, Json, LoadedAdapter, Plan
 
 CLAIM = "pvc://weights/qwen/32b"
 ROOM: Json = {"maxActive": 4, "maxRank": 32}
@@ -192,3 +193,23 @@ def test_a_failure_is_told_in_the_engines_words() -> None:
 def test_nothing_is_told_where_nothing_serves_or_adapters_are_arguments() -> None:
     assert reports(make_spec(model={"uri": CLAIM, "adapters": [IN_CLAIM]}), [make_pod("a", ready=True)], {}) == ()
     assert [one.state for one in reports(SPEC, [], {})] == ["Unknown"]
+
+
+# --- the way back
+
+
+def test_the_list_goes_only_when_no_pod_template_reads_it_any_more() -> None:
+    """A pod that started anew in between would wait for it for ever."""
+    made = world({**BASE, "model": {**BASE["model"], "runtimeAdapters": {}}})
+    made.run(10, seconds=60.0)
+    assert [key.name for key in made.children if key.kind == "ConfigMap"] == ["chat-adapters"]
+    become(made, {**BASE, "model": {k: v for k, v in BASE["model"].items() if k != "runtimeAdapters"}})
+    plans = made.run(10, seconds=60.0)
+    (gone,) = [index for index, plan in enumerate(plans) if any(isinstance(it, Delete) for it in plan.actions)]
+    (rolled,) = [index for index, plan in enumerate(plans) if _applies_deployment(plan)]
+    assert rolled < gone
+    assert not [key for key in made.children if key.kind == "ConfigMap"]
+
+
+def _applies_deployment(plan: Plan) -> bool:
+    return any(isinstance(it, Apply) and it.manifest["kind"] == "Deployment" for it in plan.actions)
