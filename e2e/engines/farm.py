@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,7 +34,8 @@ async def run_farm(api: Api, port: int, options: FleetOptions, profiles: list[Js
     profile_sink.listed(profiles)
     runner, bound = await serve(fleet, port)
     log.info("engines listen on 127.0.0.1:%d, time scale %g", bound, options.time_scale)
-    loaders = Loaders(fleet, api, bound)
+    volumes = tempfile.TemporaryDirectory(prefix="adapters-")
+    loaders = Loaders(fleet, api, bound, Path(volumes.name))
     tasks = [
         asyncio.create_task(loaders.run()),
         asyncio.create_task(follow(api, NODES, NodeSink(fleet))),
@@ -51,6 +53,7 @@ async def run_farm(api: Api, port: int, options: FleetOptions, profiles: list[Js
         await asyncio.gather(*tasks, stopped, return_exceptions=True)
         await runner.shutdown()
         await runner.cleanup()
+        volumes.cleanup()
 
 
 def _arguments() -> argparse.Namespace:

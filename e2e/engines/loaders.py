@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,10 +43,10 @@ class Reads(Protocol):
 class Loaders:
     """Loaders by pod; `look` once lets each have its engine brought to its list."""
 
-    def __init__(self, fleet: Fleet, api: Reads, port: int) -> None:
+    def __init__(self, fleet: Fleet, api: Reads, port: int, folder: Path) -> None:
         self._fleet, self._api = fleet, api
         self._url = f"http://127.0.0.1:{port}"
-        self._folder = tempfile.TemporaryDirectory(prefix="adapters-")
+        self._folder = folder
         self._program = _program()
         self._loaders: dict[tuple[PodKey, str], Any] = {}
 
@@ -73,7 +72,7 @@ class Loaders:
         self._fleet.adapter_pages = {key: loader.metrics() for (key, _), loader in self._loaders.items()}
 
     def _new(self, pod: EnginePod) -> Any:
-        own = Path(self._folder.name) / pod.uid
+        own = self._folder / pod.uid
         (own / "downloads").mkdir(parents=True, exist_ok=True)
         engine = self._program.ENGINES[pod.dialect](
             f"{self._url}/pods/{pod.key.namespace}/{pod.key.name}", "no guard is played"
