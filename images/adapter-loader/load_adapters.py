@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -287,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hub = os.environ.get("HF_ENDPOINT", Loader.hub).rstrip("/")
     token = os.environ.get("HF_TOKEN")
     loader = Loader(engine, asked.wanted, asked.downloads, asked.keep_seconds, hub=hub, token=token)
+    # The first process of a container gets only the signals that it asks for, and a pod waits for its sidecars.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     serve(loader, asked.port)
     while True:
         loader.look(time.monotonic())

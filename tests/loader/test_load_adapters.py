@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -231,6 +233,25 @@ def test_probes_are_answered(engine: FakeEngine, tmp_path: Path) -> None:
         assert answer.status == 200
     server.shutdown()
     server.server_close()
+
+
+def test_the_program_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """As process 1 it is deaf to SIGTERM unless it asks for it, and its pod would stay for the whole grace period."""
+    (tmp_path / "list").write_text('{"adapters": []}')
+    words = ("--engine=vLLM", "--url=http://127.0.0.1:1", f"--wanted={tmp_path / 'list'}", "--port=0")
+    folders = (f"--downloads={tmp_path}", f"--guard={tmp_path}")
+    command = [sys.executable, str(FOLDER / "load_adapters.py"), *words, *folders]
+    # In a shell that ignores the signal, so that what it runs is as deaf to it as process 1 is.
+    process = subprocess.Popen(["sh", "-c", 'trap "" TERM; exec "$@"', "sh", *command])
+    try:
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            if (tmp_path / "token").exists():  # it runs
+                process.terminate()
+            time.sleep(0.1)
+        assert process.wait(1) == 0
+    finally:
+        process.kill()
 
 
 # --- downloads
