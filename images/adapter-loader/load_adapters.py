@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 LOOK_SECONDS = 2.0
 RETRY_SECONDS = 60.0
@@ -187,7 +188,8 @@ class Loader:
             return
         partial = folder.with_name(f".{folder.name}-partial")
         try:
-            about = json.loads(self._fetched(f"api/models/{repository}/revision/{adapter.revision or 'main'}"))
+            version = quote(adapter.revision or "main", safe="")  # refs/pr/1 is one word to the hub
+            about = json.loads(self._fetched(f"api/models/{repository}/revision/{version}"))
             names = [str(it["rfilename"]) for it in about["siblings"]]
             names = [it for it in names if "/" not in it and not it.startswith(".") and it.endswith(_ENDINGS)]
             if "adapter_model.safetensors" not in names:
@@ -195,7 +197,7 @@ class Loader:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             for name in names:
-                self._fetch(f"{repository}/resolve/{about['sha']}/{name}", partial / name)
+                self._fetch(f"{repository}/resolve/{about['sha']}/{quote(name)}", partial / name)
             partial.rename(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{adapter.uri} could not be downloaded: {_line(str(error) or repr(error))}") from error

@@ -280,6 +280,13 @@ def test_a_repository_is_there_before_the_engine_hears_of_it(engine: FakeEngine,
     assert there == ["adapter_config.json", "adapter_model.safetensors"], "nothing that can run code"
 
 
+def test_a_revision_with_a_slash_is_one_word(engine: FakeEngine, tmp_path: Path, hub: Hub) -> None:
+    pod = Pod(engine, tmp_path, hub.url)
+    pod.wants(downloaded(tmp_path) | {"revision": "refs/pr/1"})
+    assert pod.look()["one"].loaded
+    assert hub.asked[0] == "/api/models/org/model/revision/refs%2Fpr%2F1"
+
+
 def test_a_download_that_breaks_off_is_no_adapter(engine: FakeEngine, tmp_path: Path, hub: Hub) -> None:
     hub.cut = ("adapter_model.safetensors", 5)
     pod = Pod(engine, tmp_path, hub.url)
