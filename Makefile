@@ -64,8 +64,8 @@ IMAGE ?= operator
 LOCK = $(if $(filter operator,$(IMAGE)),requirements/operator.txt,images/$(IMAGE)/requirements.txt)
 BILL = $(BIN)/python -m release.sbom --name tokenservice-$(IMAGE)
 
-sbom: setup ## CycloneDX of an image's Python lock, and of its unpacked root file system: IMAGE=NAME ROOT=DIR VERSION=DIGEST
-	$(BILL) --lock $(LOCK) --to dist/$(IMAGE)-lock.cdx.json
+sbom: setup ## CycloneDX of an image's Python lock, if it has one, and of its unpacked root file system: IMAGE=NAME ROOT=DIR VERSION=DIGEST
+	$(if $(wildcard $(LOCK)),$(BILL) --lock $(LOCK) --to dist/$(IMAGE)-lock.cdx.json)
 	$(if $(ROOT),$(BILL) --root $(ROOT) --version $(or $(VERSION),0) --to dist/$(IMAGE)-image.cdx.json)
 
 unit: setup ## Tests of the pure core, without a cluster

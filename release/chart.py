@@ -1,6 +1,7 @@
 """`python -m release.chart`: the chart as it is released: its version, and every image in it by digest.
 
-A copy is written; the chart of the repository names no digest, since the image that it would name is built from it.
+A copy is written; the chart of the repository names no digest, since the image that it would name is built from it. The
+loader of adapters is released beside it and not named: naming it gives the operator rights on ConfigMaps.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _values(operator: str, verifier: str, pins: Mapping[str, str]) -> Iterator[t
     repository, digest = _pin(operator)
     yield r"^  repository: .*$", f"  repository: {repository}"
     yield r'^  digest: ""$', f"  digest: {digest}"
-    yield r'^  image: ""$', f"  image: {verifier}"
+    yield r'(^modelVerifier:\n(?:  #.*\n)*  image: )""$', rf"\g<1>{verifier}"
     for image, pinned in pins.items():
         yield rf"^(    \w+: ){re.escape(image)}$", rf"\g<1>{image}@{pinned}"
 

@@ -24,6 +24,10 @@ PROFILE_ANNOTATION = "taas.dev/profile"
 READY_ANNOTATION = "testbed.taas.dev/ready"
 DRAINED_ANNOTATION = "testbed.taas.dev/drained"
 CONTAINER = "engine"
+LOADER = "load-adapters"
+ADAPTER_LIST = "adapter-list"
+"""The container that loads adapters while the engine runs, and the volume that it finds their list in."""
+
 
 DEFAULT_MAX_MODEL_LEN = 32_768
 DEFAULT_GRACE_SECONDS = 30.0
@@ -66,11 +70,15 @@ class EngineCommand:
     forces_usage: bool = False
     ttft_bounds: tuple[float, ...] | None = None
     token_gap_bounds: tuple[float, ...] | None = None
+    max_lora_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePod:
-    """One engine pod as the API server shows it; one that does not serve only works for another."""
+    """One engine pod as the API server shows it; one that does not serve only works for another.
+
+    `adapter_list` is the ConfigMap that a loader in it reads.
+    """
 
     key: PodKey
     uid: str
@@ -87,6 +95,7 @@ class EnginePod:
     serves: bool = True
     prestop_seconds: float = 0.0
     deletion: Deletion | None = None
+    adapter_list: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,7 @@ def read_pod(pod: Json) -> EnginePod:
         serves=bool(container.get("ports")),
         prestop_seconds=_prestop_seconds(container),
         deletion=_deletion(metadata),
+        adapter_list=_adapter_list(spec),
     )
 
 
@@ -158,12 +168,14 @@ _FLAGS = {
         "max_num_seqs": ("--max-num-seqs",),
         "max_num_batched_tokens": ("--max-num-batched-tokens",),
         "max_model_len": ("--max-model-len",),
+        "max_lora_rank": ("--max-lora-rank",),
         "tensor_parallel_size": ("--tensor-parallel-size", "-tp"),
     },
     Dialect.SGLANG: {
         "max_num_seqs": ("--max-running-requests",),
         "max_num_batched_tokens": ("--chunked-prefill-size",),
         "max_model_len": ("--context-length",),
+        "max_lora_rank": ("--max-lora-rank",),
         "tensor_parallel_size": ("--tp-size", "--tensor-parallel-size", "--tp"),
     },
 }
@@ -190,6 +202,7 @@ def read_command(words: Sequence[str], dialect: Dialect) -> EngineCommand:
         forces_usage="--enable-force-include-usage" in flags,
         ttft_bounds=ttft,
         token_gap_bounds=token_gap,
+        max_lora_rank=number("max_lora_rank") if "--enable-lora" in flags else None,
     )
 
 
@@ -248,6 +261,12 @@ def _dialect(label: str, words: Sequence[str]) -> Dialect:
 def _engine_container(containers: Sequence[Json]) -> Json:
     named = [container for container in containers if container.get("name") == CONTAINER]
     return named[0] if named else (containers[0] if containers else {})
+
+
+def _adapter_list(spec: Json) -> str:
+    loads = any(container["name"] == LOADER for container in spec.get("initContainers") or ())
+    volumes = (volume for volume in spec.get("volumes") or () if loads and volume["name"] == ADAPTER_LIST)
+    return next((str(volume["configMap"]["name"]) for volume in volumes), "")
 
 
 def _prestop_seconds(container: Json) -> float:

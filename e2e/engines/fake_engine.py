@@ -7,8 +7,10 @@ when the pod's grace period is over.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from e2e.engines.contract import Dialect, EnginePod, Profile
@@ -77,6 +79,7 @@ class FakeEngine:
         self._start_fails = start_fails
         self._deadlines: list[Timer] = []
         self._is_terminating = False
+        self.adapters: dict[str, str] = {}
         self._process = self._new_process()
         if pod.ready_reported:  # it was serving before this fleet was started
             self.state = State.SERVING
@@ -111,6 +114,21 @@ class FakeEngine:
     def abort(self, request_id: RequestId) -> None:
         """The client left. Nothing when the request is already over."""
         self._process.abort(request_id)
+
+    def load_adapter(self, name: str, path: str, *, in_place: bool) -> None:
+        """Load an adapter from a folder. Raises ImpossibleError in the words of vLLM."""
+        room = self.pod.command.max_lora_rank
+        if room is None:
+            raise ImpossibleError("LoRA is not enabled")
+        if name in self.adapters and not in_place:
+            raise ImpossibleError(f"The lora adapter '{name}' has already been loaded.")
+        try:
+            rank = int(json.loads((Path(path) / "adapter_config.json").read_text())["r"])
+        except OSError as error:
+            raise ImpossibleError(f"Loading lora {name} failed: No adapter found for {path}") from error
+        if rank > room:
+            raise ImpossibleError(f"LoRA rank {rank} is greater than max_lora_rank {room}.")
+        self.adapters[name] = path
 
     def metrics_page(self) -> str:
         """The Prometheus text as of now."""
@@ -150,6 +168,7 @@ class FakeEngine:
         self._stop_process()
         self._reports.ready(self.pod, False)
         self._process = self._new_process()
+        self.adapters.clear()
         self._begin_cold_start()
 
     def hang(self) -> None:

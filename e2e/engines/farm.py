@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from e2e.engines.cluster import Api, connect
 from e2e.engines.contract import SERVICE_LABEL, Json
 from e2e.engines.fleet import Fleet, FleetOptions
+from e2e.engines.loaders import Loaders
 from e2e.engines.reflector import PodReports, follow
 from e2e.engines.server import serve
 from e2e.engines.sinks import NodeSink, PodSink, ProfileSink
@@ -32,7 +34,10 @@ async def run_farm(api: Api, port: int, options: FleetOptions, profiles: list[Js
     profile_sink.listed(profiles)
     runner, bound = await serve(fleet, port)
     log.info("engines listen on 127.0.0.1:%d, time scale %g", bound, options.time_scale)
+    volumes = tempfile.TemporaryDirectory(prefix="adapters-")
+    loaders = Loaders(fleet, api, bound, Path(volumes.name))
     tasks = [
+        asyncio.create_task(loaders.run()),
         asyncio.create_task(follow(api, NODES, NodeSink(fleet))),
         asyncio.create_task(follow(api, PROFILES, profile_sink)),
         asyncio.create_task(follow(api, PODS, PodSink(fleet), labelSelector=SERVICE_LABEL)),
@@ -48,6 +53,7 @@ async def run_farm(api: Api, port: int, options: FleetOptions, profiles: list[Js
         await asyncio.gather(*tasks, stopped, return_exceptions=True)
         await runner.shutdown()
         await runner.cleanup()
+        volumes.cleanup()
 
 
 def _arguments() -> argparse.Namespace:

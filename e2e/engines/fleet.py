@@ -61,6 +61,8 @@ class Fleet:
         self._profiles: dict[str, Profile] = {}
         self._lost_nodes: set[str] = set()
         self._start_rules: list[StartRule] = []
+        self.adapter_pages: dict[PodKey, str] = {}
+        """What the loader of adapters in each pod says to Prometheus."""
 
     # -- looking
 

@@ -138,7 +138,9 @@ def error_body(status: int, message: str) -> bytes:
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}}).encode()
 
 
-def models_body(model: str, created_s: int, max_model_len: int) -> bytes:
-    """The answer of /v1/models."""
+def models_body(model: str, created_s: int, max_model_len: int, adapters: Mapping[str, str] | None = None) -> bytes:
+    """The answer of /v1/models; `adapters` are paths by name."""
     card = {"id": model, "object": "model", "created": created_s, "owned_by": "vllm", "root": model, "parent": None}
-    return json.dumps({"object": "list", "data": [{**card, "max_model_len": max_model_len, "permission": []}]}).encode()
+    cards: list[dict[str, object]] = [{**card, "max_model_len": max_model_len, "permission": []}]
+    cards += [card | {"id": name, "root": path, "parent": model} for name, path in (adapters or {}).items()]
+    return json.dumps({"object": "list", "data": cards}).encode()

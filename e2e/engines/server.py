@@ -19,6 +19,7 @@ from aiohttp import web
 from e2e.engines.contract import PodKey
 from e2e.engines.fake_engine import FakeEngine, ImpossibleError, State, UnavailableError
 from e2e.engines.fleet import Fleet, StartRule
+from e2e.engines.loaders import add_hub
 from e2e.engines.metrics import Timing
 from e2e.engines.openai import Answer, Ask, BadRequestError, error_body, models_body, read_ask
 
@@ -68,13 +69,18 @@ def make_app(fleet: Fleet, port: int) -> web.Application:
     pod = "/pods/{namespace}/{pod}"
     app.router.add_post(pod + "/v1/completions", _completions)
     app.router.add_post(pod + "/v1/chat/completions", _chat)
+    for prefix in ("/v1", ""):  # vLLM's paths and SGLang's
+        app.router.add_post(pod + prefix + "/load_lora_adapter", _load_adapter)
+        app.router.add_post(pod + prefix + "/unload_lora_adapter", _unload_adapter)
     app.router.add_get(pod + "/metrics", _metrics)
+    app.router.add_get(pod + "/adapters/metrics", _adapter_metrics)
     app.router.add_get(pod + "/health", _health)
     app.router.add_get(pod + "/v1/models", _models)
 
     async def discovery(request: web.Request) -> web.Response:
         return web.json_response(scrape_config(request.app[FLEET], port))
 
+    add_hub(app)
     app.router.add_get("/sd", discovery)
     app.router.add_get("/admin/engines", _list_engines)
     app.router.add_put("/admin/starts", _put_start_rules)
@@ -95,17 +101,19 @@ async def serve(fleet: Fleet, port: int) -> tuple[web.AppRunner, int]:
 
 
 def scrape_config(fleet: Fleet, port: int) -> list[dict[str, object]]:
-    """Prometheus HTTP service discovery: one target per engine that listens."""
+    """Prometheus HTTP service discovery: one target per engine that listens, and one per loader of adapters."""
+    pages = [(key, "metrics") for key in fleet.scrape_targets()]
+    pages += [(key, "adapters/metrics") for key in fleet.adapter_pages]
     return [
         {
             "targets": [f"127.0.0.1:{port}"],
             "labels": {
-                "__metrics_path__": f"/pods/{key.namespace}/{key.name}/metrics",
+                "__metrics_path__": f"/pods/{key.namespace}/{key.name}/{page}",
                 "namespace": key.namespace,
                 "pod": key.name,
             },
         }
-        for key in fleet.scrape_targets()
+        for key, page in pages
     ]
 
 
@@ -156,7 +164,7 @@ async def _generate(request: web.Request, *, is_chat: bool) -> web.StreamRespons
         )
         output_tokens = ask.output_tokens or max(1, engine.max_model_len - ask.prompt_tokens)
         model = command.model_name
-        if ask.model and ask.model != model:
+        if ask.model and ask.model != model and ask.model not in engine.adapters:
             message = f"The model `{ask.model}` does not exist."
             return web.Response(status=404, body=error_body(404, message), content_type=JSON_TYPE)
         request_id = engine.submit(
@@ -206,6 +214,14 @@ async def _metrics(request: web.Request) -> web.Response:
     return web.Response(body=engine.metrics_page().encode(), headers={"Content-Type": METRICS_TYPE})
 
 
+async def _adapter_metrics(request: web.Request) -> web.Response:
+    key = PodKey(request.match_info["namespace"], request.match_info["pod"])
+    page = request.app[FLEET].adapter_pages.get(key)
+    if page is None:
+        raise web.HTTPBadGateway(text="connection refused", headers=_CLOSE)
+    return web.Response(body=page.encode(), headers={"Content-Type": METRICS_TYPE})
+
+
 async def _health(request: web.Request) -> web.Response:
     engine = _engine_of(request)
     return web.Response() if engine.state == State.SERVING else _unavailable(f"the engine is {engine.state}")
@@ -215,8 +231,27 @@ async def _models(request: web.Request) -> web.Response:
     engine = _engine_of(request)
     if engine.state != State.SERVING:
         return _unavailable(f"the engine is {engine.state}")
-    body = models_body(engine.pod.command.model_name, int(time.time()), engine.max_model_len)
+    body = models_body(engine.pod.command.model_name, int(time.time()), engine.max_model_len, engine.adapters)
     return web.Response(body=body, content_type=JSON_TYPE)
+
+
+async def _load_adapter(request: web.Request) -> web.Response:
+    engine, body = _engine_of(request), await request.json()
+    if engine.state != State.SERVING:
+        return _unavailable(f"the engine is {engine.state}")
+    try:
+        engine.load_adapter(body["lora_name"], body["lora_path"], in_place=bool(body.get("load_inplace")))
+    except ImpossibleError as error:
+        return web.Response(status=400, body=error_body(400, str(error)), content_type=JSON_TYPE)
+    return web.Response(text="Success")
+
+
+async def _unload_adapter(request: web.Request) -> web.Response:
+    engine, body = _engine_of(request), await request.json()
+    if engine.adapters.pop(body["lora_name"], None) is None:
+        message = f"The lora adapter '{body['lora_name']}' cannot be found."
+        return web.Response(status=404, body=error_body(404, message), content_type=JSON_TYPE)
+    return web.Response(text="Success")
 
 
 # -- what tests do

@@ -58,7 +58,11 @@ def start(say: Say) -> Iterator[Bed]:
         obtain(*REAL_NODES)
         workshop = Workshop.cached(say)
         store = workshop.engine_store()
-        operator, verifier = workshop.operator_archive(), workshop.verifier_archive()
+        operator, verifier, loader = (
+            workshop.operator_archive(),
+            workshop.verifier_archive(),
+            workshop.loader_archive(),
+        )
         folder = cache_root() / "real"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -80,6 +84,7 @@ def start(say: Say) -> Iterator[Bed]:
         for node in nodes:
             node.import_image(operator)
             node.import_image(verifier)
+            node.import_image(loader)
             node.ctr("images", "tag", f"{images.OPERATOR}:{images.CURRENT}", f"{images.OPERATOR}:{images.NEXT}")
         tag = store.name.removeprefix("engine-")
         yield Bed(
@@ -147,4 +152,5 @@ def _values(bed: Bed, tag: str) -> Json:
         "prometheus": {"address": bed.prometheus.address},
         "engineImages": {"vllm": {"nvidia": bed.engine_image}},
         "modelVerifier": {"image": f"{images.VERIFIER}:{images.CURRENT}"},
+        "adapterLoader": {"image": f"{images.LOADER}:{images.CURRENT}"},
     }

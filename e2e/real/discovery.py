@@ -51,8 +51,8 @@ class Discovery:
                 pods = self._pods.list_pod_for_all_namespaces(_request_timeout=5).items
             except (client.ApiException, HTTPError, OSError):
                 continue  # the files stay as they were, as with Prometheus' own discovery
-            self._write(ENGINES, targets(pods, port="http", label=_SERVICE_LABEL))
-            self._write(OPERATOR, targets(pods, port="metrics"))
+            self._write(ENGINES, targets(pods, "http", "adapters", label=_SERVICE_LABEL))
+            self._write(OPERATOR, targets(pods, "metrics"))
 
     def _write(self, job: str, found: Iterator[Json]) -> None:
         half = self.file(job).with_suffix(".half")
@@ -60,12 +60,13 @@ class Discovery:
         half.replace(self.file(job))
 
 
-def targets(pods: list[client.V1Pod], *, port: str, label: str | None = None) -> Iterator[Json]:
-    """The pods that have an address, a container port of this name and, where asked for, the label."""
+def targets(pods: list[client.V1Pod], *ports: str, label: str | None = None) -> Iterator[Json]:
+    """The pods that have an address, a port of one of these names (a sidecar's too) and, if asked for, the label."""
     for pod in pods:
         if not pod.status.pod_ip or (label is not None and label not in (pod.metadata.labels or {})):
             continue
-        numbers = [it.container_port for c in pod.spec.containers for it in c.ports or () if it.name == port]
+        containers = [*pod.spec.containers, *(pod.spec.init_containers or ())]
+        numbers = [it.container_port for c in containers for it in c.ports or () if it.name in ports]
         labels = {"namespace": pod.metadata.namespace, "pod": pod.metadata.name}
         for number in numbers:
             yield {"targets": [f"{pod.status.pod_ip}:{number}"], "labels": labels}

@@ -28,6 +28,7 @@ CURRENT, NEXT = "e2e", "e2e-next"
 """Tags of the operator's image: NEXT is the same under another name, for what an upgrade does to those it serves."""
 
 VERIFIER = "localhost/tokenservice/model-verifier"
+LOADER = "localhost/tokenservice/adapter-loader"
 ENGINE = "localhost/tokenservice/vllm-cpu"
 PYTHON = "localhost/tokenservice/python:3.11"
 RUNTIME = "localhost/tokenservice/python-runtime:3.11"
@@ -135,6 +136,13 @@ class Workshop:
         arguments = (f"--build-arg=PYTHON={base}", f"--build-arg=RUNTIME={runtime}")
         self._build(name, f"{image}:{CURRENT}", "--layers", *arguments)
         return self._archive(f"{image}:{CURRENT}", name, compression="gzip")
+
+    def loader_archive(self) -> Path:
+        """The image of the adapter loader, built from what lies in the repository now."""
+        self.say("adapter-loader image")
+        _, runtime = self._bases()
+        self._build("adapter-loader", f"{LOADER}:{CURRENT}", "--layers", f"--build-arg=PYTHON={runtime}")
+        return self._archive(f"{LOADER}:{CURRENT}", "adapter-loader", compression="gzip")
 
     def buildah(self, *words: str | Path) -> str:
         return run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,6 +30,28 @@ def seen(url: str) -> Json:
         "answersStayTheSame": len(set(plain)) == 1,
         "maxNumSeqsHolds": _most_at_once(url) == SEQUENCES,
     }
+
+
+def refuses_adapters(url: str) -> bool:
+    """Whether a stranger is refused who asks the engine to load and to forget an adapter, by either pair of paths."""
+    asked = {"lora_name": ADAPTER, "lora_path": "/models/adapter", "name": ADAPTER, "src": "/models/adapter"}
+    wanted = (
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/adapters"),
+        ("DELETE", f"/adapters/{ADAPTER}"),
+    )
+    return all(_status(url + path, method, asked) == 403 for method, path in wanted)
+
+
+def _status(url: str, method: str, body: Json) -> int:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def _most_at_once(url: str) -> float:

@@ -59,7 +59,8 @@ class Scenario:
         self._measure_operator()
         self._report.verification = self._verified(url)
         pod = self._optimized()
-        self._report.optimizations = optimizations.seen(f"http://{pod['status']['podIP']}:8000")
+        adapted = self._adapted(pod)
+        self._report.optimizations = optimizations.seen(f"http://{pod['status']['podIP']}:8000") | adapted
         self._report.contract = self._held_to_contract(pod)
         return self._report
 
@@ -192,10 +193,29 @@ class Scenario:
 
     def _optimized(self) -> Json:
         """The pod of a replica with every optimization that shows on a CPU."""
-        self._say("the optimizations: n-gram speculation, an adapter, prefix caching")
+        self._say("the optimizations: n-gram speculation, prefix caching, room for an adapter")
         self._bed.cluster.apply(service.token_service(**service.OPTIMIZED))
-        self._until(lambda: self._alone_with(service.ADAPTER), "one replica with them")
+        self._until(lambda: self._alone_with("--max-lora-rank"), "one replica with them")
         return self._pod()
+
+    def _adapted(self, before: Json) -> Json:
+        """What it took for the engine that runs to have the adapter, which nobody but its loader may give it."""
+        began = time.time()
+        self._bed.cluster.apply(service.token_service(**service.OPTIMIZED | service.ADAPTED))
+        self._until(lambda: self._adapters() == {service.ADAPTER: "Ready"}, "the adapter, in the engine that runs")
+        after = self._pod()
+        same = [pod["metadata"]["uid"] for pod in (before, after)]
+        ran = [pod["status"]["containerStatuses"][0]["restartCount"] for pod in (before, after)]
+        return {
+            "adapterLoadedAfterSeconds": round(time.time() - began, 1),
+            "adapterCostNoReplica": same[0] == same[1] and ran[0] == ran[1],
+            "adaptersGuarded": optimizations.refuses_adapters(f"http://{after['status']['podIP']}:8000"),
+        }
+
+    def _adapters(self) -> dict[str, str]:
+        """State of each adapter that the status shows."""
+        status = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE).get("status", {})
+        return {one["name"]: one["state"] for one in status.get("adapters", ())}
 
     def _held_to_contract(self, pod: Json) -> list[Json]:
         """`tokenservice engine check` against the replica, a graceful stop last of all, from its own node."""

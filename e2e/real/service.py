@@ -105,8 +105,12 @@ TOO_LONG = 8192
 
 ADAPTER = "tiny-tuned"
 SEQUENCES = 4
+ROOM = {"runtimeAdapters": {"maxActive": 1, "maxRank": 8}}
+ADAPTED: dict[str, Any] = {"model": ROOM | {"adapters": [{"name": ADAPTER, "uri": f"pvc://{CLAIM}/adapter"}]}}
+"""The adapter comes to an engine that runs."""
+
 OPTIMIZED: dict[str, Any] = {
-    "model": {"adapters": [{"name": ADAPTER, "uri": f"pvc://{CLAIM}/adapter"}]},
+    "model": ROOM,
     "engine": {"speculative": {"method": "NGram", "tokens": 3}, "maxNumSeqs": SEQUENCES},
 }
 

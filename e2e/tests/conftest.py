@@ -14,7 +14,7 @@ from e2e.testbed import cluster as testbed
 from e2e.testbed.bed import Bed
 from e2e.testbed.cluster import Cluster
 from e2e.tests.support.api import Api, eventually
-from e2e.tests.support.bed import TIME_SCALE, cleared, leads, mended, prepare
+from e2e.tests.support.bed import TIME_SCALE, VALUES, cleared, leads, mended, prepare
 from e2e.tests.support.site import Site
 
 LAST = ("test_rights",)
@@ -46,7 +46,7 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
 @pytest.fixture(scope="session")
 def whole_bed() -> Iterator[Bed]:
     """A control plane of its own with the operator installed, Prometheus, and engines that start in a second."""
-    running = testbed_bed.start(time_scale=TIME_SCALE, scrape_seconds=1)
+    running = testbed_bed.start(time_scale=TIME_SCALE, scrape_seconds=1, values=VALUES)
     try:
         prepare(running)
         eventually(lambda: leads(running), "the operator leads")

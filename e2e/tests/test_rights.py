@@ -20,7 +20,7 @@ from e2e.testbed.tools import source
 from e2e.tests.support.api import Api, Json, eventually, is_true, path
 from e2e.tests.support.bed import OPERATOR, audit, mended, reinstalled
 from e2e.tests.support.rights import Right, granted, needed
-from e2e.tests.support.site import SERVICE_LABEL, Site, condition
+from e2e.tests.support.site import MODEL, SERVICE_LABEL, Site, condition
 from tokenservice.core.model import Event, ObjectKey, Plan, Reason, StatusWrite
 from tokenservice.edge.events import Events
 from tokenservice.edge.kube import Kube, connect
@@ -98,7 +98,10 @@ async def exercised(site: Site) -> None:
     """Everything that the operator ever does with its rights: starts, places, removes, replaces, reports."""
     for _ in range(2):
         site.node()
-    site.serving(scaling={"minReplicas": 2})
+    model = {"uri": f"hf://{MODEL}", "runtimeAdapters": {}}
+    site.serving(scaling={"minReplicas": 2}, model=model)
+    site.apply(scaling={"minReplicas": 2}, model=model | {"adapters": [{"name": "tone", "uri": "hf://testbed/tone"}]})
+    site.eventually(lambda: site.status().get("adapters"), "the adapter is known")
     site.eventually(lambda: site.api.list("podmonitors", site.namespace), "a PodMonitor")
     site.apply()
     site.wait_ready_pods(1)
@@ -106,6 +109,7 @@ async def exercised(site: Site) -> None:
     site.eventually(lambda: ["sglang" in it["metadata"]["name"] for it in site.deployments()] == [True], "one engine")
     site.wait_true("Ready")
     a_replica_across_nodes_comes_and_goes(site)
+    site.eventually(lambda: not lists_of_adapters(site), "the list of adapters is gone")
     async with as_operator(site.bed) as kube:
         await events_repeat(kube, site)
         await what_was_learned_is_written(kube, site)
@@ -127,6 +131,10 @@ def a_replica_across_nodes_comes_and_goes(site: Site) -> None:
 
 def _sets(site: Site) -> list[int]:
     return [it["spec"]["replicas"] for it in site.api.list("leaderworkersets", site.namespace)]
+
+
+def lists_of_adapters(site: Site) -> list[Json]:
+    return site.api.list("configmaps", site.namespace, SERVICE_LABEL)
 
 
 async def events_repeat(kube: Kube, site: Site) -> None:

@@ -126,6 +126,7 @@ INSTALLS = {
     "everywhere": MONITORING,
     "in two namespaces": (*MONITORING, *values(watchNamespaces=["a", "b"])),
     "without the webhook": values(webhook__enabled=False),
+    "with adapters at run time": values(adapterLoader__image="example.org/adapter-loader:1"),
 }
 each_install = pytest.mark.parametrize("arguments", INSTALLS.values(), ids=INSTALLS)
 
@@ -187,6 +188,15 @@ def test_rights_in_a_namespace_are_the_same_in_every_install(arguments: tuple[st
     everywhere = granted(rendered(*(it for it in arguments if "watchNamespaces" not in it)))
     leader = {("coordination.k8s.io", "leases", verb) for verb in ("create", "get", "patch")}
     assert granted(rendered(*arguments)) - leader == everywhere - leader
+
+
+def test_config_maps_are_no_business_of_an_operator_that_loads_no_adapters() -> None:
+    assert not any(resource == "configmaps" for _, resource, _ in granted(rendered()))
+    loading = values(adapterLoader__image="example.org/adapter-loader:1")
+    assert {verb for _, resource, verb in granted(rendered(*loading)) if resource == "configmaps"} == {
+        *("list", "watch", "create", "patch", "delete")
+    }
+    assert config(*loading)["adapterLoaderImage"] == "example.org/adapter-loader:1"
 
 
 @each_install

@@ -37,6 +37,7 @@ IMAGES = EngineImages(
     },
     allowed=(f"example.org/own@{DIGEST}", "example.org/engines/", "example.org/tagless"),
     verifier=f"example.org/model-verifier@{DIGEST}",
+    loader=f"example.org/adapter-loader@{DIGEST}",
 )
 PEERS = ({"podSelector": {}},)
 SETTINGS = Settings(images=IMAGES, gateway_peers=PEERS, metrics_peers=PEERS)
@@ -73,6 +74,18 @@ SPECS: dict[str, dict[str, Any]] = {
                 {"name": "code", "uri": "pvc://adapters/code"},
                 {"name": "chat", "uri": f"oci://example.org/chat-lora@{DIGEST}"},
             ],
+        },
+    },
+    "adapters of every kind, loaded by running engines": {
+        "model": {
+            "uri": "pvc://weights/qwen/32b",
+            "adapters": [
+                {"name": "legal", "uri": "hf://acme/legal-lora@v2"},
+                {"name": "code", "uri": "pvc://adapters/code"},
+                {"name": "tone", "uri": "pvc://weights/tone"},
+                {"name": "chat", "uri": f"oci://example.org/chat-lora@{DIGEST}"},
+            ],
+            "runtimeAdapters": {"maxActive": 4, "maxRank": 32},
         },
     },
     "a claim, offline": {"model": {"uri": "pvc://weights/qwen/32b"}},

@@ -117,6 +117,14 @@ def test_a_replica_costs_what_all_of_its_nodes_cost() -> None:
     assert variant.price_per_hour == pytest.approx(16 * H100.spec.price_per_hour)
 
 
+def test_adapters_at_run_time_reach_the_leader_alone_so_they_are_refused() -> None:
+    model = {"uri": f"hf://{MODEL}", "runtimeAdapters": {}}
+    made = world(make_service("chat", model=model, engine=LARGE))
+    made.round()
+    assert "spec.model.runtimeAdapters: replicas that span nodes" in stalled(made)["message"]
+    assert not made.children
+
+
 # --- without the API
 
 

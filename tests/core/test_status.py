@@ -15,6 +15,7 @@ from tokenservice.api.accelerator_class import AcceleratorClassStatus
 from tokenservice.api.conditions import ConditionType, initial_conditions
 from tokenservice.api.token_fleet import TokenFleetStatus
 from tokenservice.api.token_service import TokenServiceStatus
+from tokenservice.core.adapters import AdapterReport
 from tokenservice.core.capacity import Workload
 from tokenservice.core.conditions import by_type
 from tokenservice.core.model import (
@@ -94,6 +95,7 @@ def test_a_full_status_fits_the_schema() -> None:
         decision=DecisionReport(
             reason=Reason.SCALED_UP, message="demand", inputs={"demand": "6.2"}, rejected=("l40s: too slow",)
         ),
+        adapters=(AdapterReport("legal", "Loading", 1, "1 of 2 replicas that serve have it"),),
     )
     status = service_status(full, NOW)
     parsed = TokenServiceStatus.model_validate(status)

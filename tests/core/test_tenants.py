@@ -21,7 +21,7 @@ from tokenservice.core.checks import problems
 from tokenservice.core.facts import Facts
 from tokenservice.core.manifests import children
 from tokenservice.core.model import Json, Service, Settings, Variant
-from tokenservice.core.names import MODEL_VOLUME, PRIORITY_CLASSES, VERIFIER_CONTAINER
+from tokenservice.core.names import LOADER_CONTAINER, MODEL_VOLUME, PRIORITY_CLASSES, VERIFIER_CONTAINER
 
 # --- the first wall: there is no such field
 
@@ -148,7 +148,8 @@ def confined(manifests: list[Json]) -> None:
     """What holds of everything that is ever made for a tenant."""
     for manifest in manifests:
         assert manifest["metadata"]["namespace"] == "tenant"
-        assert manifest["metadata"]["name"] in ("chat", "chat-engine") or manifest["kind"] == "Deployment"
+        shared = manifest["kind"] != "Deployment"
+        assert not shared or manifest["metadata"]["name"] in ("chat", "chat-engine", "chat-adapters")
         (owner,) = manifest["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"]) == ("TokenService", "chat")
     kinds = {manifest["kind"]: manifest for manifest in manifests}
@@ -158,7 +159,10 @@ def confined(manifests: list[Json]) -> None:
     denied = kinds["NetworkPolicy"]["spec"]
     assert denied["policyTypes"] == ["Ingress", "Egress"]
     assert denied["podSelector"] == {"matchLabels": {"taas.dev/service": "chat"}}
-    assert all(rule["from"] and [it["port"] for it in rule["ports"]] == [8000] for rule in denied.get("ingress", []))
+    assert all(rule["from"] for rule in denied.get("ingress", []))
+    opened = {it["port"]: rule["from"] for rule in denied.get("ingress", []) for it in rule["ports"]}
+    assert opened.keys() <= {8000, 8001}
+    assert opened.get(8001, list(SETTINGS.metrics_peers)) == list(SETTINGS.metrics_peers)
     assert all(rule["ports"] for rule in denied.get("egress", []))
     _confined_pod(kinds["Deployment"]["spec"]["template"]["spec"])
 
@@ -183,14 +187,17 @@ def _confined_pod(pod: Json) -> None:
     tolerated = {toleration["key"] for toleration in pod["tolerations"]}
     assert tolerated == {"nvidia.com/gpu", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
     for volume in pod["volumes"]:
-        public = {"configMap"} if volume["name"] == "signer" else set[str]()
+        public = {"configMap"} if volume["name"] in ("signer", "adapter-list") else set[str]()
+        assert volume.get("configMap", {}).get("name", "chat-adapters") == "chat-adapters" or volume["name"] == "signer"
         assert volume.keys() - {"name"} <= {"emptyDir", "image", "persistentVolumeClaim", "secret"} | public
         assert volume.get("persistentVolumeClaim", {"readOnly": True})["readOnly"] is True
         assert "/" not in volume.get("persistentVolumeClaim", {}).get("claimName", "")
-    for verifier in pod.get("initContainers", ()):
-        assert (verifier["name"], verifier["image"]) == (VERIFIER_CONTAINER, IMAGES.verifier)
-        assert "command" not in verifier
-        _confined_container(verifier, "tmp", MODEL_VOLUME)
+    beside = {VERIFIER_CONTAINER: IMAGES.verifier, LOADER_CONTAINER: IMAGES.loader}
+    writable = {VERIFIER_CONTAINER: [MODEL_VOLUME], LOADER_CONTAINER: ["adapter-downloads", "adapter-guard"]}
+    for ours in pod.get("initContainers", ()):
+        assert ours["image"] == beside[ours["name"]]
+        assert "command" not in ours
+        _confined_container(ours, "tmp", *writable[ours["name"]])
     (container,) = pod["containers"]
     _confined_container(container, "cache", "shm", "tmp")
     assert "signer" not in {mount["name"] for mount in container["volumeMounts"]}

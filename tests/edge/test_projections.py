@@ -529,3 +529,11 @@ def test_a_first_start_counts_from_when_the_pod_got_its_node(state: dict[str, ob
     seen = projections.pod(pod(status={"conditions": [bound], "containerStatuses": [state] if state else []}))
     assert isinstance(seen, Pod)
     assert seen.starting_since == (projections.seconds("2026-01-01T00:00:00Z") if starts else None)
+
+
+def test_the_loader_of_adapters_starts_first_and_says_nothing_of_the_engines_start() -> None:
+    bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    beside = [{"name": "load-adapters", "started": True, "restartCount": 0}]
+    seen = projections.pod(pod(status={"conditions": [bound], "initContainerStatuses": beside}))
+    assert isinstance(seen, Pod)
+    assert seen.starting_since == projections.seconds("2026-01-01T00:00:00Z")

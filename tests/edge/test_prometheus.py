@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.edge.fakes import Clock
 from tests.edge.prometheus_server import Prometheus, Reply, Series, scalar, serving, success, vector
-from tokenservice.core.model import Missing, Pace, ServiceKey, ServiceMetrics
+from tokenservice.core.model import LoadedAdapter, Missing, Pace, ServiceKey, ServiceMetrics
 from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
 from tokenservice.edge.prometheus import Answer, PrometheusReader, Question, _at, _merged
@@ -315,6 +315,33 @@ QUERIES: dict[str, tuple[Reply, float | str]] = {
     "a range": (success({"resultType": "matrix", "result": [{"metric": {}, "values": []}]}), "NotOneNumber"),
     "wrong PromQL": ((400, "application/json", '{"error":"parse error"}'), "QueryFailed"),
 }
+
+
+async def test_adapters_are_asked_for_only_where_they_are_loaded_at_run_time(server: Prometheus) -> None:
+    await ask(server, healthy())
+    assert promql.ADAPTERS not in server.queries
+
+
+async def test_what_loaders_say_is_kept_by_pod(server: Prometheus) -> None:
+    said = vector(
+        ({"namespace": "team", "pod": "a", "adapter": "legal", "uri": "hf://x/y"}, 1),
+        ({"namespace": "team", "pod": "b", "adapter": "legal", "uri": "hf://x/y", "error": "too high a rank"}, 0),
+    )
+    normal = healthy()
+    server.answers = lambda query: said if query == promql.ADAPTERS else normal(query)
+    answer = await PrometheusReader(timeout_seconds=2).read(replace(question(server.address), adapters=True))
+    assert answer.adapters == {
+        ("team", "a"): {"legal": LoadedAdapter("hf://x/y", loaded=True)},
+        ("team", "b"): {"legal": LoadedAdapter("hf://x/y", loaded=False, error="too high a rank")},
+    }
+
+
+async def test_loaders_that_cannot_be_asked_for_spoil_nothing_else(server: Prometheus) -> None:
+    normal = healthy()
+    server.answers = lambda query: (422, "application/json", "{}") if query == promql.ADAPTERS else normal(query)
+    answer = await PrometheusReader(timeout_seconds=2).read(replace(question(server.address), adapters=True))
+    assert answer.adapters == {}
+    assert isinstance(answer.services[CHAT], ServiceMetrics)
 
 
 @pytest.mark.parametrize("name", QUERIES)

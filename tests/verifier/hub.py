@@ -22,6 +22,7 @@ class Hub:
         self.away = False
         self.cut: tuple[str, int] | None = None
         self.served: list[tuple[str, int]] = []
+        self.asked: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -59,6 +60,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, *, send: bool) -> None:
             path = self.path.partition("?")[0]
+            hub.asked.append(path)
             if hub.away:
                 self._plain(404, {})
             elif re.fullmatch(f"/api/models/{hub.repository}(/revision/.+)?", path):

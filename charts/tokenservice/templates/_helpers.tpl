@@ -106,6 +106,12 @@ podSelector:
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [list, watch, create, patch]
+{{- if .Values.adapterLoader.image }}
+# The lists of adapters that running engines are to load.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [list, watch, create, patch, delete]
+{{- end }}
 {{- if eq (include "tokenservice.podMonitors" .) "true" }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]

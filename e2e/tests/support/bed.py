@@ -20,6 +20,9 @@ Json = dict[str, Any]
 TIME_SCALE = 40.0
 """Engines start within a second or two."""
 
+VALUES: Json = {"adapterLoader": {"image": f"example.org/adapter-loader@sha256:{'0' * 64}"}}
+"""Of the chart. The image is never run: the farm plays it with its own program."""
+
 OPERATOR = "system:serviceaccount:tokenservice-system:tokenservice"
 
 FLEET: Json = {

@@ -214,6 +214,19 @@ class Adapter(ApiModel):
     uri: str = field(REQUIRED, "Where the adapter is", max_length=512, rules=(_URI,))
 
 
+class RuntimeAdapters(ApiModel):
+    """Room for adapters that engines load while they run; a change of it replaces replicas."""
+
+    max_active: int = field(
+        8,
+        "Adapters active in one batch; memory for so many is taken from the KV cache when an engine starts",
+        unit="adapters",
+        ge=1,
+        le=64,
+    )
+    max_rank: int = field(16, "Highest rank that an adapter may have", unit="rank", ge=1, le=512)
+
+
 class ModelSource(ApiModel):
     """The model and where it comes from."""
 
@@ -276,6 +289,11 @@ class ModelSource(ApiModel):
         "LoRA adapters to serve beside the model",
         max_length=64,
         schema=_KEYED,
+    )
+    runtime_adapters: RuntimeAdapters | None = field(
+        None,
+        "Load adapters into running engines: adding, changing or removing one replaces no replica",
+        default_text="adapters are loaded when an engine starts, and a change of them replaces replicas",
     )
 
 
@@ -600,6 +618,20 @@ class VariantStatus(ApiModel):
     )
 
 
+class AdapterStatus(ApiModel):
+    """One adapter of those that engines load while they run."""
+
+    name: str = field(REQUIRED, "Name that requests use", max_length=128)
+    state: str = field(
+        REQUIRED,
+        "Ready: every replica that serves has it; Loading; Failed: a replica could not load it; Unknown: no replica"
+        " reports",
+        max_length=16,
+    )
+    ready_replicas: int = field(REQUIRED, "Replicas that serve and have it", unit="replicas")
+    message: str | None = field(None, "Why it is not Ready, in the words of the engine", max_length=512)
+
+
 class MeasuredObjectives(ApiModel):
     """What was delivered, at the percentiles of the objectives."""
 
@@ -662,6 +694,9 @@ class TokenServiceStatus(ApiModel):
     variant_summary: str | None = field(None, "Variants in use", max_length=256)
     selector: str | None = field(None, "Label selector of the pods, for the scale subresource", max_length=512)
     variants: tuple[VariantStatus, ...] = field((), "Replicas by variant", max_length=16, schema=_ATOMIC)
+    adapters: tuple[AdapterStatus, ...] = field(
+        (), "Adapters, where spec.model.runtimeAdapters is set", max_length=64, schema=_ATOMIC
+    )
     tokens_per_second: float | None = field(None, "Output delivered", unit="output tokens per second")
     requests_per_second: float | None = field(None, "Requests arriving", unit="requests per second")
     utilization: float | None = field(None, "Demand as a share of the capacity at the objectives", unit="ratio")

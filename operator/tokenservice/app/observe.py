@@ -78,6 +78,7 @@ class Observer:
             fleet_utilization=answer.utilization,
             fleet_means=answer.means,
             leader_worker_sets=self.stores.has_kind(LEADER_WORKER_SET),
+            adapters=answer.adapters,
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,

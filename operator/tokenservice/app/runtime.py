@@ -277,7 +277,8 @@ def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> N
 def _views(kube: Kube, settings: Settings, wake: Callable[[], None]) -> tuple[Stores, list[Reflector]]:
     """A store and a reflector for every kind and namespace."""
     stores, reflectors = list[Store[Any]](), list[Reflector]()
-    for kind in [*PROJECTIONS, *(kind for kind in CHILD_KINDS if kind != "PodMonitor" or settings.pod_monitors)]:
+    unused = {kind for kind, used in settings.optional_kinds.items() if not used}
+    for kind in [*PROJECTIONS, *(kind for kind in CHILD_KINDS if kind not in unused)]:
         found, following = _view(kube, settings, kind, PROJECTIONS.get(kind, CHILDREN), wake)
         stores += found
         reflectors += following

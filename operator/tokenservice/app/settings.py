@@ -72,6 +72,7 @@ class Settings(_Model):
     engine_images: dict[str, dict[str, str]] = Field(default_factory=dict)
     allowed_engine_images: tuple[str, ...] = ()
     model_verifier_image: str = ""
+    adapter_loader_image: str = ""
     engine_pod_patch: Json = Field(default_factory=dict)
     gateway_peers: tuple[Json, ...] = ()
     metrics_peers: tuple[Json, ...] = ()
@@ -84,6 +85,11 @@ class Settings(_Model):
     webhook: WebhookSettings = WebhookSettings()
 
     @property
+    def optional_kinds(self) -> dict[str, bool]:
+        """Kinds of children that are made under some settings only, and whether these are such."""
+        return {"PodMonitor": self.pod_monitors, "ConfigMap": bool(self.adapter_loader_image)}
+
+    @property
     def core(self) -> CoreSettings:
         """What rendering and deciding need."""
         defaults = {
@@ -94,7 +100,10 @@ class Settings(_Model):
         }
         return CoreSettings(
             images=EngineImages(
-                defaults=defaults, allowed=self.allowed_engine_images, verifier=self.model_verifier_image or None
+                defaults=defaults,
+                allowed=self.allowed_engine_images,
+                verifier=self.model_verifier_image or None,
+                loader=self.adapter_loader_image or None,
             ),
             gateway_peers=self.gateway_peers,
             metrics_peers=self.metrics_peers,

@@ -209,6 +209,26 @@ def check_verifier(given: Input) -> Iterable[Problem]:
         )
 
 
+def check_loader(given: Input) -> Iterable[Problem]:
+    """What is to load adapters has an image, and a replica is one pod: of several the loader would reach the leader."""
+    if given.spec.model.runtime_adapters is None:
+        return
+    if given.variants and all(variant.pods > 1 for variant in given.variants):
+        yield Problem(
+            Reason.INVALID_SPEC,
+            "spec.model.runtimeAdapters",
+            "replicas that span nodes load adapters only when they start: remove this, or lower"
+            " tensorParallelSize x pipelineParallelSize to what one node holds",
+        )
+    if given.images.loader is None:
+        yield Problem(
+            Reason.NO_LOADER_IMAGE,
+            "spec.model.runtimeAdapters",
+            "no image of the loader is configured: have adapterLoader.image set in the chart's values,"
+            " or remove this: adapters are then loaded when engines start",
+        )
+
+
 def check_location(given: Input) -> Iterable[Problem]:
     """Of the nodes that could run the model, at least one is where the service may run."""
     classes = {variant.accelerator.name: variant.accelerator for variant in given.variants}
@@ -230,6 +250,7 @@ CHAIN: tuple[Check, ...] = (
     check_image,  # by which software
     check_engine_image,
     check_verifier,
+    check_loader,
     check_location,  # where; last, because it speaks of the variants that the rest leaves
 )
 

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tokenservice.api.token_service import Rollback
+from tokenservice.core.adapters import mounts_list
 from tokenservice.core.allocation import Grant, Ranked, Want, allocate, stock
 from tokenservice.core.capacity import Targets
 from tokenservice.core.choice import chosen
 from tokenservice.core.drift import differs
-from tokenservice.core.facts import Facts, spans_nodes
+from tokenservice.core.facts import Facts, rolling_out, spans_nodes
 from tokenservice.core.hindsight import Hindsight, Look, all_lived, begun
 from tokenservice.core.manifests import engines_of, shared_children
 from tokenservice.core.margin import UNTRIED, moved
@@ -36,6 +37,7 @@ from tokenservice.core.model import (
     Snapshot,
 )
 from tokenservice.core.moves import departures, placements
+from tokenservice.core.names import adapters_name
 from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.pace import turn
 from tokenservice.core.reporting import Decided, acting, told
@@ -220,7 +222,7 @@ def _service_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     engines = [action for name, count in grant.counts.items() for action in _engine(facts, seen, name, count, before)]
     after = tuple(action.id for action in engines)
     last = [replace(action, after=after) for action in shared if action not in first]
-    return [*first, *engines, *last, *_retirements(facts, seen, grant)]
+    return [*first, *engines, *last, *_retirements(facts, seen, grant), *_unlisted(facts, seen.service)]
 
 
 _FOR_WHAT_SERVES = frozenset({"Service", "PodDisruptionBudget", "PodMonitor"})
@@ -294,6 +296,18 @@ def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
         delete(child, seen.service.key, Reason.REMOVED, f"{child.key.name}: its variant is no longer used")
         for child in gone
     ]
+
+
+def _unlisted(facts: Facts, service: Service) -> Iterable[Action]:
+    """Deletes the list of adapters once no pod mounts it any more: one that starts anew would wait for it."""
+    key = ObjectKey("ConfigMap", service.key.namespace, adapters_name(service.key.name))
+    live = facts.snapshot.children.get(key)
+    wanted = service.spec is None or service.spec.model.runtime_adapters is not None
+    if live is None or live.owner != service.key or wanted or facts.snapshot.stale_kinds:
+        return
+    deployments = facts.deployments.get(service.key, {}).values()
+    if not any(rolling_out(child) or mounts_list(child.body, service.key) for child in deployments):
+        yield delete(live, service.key, Reason.REMOVED, f"{key.name}: adapters are loaded when engines start")
 
 
 def _settled(

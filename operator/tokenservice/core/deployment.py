@@ -15,6 +15,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.engines import EngineCommand, Source, command, drain_seconds, sources
 from tokenservice.core.engines.base import CACHE_PATH
+from tokenservice.core.engines.sources import runtime_sources
 from tokenservice.core.images import built_for
 from tokenservice.core.model import EngineImages, Json, ServiceKey, Variant
 from tokenservice.core.names import (
@@ -362,7 +363,8 @@ def egress_ports(spec: TokenServiceSpec) -> tuple[int, ...]:
 
     An S3 endpoint of one's own often has a port of its own, which AWS_ENDPOINT_URL then names.
     """
-    if not any(source.remote for source in sources(spec)):
+    later = runtime_sources(spec.model) if spec.model.runtime_adapters is not None else ()
+    if not any(source.remote for source in (*sources(spec), *later)):
         return ()
     endpoint = _variable(spec, "AWS_ENDPOINT_URL")
     port = re.search(r"^https?://[^/]*:(\d+)", endpoint)

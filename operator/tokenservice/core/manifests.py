@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.adapters import wanted, with_loader
 from tokenservice.core.deployment import deployment_spec, engine_image, labels, leader_worker_set_spec, pod_template
 from tokenservice.core.model import Json, Service, Settings, Variant
 from tokenservice.core.names import (
@@ -25,6 +26,7 @@ from tokenservice.core.names import (
     SCALED_AT_ANNOTATION,
     SERVICE_LABEL,
     SURGE_ANNOTATION,
+    adapters_name,
     deployment_name,
     engine_account_name,
     group_set_name,
@@ -88,7 +90,9 @@ def shared_children(
     ]
     if settings.pod_monitors:
         monitor = _shared(service, "monitoring.coreos.com/v1", "PodMonitor", key.name)
-        found.append(monitor | {"spec": monitor_spec(key)})
+        found.append(monitor | {"spec": monitor_spec(key, spec)})
+    if spec.model.runtime_adapters is not None:
+        found.append(_shared(service, "v1", "ConfigMap", adapters_name(key.name)) | {"data": wanted(spec)})
     return tuple(hashed(manifest) for manifest in found)
 
 
@@ -113,8 +117,9 @@ def engines_of(
         raise ValueError(f"{key} cannot run {variant.name}: no valid spec or no image")
 
     def template(*, worker: bool = False) -> Json:
-        rendered = pod_template(key, spec, variant, image, fleet, worker=worker)
-        return verified(merged(rendered, settings.pod_patch), spec, settings.images.verifier)
+        rendered = merged(pod_template(key, spec, variant, image, fleet, worker=worker), settings.pod_patch)
+        loading = with_loader(rendered, spec, key, variant.engine, settings.images.loader)
+        return verified(loading, spec, settings.images.verifier)
 
     marks = labels(key, spec, variant)
     if variant.pods == 1:

@@ -188,6 +188,19 @@ class ServiceMetrics:
     paces: tuple[Pace, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """What the loader of one pod says of one adapter: from where, whether its engine has it, and why not."""
+
+    uri: str
+    loaded: bool
+    error: str = ""
+
+
+PodAdapters = Mapping[tuple[str, str], Mapping[str, LoadedAdapter]]
+"""Adapters by name, of each pod by namespace and name; pods that did not report are absent."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """The fleet's utilization over longer times, as far as Prometheus remembers it."""
@@ -288,12 +301,14 @@ class Variant:
 class EngineImages:
     """Images by (engine, vendor), and what else users may name; from the chart's values.
 
-    `verifier` is the image that verifies signatures of models before an engine starts.
+    `verifier` is the image that verifies signatures of models before an engine starts, `loader` the one that has
+    running engines load adapters.
     """
 
     defaults: Mapping[tuple[str, str], str]
     allowed: tuple[str, ...] = ()
     verifier: str | None = None
+    loader: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +342,7 @@ class Snapshot:
     fleet_problem: Problem | None = None
     fleet_utilization: float | Missing = Missing("NoData", "utilization was not read yet")
     fleet_means: Means = NO_MEANS
+    adapters: PodAdapters = field(default_factory=dict)
     stale_kinds: tuple[str, ...] = ()
     status_written_at: Mapping[ObjectKey, float] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
@@ -406,6 +422,7 @@ class Reason(StrEnum):
     IMAGE_NOT_ALLOWED = "ImageNotAllowed"
     NO_ENGINE_IMAGE = "NoEngineImage"
     NO_VERIFIER_IMAGE = "NoVerifierImage"
+    NO_LOADER_IMAGE = "NoLoaderImage"
     NOT_ALLOWED_IN_NAMESPACE = "NotAllowedInNamespace"
 
 

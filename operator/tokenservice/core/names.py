@@ -74,6 +74,10 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 ENGINE_PORT = 8000
 ENGINE_CONTAINER = "engine"
 VERIFIER_CONTAINER = "verify-model"
+LOADER_CONTAINER = "load-adapters"
+LOADER_PORT = 8001
+"""Where the loader of adapters says what it has loaded, and whether its pod may serve."""
+
 MODEL_VOLUME = "model"
 
 _LABEL_LIMIT = 63
@@ -109,3 +113,8 @@ def group_set_name(service: str, variant: str) -> str:
 def engine_account_name(service: str) -> str:
     """Name of the ServiceAccount of a service's engines; it has no token and no rights."""
     return f"{service}-engine"
+
+
+def adapters_name(service: str) -> str:
+    """Name of the ConfigMap that lists the adapters which the engines of a service are to have."""
+    return f"{service}-adapters"

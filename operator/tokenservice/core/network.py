@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.deployment import egress_ports
 from tokenservice.core.model import Json, ServiceKey, Settings
-from tokenservice.core.names import ENGINE_PORT, SERVICE_LABEL, VARIANT_LABEL
+from tokenservice.core.names import ENGINE_PORT, LOADER_PORT, SERVICE_LABEL, VARIANT_LABEL
 
 SERVICE_PORT = 80
 SCRAPE_SECONDS = 5
@@ -52,11 +52,13 @@ def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings,
     peers the rule is left out, for `from: []` would let everyone in; and so are empty lists, for the server counts
     each apply of one as a change.
     """
-    peers = [*settings.gateway_peers, *settings.metrics_peers]
+    peers, metrics = [*settings.gateway_peers, *settings.metrics_peers], list(settings.metrics_peers)
+    loads = metrics and spec.model.runtime_adapters is not None
     own = [{"podSelector": {"matchLabels": {SERVICE_LABEL: service.name}}}]
     rules: Json = {
         "ingress": [
             *([{"from": peers, "ports": [_tcp(ENGINE_PORT)]}] if peers else []),
+            *([{"from": metrics, "ports": [_tcp(LOADER_PORT)]}] if loads else []),
             *([{"from": own}] if groups else []),
         ],
         "egress": [
@@ -70,10 +72,11 @@ def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings,
     } | {direction: opened for direction, opened in rules.items() if opened}
 
 
-def monitor_spec(service: ServiceKey) -> Json:
+def monitor_spec(service: ServiceKey, spec: TokenServiceSpec) -> Json:
     """For the Prometheus operator; a series carries its service and variant as labels."""
+    ports = ("http", *(("adapters",) if spec.model.runtime_adapters is not None else ()))
     return {
-        "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": f"{SCRAPE_SECONDS}s"}],
+        "podMetricsEndpoints": [{"port": port, "path": "/metrics", "interval": f"{SCRAPE_SECONDS}s"} for port in ports],
         "podTargetLabels": [SERVICE_LABEL, VARIANT_LABEL],
         "selector": {"matchLabels": {SERVICE_LABEL: service.name}},
     }

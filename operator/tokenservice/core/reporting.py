@@ -10,6 +10,7 @@ from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.conditions import ConditionType
 from tokenservice.api.token_service import Mode
+from tokenservice.core.adapters import AdapterReport, reports
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
@@ -131,6 +132,7 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
         column(facts.all_belongings, keys, ()),
         column(facts.snapshot.refusals, keys, None),
         column(decided.slow, keys, None),
+        [_adapters(facts, key) for key in keys],
     )
     found = facts.memo.recall_each(
         "told",
@@ -141,6 +143,10 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
         shared=(facts.scope,),
     )
     return tuple(found.values())
+
+
+def _adapters(facts: Facts, key: ServiceKey) -> tuple[AdapterReport, ...]:
+    return reports(facts.services[key].spec, facts.pods_of(key), facts.snapshot.adapters)
 
 
 def _rest(facts: Facts, keys: tuple[ServiceKey, ...], outlooks: Iterable[Outlook], now: float) -> list[bool]:
@@ -251,6 +257,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         cost_per_million_tokens=_cost(seen, crew),
         workload=seen.workload,
         capacity_factor=learned(facts.margin(service.key)),
+        adapters=_adapters(facts, service.key),
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
     )
 

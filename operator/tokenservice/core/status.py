@@ -12,6 +12,7 @@ from math import floor, isfinite, log10
 
 from tokenservice.api.conditions import ConditionType
 from tokenservice.api.token_service import Latency, Mode, ModelSource, Objectives, TokenServiceSpec
+from tokenservice.core.adapters import AdapterReport
 from tokenservice.core.capacity import DEFAULT, Workload
 from tokenservice.core.conditions import FALSE, TRUE, UNKNOWN, Verdict, rendered, shortened, stalled
 from tokenservice.core.model import (
@@ -118,6 +119,7 @@ class ServiceReport:
     capacity_factor: float | None = None
     forecast: str | None = None
     decision: DecisionReport | None = None
+    adapters: tuple[AdapterReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,7 @@ def at_once(report: ServiceReport) -> Json:
         "variantSummary": shortened(", ".join(v.variant.name for v in report.variants), 256) or None,
         "selector": f"{SERVICE_LABEL}={service.key.name}",
         "variants": [_variant(variant) for variant in report.variants] or None,
+        "adapters": [_adapter(adapter) for adapter in report.adapters] or None,
     }
 
 
@@ -366,6 +369,11 @@ def _variant(report: VariantReport) -> Json:
         "readyReplicas": report.ready,
         "provenance": str(variant.provenance),
     }
+
+
+def _adapter(report: AdapterReport) -> Json:
+    shown = {"name": report.name, "state": report.state, "readyReplicas": report.ready}
+    return shown | ({"message": report.message} if report.message else {})
 
 
 def workload_status(work: Workload) -> Json:

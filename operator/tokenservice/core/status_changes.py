@@ -30,6 +30,7 @@ _AT_ONCE = (
     "variantSummary",
     "selector",
     "variants",
+    "adapters",
 )
 _EXACT = ("nodes", "accelerators", "allocated", "acceleratorsInUse", "acceleratorsFragmented", "workload")
 """Counts, and what is planned with while metrics are missing: written whatever they differ by, if not at once."""

@@ -29,6 +29,7 @@ from tokenservice.core.names import (
     GROUP_INDEX_LABEL,
     GROUP_SET_LABEL,
     GROUP_TEMPLATE_LABEL,
+    LOADER_CONTAINER,
     MANAGED_BY_LABEL,
     MODEL_VOLUME,
     PLACEMENT_GATE,
@@ -297,7 +298,9 @@ def _lacks_claim(unbound: str | None) -> str | None:
 
 
 def _starting_since(status: Json, states: list[Json]) -> float | None:
-    if any(state.get("started") or state.get("restartCount") for state in states):
+    """The loader of adapters starts before the engine, and says nothing of its start."""
+    awaited = [state for state in states if state.get("name") != LOADER_CONTAINER]
+    if any(state.get("started") or state.get("restartCount") for state in awaited):
         return None
     conditions = status.get("conditions") or ()
     bound: Json = next((c for c in conditions if c.get("type") == "PodScheduled" and c.get("status") == "True"), {})

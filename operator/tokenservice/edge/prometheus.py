@@ -22,7 +22,16 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_api_client.prometheus_connect import PrometheusConnect
 from urllib3.util.retry import Retry
 
-from tokenservice.core.model import NO_MEANS, Means, Missing, Pace, ServiceKey, ServiceMetrics
+from tokenservice.core.model import (
+    NO_MEANS,
+    LoadedAdapter,
+    Means,
+    Missing,
+    Pace,
+    PodAdapters,
+    ServiceKey,
+    ServiceMetrics,
+)
 from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
 
@@ -42,12 +51,13 @@ Buckets = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What to ask, and where."""
+    """What to ask, and where; of `adapters` only where some service loads them while it runs."""
 
     address: str | None
     services: Mapping[Row, ServiceKey]
     windows: Windows
     utilization_query: str | None = None
+    adapters: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +67,7 @@ class Answer:
     services: Mapping[ServiceKey, ServiceMetrics | Missing]
     utilization: float | Missing
     means: Means = NO_MEANS
+    adapters: PodAdapters = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,7 @@ class _Round:
     paces: Mapping[Row, tuple[Pace, ...]]
     utilization: float | Missing
     means: Means
+    adapters: PodAdapters
 
 
 class _NoAnswer(Exception):  # noqa: N818 - carries a value, never leaves this module
@@ -109,7 +121,7 @@ class PrometheusReader:
             return _nothing(question, error.missing)
         read = {key: _metrics(row, found, question) for row, key in sorted(question.services.items())}
         services = self._peaks.held(read, question.windows.peak)
-        return Answer(services=services, utilization=found.utilization, means=found.means)
+        return Answer(services=services, utilization=found.utilization, means=found.means, adapters=found.adapters)
 
     def _ask(self, question: Question, address: str) -> _Round:
         with _Client(address, self._headers(), self._timeout) as client:
@@ -119,8 +131,9 @@ class PrometheusReader:
                 for histogram in (promql.TTFT, promql.TPOT)
             )
             paces, query = _paces(client.query(promql.paces(question.windows))), question.utilization_query
+            adapters = _adapters(client) if question.adapters else {}
             own, means = self._utilization(client, query), self._recent_means(client, query)
-            return _Round(figures, ttft, tpot, paces, own, means)
+            return _Round(figures, ttft, tpot, paces, own, means, adapters)
 
     def _utilization(self, client: _Client, query: str | None) -> float | Missing:
         """A user's query that fails spoils only its own figure."""
@@ -320,6 +333,20 @@ def _series(result: Any) -> list[Series]:
     if len(result) == 2 and not isinstance(result[0], dict):
         return [({}, float(result[1]))]
     return [(found["metric"], float(found["value"][1])) for found in result if "value" in found]
+
+
+def _adapters(client: _Client) -> PodAdapters:
+    """What fails here spoils only what is said of adapters."""
+    try:
+        result = client.query(promql.ADAPTERS)
+    except _NoAnswer:
+        return {}
+    found: dict[tuple[str, str], dict[str, LoadedAdapter]] = {}
+    for labels, value in result:
+        said = LoadedAdapter(labels.get("uri", ""), value == 1, labels.get("error", ""))
+        pod = labels.get("namespace", ""), labels.get("pod", "")
+        found.setdefault(pod, {})[labels.get("adapter", "")] = said
+    return found
 
 
 def _by_row(result: Iterable[Series]) -> dict[Row, float]:

@@ -23,6 +23,9 @@ BY = "namespace, model_name"
 OWN_UTILIZATION = "tokenservice_fleet_utilization_ratio"
 """The operator's own export: its mean outlives the operator in whatever scrapes it."""
 
+ADAPTERS = 'max by (namespace, pod, adapter, uri, error) (tokenservice_adapter_loaded{namespace!=""})'
+"""What the loaders of adapters say, each of its own pod: 1 where its engine has the adapter."""
+
 _MEANS = {"1h": 60, "24h": 300}
 """Window -> seconds between the points that a mean is taken of."""
 

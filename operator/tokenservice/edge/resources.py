@@ -49,6 +49,7 @@ _KINDS = (
     Resource(kind="Node", plural="nodes", namespaced=False),
     Resource(kind="Pod", plural="pods"),
     Resource(kind="Service", plural="services"),
+    Resource(kind="ConfigMap", plural="configmaps"),
     Resource(kind="ServiceAccount", plural="serviceaccounts"),
     Resource(kind="Deployment", plural="deployments", group="apps"),
     Resource(kind=LEADER_WORKER_SET, plural="leaderworkersets", group="leaderworkerset.x-k8s.io"),
@@ -70,8 +71,8 @@ RESOURCES = {resource.kind: resource for resource in _KINDS}
 OWNED_KINDS = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy")
 """Children of a TokenService, in every cluster."""
 
-OPTIONAL_KINDS = (LEADER_WORKER_SET, "PodMonitor")
-"""Children whose API a cluster need not have; it may come and go while the operator runs."""
+OPTIONAL_KINDS = (LEADER_WORKER_SET, "PodMonitor", "ConfigMap")
+"""Children whose API a cluster need not have (it may come and go while the operator runs), or that settings ask for."""
 
 
 def path_of(key: ObjectKey, subresource: str = "") -> str:

@@ -19,6 +19,7 @@ from tokenservice.core.engines.base import (
     argument_problems,
     drain_seconds,
     environment_problems,
+    room_problems,
     served_name,
 )
 from tokenservice.core.engines.sources import Source, model_source, pinned_digest, source_problems, sources
@@ -76,5 +77,6 @@ def _problems(spec: TokenServiceSpec, engine: _Engine) -> tuple[Problem, ...]:
     return (
         *argument_problems(engine.VOCABULARY, spec.engine.extra_args),
         *environment_problems(engine.VOCABULARY, ours | SOURCE_ENVIRONMENT, spec.engine.env),
+        *(room_problems(engine.VOCABULARY, spec.engine.extra_args) if spec.model.runtime_adapters is not None else ()),
         *engine.problems(spec),
     )

@@ -24,6 +24,9 @@ LEADER_ADDRESS, WORKER_INDEX = "$(LWS_LEADER_ADDRESS)", "$(LWS_WORKER_INDEX)"
 GROUP_PORT = 29500
 """Where the leader of a group waits for its workers; what they open after that has ports of its own."""
 
+GUARD_PATH = "/adapter-guard"
+"""Where the loader of adapters puts what keeps others from having an engine load adapters."""
+
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
 
 
@@ -45,7 +48,8 @@ class Vocabulary:
     """The flags of one engine, by what becomes of them in extraArgs.
 
     `rendered` maps a flag to the field that sets it, `refused` to why nobody may. Of the rest only `switches` (no
-    value), `valued` (one) and `listed` (one or more) are let in.
+    value), `valued` (one) and `listed` (one or more) are let in; of these, `roomy` ones are set by
+    spec.model.runtimeAdapters where it is there.
     """
 
     engine: str
@@ -54,6 +58,7 @@ class Vocabulary:
     switches: frozenset[str]
     valued: frozenset[str]
     listed: frozenset[str]
+    roomy: frozenset[str]
     environment: frozenset[str]
 
 
@@ -232,6 +237,13 @@ def _not_allowed(flag: str, why: str, at: str) -> Problem:
 
 def _stray(word: str, at: str) -> Problem:
     return _not_allowed(repr(word), "it follows no flag that takes a value", at)
+
+
+def room_problems(vocabulary: Vocabulary, extra_args: Iterable[str]) -> Iterable[Problem]:
+    """Flags in extraArgs that spec.model.runtimeAdapters sets, for a spec that has it."""
+    for index, word in enumerate(extra_args):
+        if _is_flag(word) and flag_name(word) in vocabulary.roomy:
+            yield _conflict(flag_name(word), "spec.model.runtimeAdapters", f"spec.engine.extraArgs[{index}]")
 
 
 def environment_problems(

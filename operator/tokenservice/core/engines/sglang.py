@@ -71,8 +71,8 @@ def own_environment(spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]:
 
 def problems(spec: TokenServiceSpec) -> Iterator[Problem]:
     """Combinations that SGLang refuses at start (`check_lora_server_args` of 0.5.18)."""
-    speculative = spec.engine.speculative
-    if spec.model.adapters and speculative is not None and speculative.method is not SpeculativeMethod.NGRAM:
+    speculative, served = spec.engine.speculative, spec.model.adapters or spec.model.runtime_adapters
+    if served and speculative is not None and speculative.method is not SpeculativeMethod.NGRAM:
         yield Problem(
             Reason.CONFLICTING_ARGUMENTS,
             "spec.engine.speculative.method",
@@ -144,7 +144,13 @@ def _speculative(spec: TokenServiceSpec) -> Iterator[str]:
 
 
 def _adapters(spec: TokenServiceSpec) -> Iterator[str]:
-    adapters = spec.model.adapters
+    adapters, room = spec.model.adapters, spec.model.runtime_adapters
+    if room is not None:
+        yield "--enable-lora"
+        yield from ("--max-loras-per-batch", str(room.max_active))
+        yield from ("--max-lora-rank", str(room.max_rank))
+        yield from ("--lora-target-modules", "all")
+        return
     if not adapters:
         return
     yield "--enable-lora"
@@ -269,6 +275,7 @@ VOCABULARY = Vocabulary(
         }
     ),
     listed=frozenset({"--cuda-graph-bs-decode", "--lora-target-modules"}),
+    roomy=frozenset({"--lora-target-modules", "--max-loaded-loras", "--max-lora-rank"}),
     environment=SHARED_ENVIRONMENT
     | {
         "SGLANG_ENABLE_JIT_DEEPGEMM",

@@ -13,6 +13,7 @@ reads a folder, offline and read-only.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,10 @@ from tokenservice.core.names import MODEL_VOLUME
 MODEL_PATH = "/models"
 _FETCHED_PATH = f"{MODEL_PATH}/verified"
 """Where the verifier puts what it has downloaded, once it has vouched for it."""
+
+ADAPTERS_PATH = "/adapters"
+DOWNLOADS_PATH = f"{ADAPTERS_PATH}/downloads"
+"""Where the loader puts the adapters that it has downloaded for a running engine."""
 
 _CREDENTIALS_PATH = "/credentials"
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
@@ -87,6 +92,15 @@ def adapter_sources(model: ModelSource) -> tuple[Source, ...]:
     )
 
 
+def runtime_sources(model: ModelSource) -> tuple[Source, ...]:
+    """Its adapters as running engines load them, in the order of the spec.
+
+    There is a volume for each claim and image, whatever lies in it, and none for a claim that the model lies in too:
+    only an adapter of a further claim or image needs other pods.
+    """
+    return tuple(_runtime_source(adapter.uri, model.uri) for adapter in model.adapters)
+
+
 def draft_source(spec: TokenServiceSpec) -> Source | None:
     """The draft model of speculative decoding."""
     speculative = spec.engine.speculative
@@ -96,9 +110,10 @@ def draft_source(spec: TokenServiceSpec) -> Source | None:
 
 
 def sources(spec: TokenServiceSpec) -> tuple[Source, ...]:
-    """Everything that a pod of the service loads; the model first."""
+    """Everything that an engine of the service loads when it starts; the model first."""
     draft = draft_source(spec)
-    return (model_source(spec.model), *adapter_sources(spec.model), *((draft,) if draft is not None else ()))
+    adapters = adapter_sources(spec.model) if spec.model.runtime_adapters is None else ()
+    return (model_source(spec.model), *adapters, *((draft,) if draft is not None else ()))
 
 
 def pinned_digest(model: ModelSource) -> str | None:
@@ -126,6 +141,23 @@ def _source(uri: str, name: str, mount: str, model: ModelSource | None) -> Sourc
         return _claim(rest, name, mount)
     digest = model.digest if model is not None else None
     return _image(rest, digest, name, mount, credentials)
+
+
+def _runtime_source(uri: str, model: str) -> Source:
+    """The path differs for each version that the uri tells apart: engines take the same path for the same weights."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "hf":
+        found = _hugging_face(rest, None)
+        return replace(found, path=f"{DOWNLOADS_PATH}/{_digest(uri)}", downloaded=False, fetched=found.path)
+    volume = rest.partition("/")[0] if scheme == "pvc" else rest
+    if scheme == "pvc" and f"{model}/".startswith(f"pvc://{volume}/"):
+        return replace(_claim(rest, MODEL_VOLUME, MODEL_PATH), volumes=(), mounts=())
+    place = f"{scheme}-{_digest(volume)}"
+    return _source(uri, f"adapters-{place}", f"{ADAPTERS_PATH}/{place}", None)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _hugging_face(rest: str, model: ModelSource | None) -> Source:

@@ -14,6 +14,7 @@ from tokenservice.api.token_service import KVCacheDtype, Quantization, Speculati
 from tokenservice.core.engines.base import (
     CACHE_PATH,
     GROUP_PORT,
+    GUARD_PATH,
     LEADER_ADDRESS,
     SHARED_ENVIRONMENT,
     WORKER_INDEX,
@@ -33,6 +34,9 @@ from tokenservice.core.names import ENGINE_PORT
 
 MAX_LORAS_IN_BATCH = 8
 """Every slot takes memory from the KV cache; SGLang's default is the same."""
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that --max-lora-rank takes."""
 
 TTFT_BOUNDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -80,6 +84,8 @@ def own_environment(spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
     }
     offline = {} if any(source.downloaded for source in sources(spec)) else {"HF_HUB_OFFLINE": "1"}
+    if spec.model.runtime_adapters is not None:
+        own |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true", "PYTHONPATH": GUARD_PATH}
     return base_environment(vendor) | own | offline | ({"VLLM_ROCM_USE_AITER": "1"} if vendor is Vendor.AMD else {})
 
 
@@ -152,7 +158,13 @@ def _speculative(spec: TokenServiceSpec) -> Iterator[str]:
 
 
 def _adapters(spec: TokenServiceSpec) -> Iterator[str]:
-    adapters = spec.model.adapters
+    adapters, room = spec.model.adapters, spec.model.runtime_adapters
+    if room is not None:
+        yield "--enable-lora"
+        yield from ("--max-loras", str(room.max_active))
+        yield from ("--max-lora-rank", str(min(rank for rank in LORA_RANKS if rank >= room.max_rank)))
+        yield from ("--middleware", "adapter_guard.Guard")
+        return
     if not adapters:
         return
     yield "--enable-lora"
@@ -325,6 +337,7 @@ VOCABULARY = Vocabulary(
         }
     ),
     listed=frozenset({"--cudagraph-capture-sizes"}),
+    roomy=frozenset({"--max-lora-rank"}),
     environment=SHARED_ENVIRONMENT
     | {
         "VLLM_ENGINE_READY_TIMEOUT_S",

@@ -1,0 +1,36 @@
+"""Keeps everybody but the loader of the pod from having vLLM load and forget adapters.
+
+vLLM imports it by `--middleware adapter_guard.Guard`. Its endpoints for adapters ask for no key, and whoever reaches
+the engine could put other weights under a name that others use. The loader writes the token beside this file before
+the engine starts; it is in no template, no Secret and no log. Python 3.9 or newer, and nothing beside it.
+"""
+
+import hmac
+from pathlib import Path
+
+HEADER = b"x-adapter-token"
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_REFUSAL = b'{"error": {"message": "adapters are loaded by the operator: see spec.model.adapters", "code": 403}}'
+
+
+class Guard:
+    """An ASGI middleware. It judges paths that speak of adapters and hands all others on untouched."""
+
+    def __init__(self, app):
+        self._app = app
+        self._token = (Path(__file__).parent / "token").read_bytes()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and self._refuses(scope):
+            head = {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"application/json")]}
+            await send(head)
+            await send({"type": "http.response.body", "body": _REFUSAL})
+            return
+        await self._app(scope, receive, send)
+
+    def _refuses(self, scope):
+        """By the word: vLLM has a second pair of endpoints, /adapters, for a cloud that calls it so."""
+        if scope["method"] in _READS or "adapter" not in scope["path"].lower():
+            return False
+        given = [value for name, value in scope["headers"] if name.lower() == HEADER]
+        return len(given) != 1 or not hmac.compare_digest(given[0], self._token)
