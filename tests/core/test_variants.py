@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -290,6 +291,13 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Accelerator, ...], Reason, str, 
         Reason.MODEL_TOO_LARGE,
         "spec.model",
         ("131.4 GiB of bf16 weights", "on l4 x 1", "113.9 GiB"),
+    ),
+    "a model too large for several nodes too": (
+        {"engine": {"tensorParallelSize": 8, "pipelineParallelSize": 2}, **model("hf://llama-70b")},
+        (replace(H100, spec=H100.spec.model_copy(update={"memory": "10Gi"})),),
+        Reason.MODEL_TOO_LARGE,
+        "spec.model",
+        ("on h100 x 16",),
     ),
     "a context too long for the cache": (
         {"engine": {"maxModelLen": 5_000_000, "tensorParallelSize": 1}},

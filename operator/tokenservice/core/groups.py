@@ -1,4 +1,4 @@
-"""Replicas of several pods, each pod on a node of its own: a leader that serves, and workers that compute with it.
+"""Replicas of several pods, which no node holds together: a leader that serves, and workers that compute with it.
 
 To every decision such a replica is its leader. Workers only hold accelerators: what they do is what their leader does,
 and what keeps one of them from running keeps the replica from serving. When any pod of a group fails, the

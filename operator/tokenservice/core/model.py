@@ -282,13 +282,13 @@ class Variant:
 
     @property
     def pods(self) -> int:
-        """Pods of one replica: one on each of several nodes, a pipeline stage each, where no node holds it whole."""
+        """Pods of one replica: one, or one for each pipeline stage where no node holds it whole."""
         whole = self.accelerators <= self.accelerator.spec.accelerators_per_node
         return 1 if whole else self.pipeline_parallel_size
 
     @property
     def accelerators_per_pod(self) -> int:
-        """Accelerators that a replica takes on each of its nodes."""
+        """Accelerators that each pod of a replica takes, on one node."""
         return self.accelerators // self.pods
 
     @property

@@ -501,7 +501,7 @@ def _closest(request: _Request, accelerator: Accelerator, weights: float, kv_tok
     """(bytes missing, accelerators, class) of the replica that lacks least; infinite where none is possible."""
     lacks = [
         (_missing_bytes(request, choice, weights, kv_tokens), choice.tensor_parallel_size * request.pipeline)
-        for across in ((False, True) if request.groups else (False,))
+        for across in (False, True)
         for choice in _choices(request, across=across)
         if choice.accelerator.name == accelerator.name
     ]
