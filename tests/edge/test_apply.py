@@ -81,6 +81,18 @@ async def test_what_comes_after_a_failure_is_skipped_and_says_for_whom_it_waits(
     assert [outcome.message for outcome in report.outcomes[1:3]] == ["waits for a", "waits for b"]
 
 
+async def test_what_is_not_begun_in_time_is_left_to_the_next_plan() -> None:
+    server, again = Server(), list[int]()
+    applier = Applier(
+        server, Fence(), server, again=lambda: again.append(1), clock=lambda: 3.0 * len(server.calls), parallel=1
+    )
+    report = await applier.apply([applied("a"), applied("b"), applied("c"), applied("d"), applied("e", "d")])
+    results = [outcome.result for outcome in report.outcomes]
+    assert results == [Result.DONE, Result.DONE, Result.DONE, Result.LEFT, Result.SKIPPED]
+    assert again == [1]
+    assert report.failures == ()
+
+
 async def test_an_action_after_one_that_was_never_planned_is_not_done() -> None:
     report = await make_applier(Server()).apply([applied("a", "forgotten")])
     assert report.outcomes[0].result is Result.SKIPPED

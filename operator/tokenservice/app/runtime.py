@@ -151,7 +151,7 @@ class Operator:
         self._reflectors += hearing
         lease_key = ObjectKey("Lease", settings.lease.namespace, settings.lease.name)
         self.lease = Lease(kube, lease_key, identity(), plans=lambda: self.planner.healthy)
-        self._applier = Applier(kube, self.lease, self.stores)
+        self._applier = Applier(kube, self.lease, self.stores, again=self._mark_dirty)
         self._gatekeeper = Gatekeeper(pods=self._pods, lifts=self._applier)
         reporter = Reporter(kube, Events(kube, self.lease.identity), self.lease, self.stores, again=self._mark_dirty)
         self._metering = Metering(

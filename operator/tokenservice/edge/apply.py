@@ -4,7 +4,8 @@ Actions run as soon as those they come after have succeeded, eight at a time. Be
 whether this process still leads; every write carries what it expects to find. Each action is safe to repeat, so a
 crash at any point needs no cleaning up, and nothing is retried in here: a conflict or a vanished object ends the
 action quietly, the next plan is made from what is then there. What stays in the way until somebody acts is no conflict
-but an outcome of its own, and told.
+but an outcome of its own, and told. Nor does a plan take as long as it likes: when a thousand services come, the pods
+of the first would wait for the objects of the last. What is not begun in time is left to the next plan.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound, Retryable, Taken
 
 PARALLEL_WRITES = 8
+PATIENCE_SECONDS = 8.0
 
 _NEVER = "1"
 """A revision that no object ever has: an apply that carries it creates, and conflicts with whatever is there."""
@@ -75,6 +77,7 @@ class Result(StrEnum):
     FAILED = "Failed"
     RETRYABLE = "Retryable"
     SKIPPED = "Skipped"
+    LEFT = "Left"
     FENCED = "Fenced"
 
 
@@ -124,36 +127,46 @@ class Applier:
         fence: Fence,
         versions: Versions,
         *,
+        again: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         parallel: int = PARALLEL_WRITES,
     ) -> None:
+        """`again` is told when something was left."""
         self._writer = writer
         self._fence = fence
         self._versions = versions
+        self._again = again
+        self._clock = clock
         self._wall_clock = wall_clock
         self._slots = asyncio.Semaphore(parallel)
         self._owners: dict[ObjectKey, asyncio.Future[Json]] = {}
 
     async def apply(self, actions: Sequence[Action]) -> Report:
         """Runs all actions in the order they ask for. Raises ValueError for a plan that has none."""
-        run = _Run(actions)
+        run, until = _Run(actions), self._clock() + PATIENCE_SECONDS
         self._owners = {}
         pending: set[asyncio.Task[Outcome]] = set()
         try:
             while run.active:
-                pending |= {asyncio.create_task(self._act(run, action)) for action in run.ready()}
+                pending |= {asyncio.create_task(self._act(run, action, until)) for action in run.ready()}
                 finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in finished:
                     run.finish(task.result())
         finally:
             for task in pending:
                 task.cancel()
-        return Report(tuple(run.outcomes[action.id] for action in actions))
+        report = Report(tuple(run.outcomes[action.id] for action in actions))
+        if any(outcome.result is Result.LEFT for outcome in report.outcomes):
+            self._again()
+        return report
 
-    async def _act(self, run: _Run, action: Action) -> Outcome:
+    async def _act(self, run: _Run, action: Action, until: float) -> Outcome:
         if blocker := run.blocker(action):
             return Outcome(action=action, result=Result.SKIPPED, message=f"waits for {blocker}")
         async with self._slots:
+            if self._clock() > until:
+                return Outcome(action=action, result=Result.LEFT, message="the next plan goes on")
             if not self._fence.held():
                 return Outcome(action=action, result=Result.FENCED, message="this process leads no more")
             return await self._attempt(action)
