@@ -81,6 +81,12 @@ async def test_what_comes_after_a_failure_is_skipped_and_says_for_whom_it_waits(
     assert [outcome.message for outcome in report.outcomes[1:3]] == ["waits for a", "waits for b"]
 
 
+async def test_what_stands_first_in_the_plan_is_done_before_what_could_have_begun_earlier() -> None:
+    server = Server()
+    await make_applier(server, parallel=1).apply([applied("a"), applied("b", "a"), applied("c"), applied("d", "b")])
+    assert [key.name for _, key, _ in server.calls] == ["a", "b", "c", "d"]
+
+
 async def test_what_is_not_begun_in_time_is_left_to_the_next_plan() -> None:
     server, again = Server(), list[int]()
     applier = Applier(

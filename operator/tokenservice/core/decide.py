@@ -194,7 +194,8 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
         _nothing,
         shared=(facts.snapshot.stale_kinds, facts.scope),
     )
-    return [action for mine in done.values() for action in mine]
+    found = [action for mine in done.values() for action in mine]
+    return sorted(found, key=lambda action: isinstance(action, Apply) and action.manifest["kind"] in _FOR_WHAT_SERVES)
 
 
 def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
@@ -212,8 +213,8 @@ def _nothing(actions: list[Action]) -> bool:
 def _service_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     """Shared children first, then one step for each variant, then variants that are wanted no more.
 
-    Of a new service only what its pods need comes before its engines, which take minutes to start: where a thousand
-    services come at once, those of the last would else wait for what nobody needs until they serve.
+    Of a new service only what its pods need comes before its engines, which take minutes to start; what nobody needs
+    until they serve comes at the end of the plan, or the last of many services would wait for it.
     """
     shared = _shared_actions(facts, seen, grant)
     new = not facts.deployments.get(seen.service.key)

@@ -1,6 +1,7 @@
 """Carries a plan's actions out.
 
-Actions run as soon as those they come after have succeeded, eight at a time. Before every write the fence is asked
+Actions run as soon as those they come after have succeeded, eight at a time, those that stand first in the plan before
+others. Before every write the fence is asked
 whether this process still leads; every write carries what it expects to find. Each action is safe to repeat, so a
 crash at any point needs no cleaning up, and nothing is retried in here: a conflict or a vanished object ends the
 action quietly, the next plan is made from what is then there. What stays in the way until somebody acts is no conflict
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from graphlib import TopologicalSorter
+from heapq import heappop, heappush
 from typing import Protocol
 
 from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Place, SetDeletionCost, SetServing
@@ -139,7 +141,7 @@ class Applier:
         self._again = again
         self._clock = clock
         self._wall_clock = wall_clock
-        self._slots = asyncio.Semaphore(parallel)
+        self._parallel = parallel
         self._owners: dict[ObjectKey, asyncio.Future[Json]] = {}
 
     async def apply(self, actions: Sequence[Action]) -> Report:
@@ -149,7 +151,8 @@ class Applier:
         pending: set[asyncio.Task[Outcome]] = set()
         try:
             while run.active:
-                pending |= {asyncio.create_task(self._act(run, action, until)) for action in run.ready()}
+                while len(pending) < self._parallel and (action := run.next()) is not None:
+                    pending.add(asyncio.create_task(self._act(run, action, until)))
                 finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in finished:
                     run.finish(task.result())
@@ -164,12 +167,11 @@ class Applier:
     async def _act(self, run: _Run, action: Action, until: float) -> Outcome:
         if blocker := run.blocker(action):
             return Outcome(action=action, result=Result.SKIPPED, message=f"waits for {blocker}")
-        async with self._slots:
-            if self._clock() > until:
-                return Outcome(action=action, result=Result.LEFT, message="the next plan goes on")
-            if not self._fence.held():
-                return Outcome(action=action, result=Result.FENCED, message="this process leads no more")
-            return await self._attempt(action)
+        if self._clock() > until:
+            return Outcome(action=action, result=Result.LEFT, message="the next plan goes on")
+        if not self._fence.held():
+            return Outcome(action=action, result=Result.FENCED, message="this process leads no more")
+        return await self._attempt(action)
 
     async def _attempt(self, action: Action) -> Outcome:
         try:
@@ -277,10 +279,12 @@ class _Run:
 
     def __init__(self, actions: Sequence[Action]) -> None:
         self.outcomes: dict[str, Outcome] = {}
-        self._actions = {action.id: action for action in actions}
-        if len(self._actions) < len(actions):
+        self._actions = actions
+        self._places = {action.id: place for place, action in enumerate(actions)}
+        self._ready: list[int] = []
+        if len(self._places) < len(actions):
             raise ValueError("two actions of the plan have the same id")
-        known = self._actions.keys()
+        known = self._places.keys()
         self._sorter = TopologicalSorter({action.id: known & set(action.after) for action in actions})
         self._sorter.prepare()
 
@@ -288,9 +292,11 @@ class _Run:
     def active(self) -> bool:
         return self._sorter.is_active()
 
-    def ready(self) -> list[Action]:
-        """Actions that nothing holds up any more, each once."""
-        return [self._actions[id_] for id_ in self._sorter.get_ready()]
+    def next(self) -> Action | None:
+        """The first action of the plan that nothing holds up any more, each once; None while all others wait."""
+        for id_ in self._sorter.get_ready():
+            heappush(self._ready, self._places[id_])
+        return self._actions[heappop(self._ready)] if self._ready else None
 
     def blocker(self, action: Action) -> str | None:
         """The first action that had to succeed before and did not; one that was never planned did not."""
