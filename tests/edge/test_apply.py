@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,14 +88,15 @@ async def test_what_stands_first_in_the_plan_is_done_before_what_could_have_begu
     assert [key.name for _, key, _ in server.calls] == ["a", "b", "c", "d"]
 
 
-async def test_what_is_not_begun_in_time_is_left_to_the_next_plan() -> None:
+async def test_what_can_wait_is_left_to_the_next_plan_where_this_one_takes_long() -> None:
     server, again = Server(), list[int]()
-    applier = Applier(
-        server, Fence(), server, again=lambda: again.append(1), clock=lambda: 3.0 * len(server.calls), parallel=1
+    applier = Applier(server, Fence(), server, again=lambda: again.append(1), clock=lambda: 3.0 * len(server.calls))
+    actions = [applied(name) for name in "abc"]
+    report = await applier.apply(
+        [*actions, replace(applied("d", *"abc"), can_wait=True), applied("e", "c"), applied("f", "d")]
     )
-    report = await applier.apply([applied("a"), applied("b"), applied("c"), applied("d"), applied("e", "d")])
     results = [outcome.result for outcome in report.outcomes]
-    assert results == [Result.DONE, Result.DONE, Result.DONE, Result.LEFT, Result.SKIPPED]
+    assert results == [Result.DONE, Result.DONE, Result.DONE, Result.LEFT, Result.DONE, Result.SKIPPED]
     assert again == [1]
     assert report.failures == ()
 

@@ -195,7 +195,7 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
         shared=(facts.snapshot.stale_kinds, facts.scope),
     )
     found = [action for mine in done.values() for action in mine]
-    return sorted(found, key=lambda action: isinstance(action, Apply) and action.manifest["kind"] in _FOR_WHAT_SERVES)
+    return sorted(found, key=lambda action: action.can_wait)
 
 
 def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
@@ -217,12 +217,11 @@ def _service_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     until they serve comes at the end of the plan, or the last of many services would wait for it.
     """
     shared = _shared_actions(facts, seen, grant)
-    new = not facts.deployments.get(seen.service.key)
-    first = [action for action in shared if not new or action.manifest["kind"] not in _FOR_WHAT_SERVES]
+    first = [action for action in shared if not action.can_wait]
     before = tuple(action.id for action in first)
     engines = [action for name, count in grant.counts.items() for action in _engine(facts, seen, name, count, before)]
     after = tuple(action.id for action in engines)
-    last = [replace(action, after=after) for action in shared if action not in first]
+    last = [replace(action, after=after) for action in shared if action.can_wait]
     return [*first, *engines, *last, *_retirements(facts, seen, grant), *_unlisted(facts, seen.service)]
 
 
@@ -241,7 +240,12 @@ def _shared_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Apply]:
     manifests = shared_children(
         seen.service, spec, facts.snapshot.settings, total, needed, workers=workers, groups=groups
     )
-    return [action for manifest in manifests for action in _applied(facts, seen.service, manifest, Reason.UPDATED)]
+    found = [action for manifest in manifests for action in _applied(facts, seen.service, manifest, Reason.UPDATED)]
+    return [replace(action, can_wait=_can_wait(action)) for action in found]
+
+
+def _can_wait(action: Apply) -> bool:
+    return action.resource_version is None and action.manifest["kind"] in _FOR_WHAT_SERVES
 
 
 def _needed(facts: Facts, seen: Outlook, total: int, workers: int) -> int:

@@ -437,13 +437,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """One write. `after` names actions that must have succeeded first; actions without a common ancestor are free."""
+    """One write. `after` names actions that must have succeeded first; actions without a common ancestor are free.
+
+    One that `can_wait` is left to the next plan where this one takes long to carry out.
+    """
 
     id: str
     reason: Reason
     message: str
     service: ServiceKey | None = None
     after: tuple[str, ...] = ()
+    can_wait: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ others. Before every write the fence is asked
 whether this process still leads; every write carries what it expects to find. Each action is safe to repeat, so a
 crash at any point needs no cleaning up, and nothing is retried in here: a conflict or a vanished object ends the
 action quietly, the next plan is made from what is then there. What stays in the way until somebody acts is no conflict
-but an outcome of its own, and told. Nor does a plan take as long as it likes: when a thousand services come, the pods
-of the first would wait for the objects of the last. What is not begun in time is left to the next plan.
+but an outcome of its own, and told. What can wait is left to the next plan where this one takes long: when a thousand
+services come, pods of the first would wait for what nobody needs of the last.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Applier:
     async def _act(self, run: _Run, action: Action, until: float) -> Outcome:
         if blocker := run.blocker(action):
             return Outcome(action=action, result=Result.SKIPPED, message=f"waits for {blocker}")
-        if self._clock() > until:
+        if action.can_wait and self._clock() > until:
             return Outcome(action=action, result=Result.LEFT, message="the next plan goes on")
         if not self._fence.held():
             return Outcome(action=action, result=Result.FENCED, message="this process leads no more")
