@@ -465,6 +465,22 @@ def test_a_stale_view_takes_no_group_away() -> None:
     assert step(facts, CHAT.key, VARIANT, 1, live).reason is Reason.STALE_VIEW
 
 
+@pytest.mark.parametrize(("replicas", "says"), [(1, True), (2, False)])
+def test_a_change_of_a_single_replica_is_said_to_wait(replicas: int, says: bool) -> None:
+    """LeaderWorkerSet 0.8 makes no surge where there are no more replicas than that."""
+    made = world(nodes=6)
+    made.services = [make_service("chat", engine=LARGE, replicas=replicas)]
+    made.run(12)
+    key = ObjectKey("LeaderWorkerSet", "default", SET)
+    live = made.children[key]
+    made.children[key] = replace(live, body=live.body | {"status": UPDATES})
+    plan = decide(made.snapshot(), made.now + 100)
+    (status,) = (write.status for write in plan.statuses if write.key.name == "chat")
+    (reconciling,) = (it for it in status["conditions"] if it["type"] == "Reconciling")
+    assert reconciling["status"] == "True"
+    assert ("the change waits" in reconciling["message"]) is says
+
+
 def test_whether_a_set_is_being_rolled_out() -> None:
     assert rolling_out(make_set(1, **UPDATES))
     assert not rolling_out(make_set(1, conditions=[{"type": "UpdateInProgress", "status": "False"}]))

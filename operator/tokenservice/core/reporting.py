@@ -16,7 +16,7 @@ from tokenservice.core.capacity import Capacity
 from tokenservice.core.capacity import capacity as capacity_of
 from tokenservice.core.conditions import by_type
 from tokenservice.core.deployment import startup_seconds
-from tokenservice.core.facts import Facts, rolling_out, spans_nodes
+from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
 from tokenservice.core.histogram import quantile
 from tokenservice.core.margin import learned
 from tokenservice.core.memo import column
@@ -293,6 +293,11 @@ def _exchange(facts: Facts, seen: Outlook) -> str:
     key = seen.service.key
     exchanging = [child for child in facts.deployments.get(key, {}).values() if rolling_out(child)]
     pods = facts.pods_of(key)
+    if any(spans_nodes(child) and replicas(child) == 1 for child in exchanging):
+        return (
+            "the change waits: a LeaderWorkerSet starts no successor of a single replica (ask for 2 replicas for a"
+            " while, or delete the LeaderWorkerSet to exchange it without one that serves)"
+        )
     if any(exchanged_in_place(child, pods, seen.owed) for child in exchanging):
         return "changes are being rolled out in place, one replica at a time: no accelerators are free for a surge"
     if exchanging and any(pod.unschedulable for pod in pods):
