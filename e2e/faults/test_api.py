@@ -80,7 +80,7 @@ def _judge(door: Door, play: Play, log: Log) -> None:
 
 OUTAGE_SECONDS = 9.0
 MOST_REQUESTS_A_SECOND = 12.0
-"""Of a process with ten watches, all failing: each tries again within half a second, then less and less often."""
+"""Of a process with a dozen watches, all failing: each tries again within half a second, then less and less often."""
 
 OUTAGES: dict[str, Fault] = {
     "every connection is reset": reset,
