@@ -24,7 +24,7 @@ NOTHING_KNOWN = {
 
 @st.composite
 def histograms(draw: st.DrawFn) -> Buckets:
-    bounds = sorted(draw(st.sets(st.floats(0.001, 100), min_size=1, max_size=10)))
+    bounds = [n / 1000 for n in sorted(draw(st.sets(st.integers(1, 100_000), min_size=1, max_size=10)))]
     counts = draw(st.lists(st.floats(0, 1000), min_size=len(bounds) + 1, max_size=len(bounds) + 1))
     total, buckets = 0.0, []
     for bound, count in zip([*bounds, inf], counts, strict=True):
