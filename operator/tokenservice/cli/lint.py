@@ -163,7 +163,7 @@ def _semantic_errors(documents: Sequence[Document]) -> Iterator[Finding]:
     services = {
         _key(document): (document, _service(document, order))
         for order, document in enumerate(documents)
-        if document.body["kind"] == "TokenService" and kind_of(document.body)
+        if kind_of(document.body) and document.body["kind"] == "TokenService"
     }
     for document, service in services.values():
         if service.spec is None:
@@ -212,5 +212,5 @@ def _profiles(documents: Sequence[Document]) -> tuple[Profile, ...]:
 
 def _specs(documents: Sequence[Document], kind: str) -> Iterator[tuple[str, Json]]:
     for document in documents:
-        if document.body["kind"] == kind and kind_of(document.body):
+        if kind_of(document.body) and document.body["kind"] == kind:
             yield document.body["metadata"]["name"], stored(document.body)["spec"]
