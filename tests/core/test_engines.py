@@ -304,6 +304,11 @@ def test_an_image_is_mounted_by_digest() -> None:
             "spec.model.adapters[x].uri",
             "needs a digest",
         ),
+        (
+            {"uri": "hf://a/b", "adapters": [{"name": "x", "uri": "hf://a/c@v1"}]},
+            "spec.model.adapters[x].uri",
+            "take no revision",
+        ),
     ],
 )
 def test_a_source_that_could_not_be_loaded_as_promised(model: dict[str, object], field: str, words: str) -> None:

@@ -272,6 +272,11 @@ def _companion_problems(spec: TokenServiceSpec) -> Iterator[Problem]:
             yield _invalid(at, "s3:// is for the model itself: bring this by hf://, oci:// or pvc://")
         if uri.startswith("oci://") and _DIGEST.search(uri) is None:
             yield _invalid(at, "oci:// needs a digest: append @sha256:…")
+    for adapter in spec.model.adapters if spec.model.runtime_adapters is None else ():
+        if adapter.uri.startswith("hf://") and "@" in adapter.uri:
+            at = f"spec.model.adapters[{adapter.name}].uri"
+            why = "engines that load adapters when they start take no revision: remove @…, set"
+            yield _invalid(at, f"{why} spec.model.runtimeAdapters, or bring the adapter by oci://")
 
 
 def _companions(spec: TokenServiceSpec) -> Iterator[tuple[str, str]]:
