@@ -47,11 +47,11 @@ def well(site: Site, name: str = "chat") -> None:
 def test_what_a_quota_refuses_is_told_in_its_words_until_it_is_raised(site: Site) -> None:
     """First another child, then pods: the API server refuses the one to us, the others to a ReplicaSet."""
     site.node()
-    quota(site, count__poddisruptionbudgets_policy="0", requests_nvidia_com__gpu="1")
+    quota(site, count__networkpolicies_networking_k8s_io="0", requests_nvidia_com__gpu="1")
     site.apply(scaling={"minReplicas": 2})
-    found = stalled(site, "Refused", "PodDisruptionBudget chat: exceeded quota: small")
+    found = stalled(site, "Refused", "NetworkPolicy chat: exceeded quota: small")
     assert "have the ResourceQuota of the namespace raised" in found["message"]
-    assert site.deployments() == [], "what depends on it waits"
+    assert site.deployments() == [], "engines wait for what their pods need"
     quota(site, requests_nvidia_com__gpu="1")
     found = stalled(site, "Refused", "exceeded quota: small, requested: requests.nvidia.com/gpu=1")
     assert found["message"].startswith("pods of h100-vllm-tp1-bf16")
@@ -344,7 +344,7 @@ def test_a_model_that_was_changed_starts_no_engine_and_those_verified_before_ser
     good = {pod["metadata"]["name"] for pod in site.pods()}
     try:
         with site.traffic(rate=1.0) as traffic:
-            fail_starts(site, fails=True)
+            fail_starts(site, "chat")
             site.apply(**asked, replicas=3)
             refuses(site, good)
             assert "2 replicas that started before serve on" in doubted(site)
@@ -359,7 +359,7 @@ def test_a_model_that_was_changed_starts_no_engine_and_those_verified_before_ser
             assert set(site.endpoints()) == good, "the good ones never went"
             traffic.goes_on(2)
     finally:
-        fail_starts(site, fails=False)
+        fail_starts(site)
     assert traffic.lost == {}
 
 
