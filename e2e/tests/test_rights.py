@@ -474,12 +474,12 @@ def test_the_policies_bind_nobody_else(neighbours: Site) -> None:
 
 
 def test_a_name_that_a_tenant_uses_is_left_to_them_and_said(neighbours: Site) -> None:
-    """The Service `web` is the tenant's: a TokenService of that name does not take it over; it comes when that goes."""
+    """What is called `web` is the tenant's: a TokenService of that name takes nothing over; it comes when that goes."""
     before = neighbours.kubectl("get", "service", "web", "-o", "jsonpath={.spec}")
     neighbours.apply("web")
     said = neighbours.wait_condition("Stalled", "True", "web")
     assert said["reason"] == "NameTaken"
-    assert "Service web is there already" in said["message"]
+    assert "web is there already and is not of this TokenService" in said["message"]
     assert "rename or remove it" in said["message"]
     neighbours.eventually(lambda: neighbours.told("NameTaken", "web"), "an event says it")
     assert neighbours.kubectl("get", "service", "web", "-o", "jsonpath={.spec}") == before
