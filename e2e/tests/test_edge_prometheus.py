@@ -24,7 +24,7 @@ from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WINDOWS = Windows(rate=6, peak=20, staleness=5)
-NAMES = ("chat", "code", "mixed", "idle", "queue", "parallel", "older", "rolling", "uneven")
+NAMES = ("chat", "code", "mixed", "idle", "asleep", "queue", "parallel", "older", "rolling", "uneven")
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
 VLLM = """
@@ -157,6 +157,7 @@ ENGINES = {
     "mixed-1": Engine("mixed", 8),
     "mixed-2": Engine("mixed", 2, SGLANG),
     "idle-1": Engine("idle", 0, SGLANG_GAUGES),
+    "asleep-1": Engine("asleep", 0),
     "queue-1": Engine("queue", 10, queue_growth=3),
     "parallel-1": Engine("parallel", 12, ranks=4),
     "older-1": Engine("older", 5, SGLANG + GAPS),
@@ -243,6 +244,7 @@ async def test_what_engines_count_is_what_is_read(scraped: tuple[Farm, Prometheu
     assert [count for _, count in chat.ttft_buckets] == pytest.approx([20, 40], rel=0.05)
     assert [bound for bound, _ in known(answer, "mixed").ttft_buckets] == [0.1, 0.2, float("inf")]
     assert isinstance(known(answer, "idle").mean_output_tokens, Missing)
+    assert known(answer, "idle").ttft_buckets == known(answer, "asleep").ttft_buckets == ()
 
 
 async def test_an_engine_without_time_per_token_of_requests_is_judged_by_the_gaps_between_tokens(

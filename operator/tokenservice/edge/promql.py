@@ -87,7 +87,8 @@ def figures(windows: Windows) -> dict[str, str]:
 def buckets(histogram: Dialects, windows: Windows) -> str:
     """Rates of a histogram's buckets by service, engine and bound; the engines' bounds differ.
 
-    Summing comes before labelling, so that few series are labelled.
+    Summing comes before labelling, so that few series are labelled. Services that nobody asks have none: what is sent
+    and read grows with those that are used, of which a large fleet has few at a time.
     """
     now = [
         _buckets_of(dialect, name, windows)
@@ -99,8 +100,10 @@ def buckets(histogram: Dialects, windows: Windows) -> str:
 
 
 def _buckets_of(dialect: str, name: str, windows: Windows) -> str:
-    summed = f'sum by ({BY}, le) (rate({{__name__="{dialect}:{name}_bucket",namespace!=""}}[{windows.rate}s]))'
-    return f'label_replace({summed}, "dialect", "{dialect}", "", "")'
+    name = f'__name__="{dialect}:{name}_bucket",namespace!=""'
+    summed = f"sum by ({BY}, le) (rate({{{name}}}[{windows.rate}s]))"
+    used = f'sum by ({BY}) (rate({{{name},le="+Inf"}}[{windows.rate}s])) > 0'
+    return f'label_replace({summed} and on ({BY}) ({used}), "dialect", "{dialect}", "", "")'
 
 
 def paces(windows: Windows) -> str:
