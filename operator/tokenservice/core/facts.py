@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import targets
-from tokenservice.core.grouping import change, grouped, regrouped
 from tokenservice.core.groups import joined
 from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
+from tokenservice.core.index import change, grouped, regrouped
 from tokenservice.core.margin import UNTRIED, allowed
 from tokenservice.core.memo import Memo, column
 from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot

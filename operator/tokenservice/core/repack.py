@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from tokenservice.core.grouping import grouped
+from tokenservice.core.index import grouped
 from tokenservice.core.model import Pod, Proposal
 from tokenservice.core.packing import Admits, Site, Yard, own_site
 from tokenservice.core.room import Room, usable

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tokenservice.core.grouping import grouped
+from tokenservice.core.index import grouped
 from tokenservice.core.model import Accelerator, Json, Node, Pod
 
 _FINISHED = ("Succeeded", "Failed")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenservice.core.grouping import change, grouped, regrouped
+from tokenservice.core.index import change, grouped, regrouped
 
 
 @dataclass(eq=False)
