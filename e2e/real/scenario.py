@@ -229,14 +229,17 @@ class Scenario:
         found = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE).get("status", {})
         return int(found.get("readyReplicas") or 0)
 
-    def _pods(self) -> list[str]:
+    def _living(self) -> list[Json]:
         found = self._bed.cluster.get("pods", "-n", NAMESPACE, "-l", f"taas.dev/service={NAME}")["items"]
-        return [pod["metadata"]["name"] for pod in found if pod["status"].get("phase") in ("Pending", "Running")]
+        return [pod for pod in found if pod["status"].get("phase") in ("Pending", "Running")]
+
+    def _pods(self) -> list[str]:
+        return [pod["metadata"]["name"] for pod in self._living()]
 
     def _pod(self) -> Json:
         """The only one there is."""
-        (name,) = self._pods()
-        return dict(self._bed.cluster.get("pod", name, "-n", NAMESPACE))
+        (pod,) = self._living()
+        return pod
 
     def _condition(self, name: str) -> Json:
         conditions = self._bed.cluster.get("tokenservice", NAME, "-n", NAMESPACE)["status"]["conditions"]
@@ -254,8 +257,8 @@ class Scenario:
 
     def _alone_with(self, word: str) -> bool:
         """Whether the only replica serves, and was started with this word."""
-        pods = self._pods()
-        return len(pods) == 1 == self._ready() and word in json.dumps(self._pod()["spec"])
+        pods = self._living()
+        return len(pods) == 1 == self._ready() and word in json.dumps(pods[0]["spec"])
 
     def _all_new(self, before: set[str]) -> bool:
         now = self._pods()
