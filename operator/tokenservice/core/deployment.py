@@ -133,23 +133,10 @@ def pod_template(
     *,
     worker: bool = False,
 ) -> Json:
-    """The pods of a replica, or its workers' where they are other than the one that serves."""
-    return {
-        "metadata": _metadata(service, spec, variant),
-        "spec": pod_spec(service, spec, variant, image, fleet, worker=worker),
-    }
+    """The pods of a replica, or its workers' where they are other than the one that serves.
 
-
-def pod_spec(
-    service: ServiceKey,
-    spec: TokenServiceSpec,
-    variant: Variant,
-    image: str,
-    fleet: TokenFleetSpec,
-    *,
-    worker: bool = False,
-) -> Json:
-    """`spec` of the pods; admissible under Pod Security level restricted."""
+    Admissible under Pod Security level restricted.
+    """
     found = sources(spec)
     secrets = sorted({source.pull_secret for source in found if source.pull_secret is not None})
     pod: Json = {
@@ -170,7 +157,8 @@ def pod_spec(
         "topologySpreadConstraints": [_no_spreading(service)],
         "volumes": _volumes(spec, variant, found),
     }
-    return pod | ({"imagePullSecrets": [{"name": name} for name in secrets]} if secrets else {})
+    pod |= {"imagePullSecrets": [{"name": name} for name in secrets]} if secrets else {}
+    return {"metadata": _metadata(service, spec, variant), "spec": pod}
 
 
 def grace_seconds(spec: TokenServiceSpec) -> int:

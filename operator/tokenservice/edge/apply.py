@@ -1,12 +1,11 @@
 """Carries a plan's actions out.
 
 Actions run as soon as those they come after have succeeded, eight at a time, those that stand first in the plan before
-others. Before every write the fence is asked
-whether this process still leads; every write carries what it expects to find. Each action is safe to repeat, so a
-crash at any point needs no cleaning up, and nothing is retried in here: a conflict or a vanished object ends the
-action quietly, the next plan is made from what is then there. What stays in the way until somebody acts is no conflict
-but an outcome of its own, and told. What can wait is left to the next plan where this one takes long: when a thousand
-services come, pods of the first would wait for what nobody needs of the last.
+others. Before every write the fence is asked whether this process still leads; every write carries what it expects to
+find. Each action is safe to repeat, so a crash at any point needs no cleaning up, and nothing is retried in here: a
+conflict or a vanished object ends the action quietly, the next plan is made from what is then there. What stays in the
+way until somebody acts is no conflict but an outcome of its own, and told. What can wait is left to the next plan where
+this one takes long: when a thousand services come, pods of the first would wait for what nobody needs of the last.
 """
 
 from __future__ import annotations
