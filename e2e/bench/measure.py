@@ -173,7 +173,7 @@ def idle(bed: Bed, seconds: float, say: Say) -> Idle:
         requests_per_minute=len(entries) / took * 60,
         writes=tuple(other_writes(entries)),
         queries_per_round=(queries(bed) - asked) / (took / PLAN_INTERVAL_SECONDS),
-        rss_bytes=peak_rss_bytes(bed),
+        rss_bytes=memory_bytes(bed, "VmHWM"),
     )
 
 
@@ -218,11 +218,11 @@ def exposed(url: str) -> list[tuple[str, float]]:
     return [(series, float(value)) for series, _, value in pairs]
 
 
-def peak_rss_bytes(bed: Bed) -> int:
-    """The most memory that the operator's process ever held."""
+def memory_bytes(bed: Bed, line: str) -> int:
+    """Of the operator's process by the kernel: VmHWM is the most that it ever held, VmRSS what it holds now."""
     status = Path(f"/proc/{bed.processes.pids['operator']}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    (found,) = (text for text in status.splitlines() if text.startswith(f"{line}:"))
+    return int(found.split()[1]) * 1024
 
 
 # --- Restart ---------------------------------------------------------------------------------------------------------

@@ -97,13 +97,6 @@ class Rig:
             path.unlink(missing_ok=True)
         return path.read_text() if path.exists() else ""
 
-    def restart_api_server(self) -> None:
-        """It is killed and started again over the same etcd, and is ready."""
-        plane = self.bed.cluster
-        plane.processes.restart("kube-apiserver")
-        ready = lambda: "ok" in plane.kubectl("get", "--raw=/readyz", check=False)  # noqa: E731
-        plane.processes.wait_until(ready, what="API server ready", timeout_seconds=90)
-
     def clear_lease(self) -> None:
         """As if the time of the one who held it were over."""
         if self.api.get("leases", RELEASE, NAMESPACE):

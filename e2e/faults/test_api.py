@@ -121,7 +121,7 @@ def test_the_api_server_restarts(faulty: Rig, stage: Stage, reference: Reference
         STEPS["move"](play)
         eventually(lambda: len(play.site.pods(None)) > 3, "a successor was started", 20, 0.05)
         play.births.records.clear()  # the tests' own watches break with the server: only the state is compared
-        faulty.restart_api_server()
+        faulty.bed.cluster.restart_api_server()
         _revived(faulty, life, door, play)
         assert (
             wrong := reference.differs("move", {**play.outcome(), "counts": reference.outcomes["move"]["counts"]})

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from e2e.bench.measure import exposed
+from e2e.bench.measure import exposed, memory_bytes
 from e2e.demo.__main__ import OUT
 from e2e.soak.faults import FAULTS, GUARANTEED, SPOT, Stage, said
 from e2e.testbed import bed as testbed
@@ -168,11 +168,9 @@ def _watch(bed: Bed, traffics: dict[str, Traffic], soak: Soak, began: float, unt
 
 
 def _sample(bed: Bed, at: float) -> Sample:
-    process = Path(f"/proc/{bed.processes.pids['operator']}")
-    status = dict(re.findall(r"^(\w+):\s+(\d+)", (process / "status").read_text(), re.MULTILINE))
     page = dict(exposed(f"http://127.0.0.1:{bed.operator.metrics_port}/metrics"))
-    files = len(list((process / "fd").iterdir()))
-    return Sample(at, int(status["VmRSS"]) * 1024, files, int(page["tokenservice_tasks"]))
+    files = len(list(Path(f"/proc/{bed.processes.pids['operator']}/fd").iterdir()))
+    return Sample(at, memory_bytes(bed, "VmRSS"), files, int(page["tokenservice_tasks"]))
 
 
 def _judge_events(site: Site, soak: Soak) -> None:

@@ -76,10 +76,7 @@ def prometheus_gone(stage: Stage) -> None:
 
 def api_server_restarted(stage: Stage) -> None:
     """The API server is killed and started over the same etcd."""
-    plane = stage.site.bed.cluster
-    plane.processes.restart("kube-apiserver")
-    ready = lambda: "ok" in plane.kubectl("get", "--raw=/readyz", check=False)  # noqa: E731
-    plane.processes.wait_until(ready, what="API server ready", timeout_seconds=90)
+    stage.site.bed.cluster.restart_api_server()
 
 
 def rollout(stage: Stage) -> None:
