@@ -40,7 +40,8 @@ class Consolidation(ApiModel):
     enabled: bool = field(True, "Repack replicas to empty nodes")
     scale_down_window_seconds: int | None = field(
         None,
-        "Demand is taken as its highest value in this window before replicas are removed",
+        "Demand is taken as its highest value in this window before replicas are removed, or in two windows of rates"
+        " where those are longer",
         unit="seconds",
         default_text="learned for each service from its demand and its cold start; nothing is removed before that",
         ge=0,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenservice.api.token_fleet import TokenFleetSpec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
@@ -12,6 +14,17 @@ class Windows:
     rate: int
     peak: int
     staleness: int
+
+    @classmethod
+    def of(cls, fleet: TokenFleetSpec) -> Windows:
+        """The fleet's, where the peak looks back for two windows of rates at least.
+
+        A new replica's arrivals before its first scrape are in no rate, so demand looks too low for a window of rates
+        after each scale-out; a shorter look back would then take the new replicas away again.
+        """
+        rate = fleet.prometheus.window_seconds
+        peak = max(fleet.consolidation.peak_window_seconds, 2 * rate)
+        return cls(rate=rate, peak=peak, staleness=fleet.prometheus.staleness_seconds)
 
     @property
     def mean(self) -> int:
