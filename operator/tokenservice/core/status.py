@@ -476,7 +476,7 @@ def _fleet_verdicts(report: FleetReport) -> dict[ConditionType, Verdict]:
     else:
         ready = Verdict(TRUE, Reason.ACCEPTED, "the policy is in force")
     if report.metrics is None:
-        metrics = Verdict(TRUE, Reason.METRICS_FRESH, shortened(f"metrics are fresh{_means_left_out(report)}"))
+        metrics = Verdict(TRUE, Reason.METRICS_FRESH, shortened(f"metrics are fresh{_left_out(report)}"))
     elif report.services == 0:
         metrics = Verdict(UNKNOWN, Reason.PENDING, "there is no TokenService that could be measured")
     else:
@@ -489,9 +489,13 @@ def _fleet_verdicts(report: FleetReport) -> dict[ConditionType, Verdict]:
     }
 
 
-def _means_left_out(report: FleetReport) -> str:
-    """Why a mean is not shown; the hour's reason is the day's too."""
-    named = {"utilization1h": report.utilization_1h, "utilization24h": report.utilization_24h}
+def _left_out(report: FleetReport) -> str:
+    """Why utilization is not shown, or a mean of it; what keeps one away does so to those after it."""
+    named = {
+        "utilization": report.utilization,
+        "utilization1h": report.utilization_1h,
+        "utilization24h": report.utilization_24h,
+    }
     missing = ((name, mean) for name, mean in named.items() if isinstance(mean, Missing))
     return next((f"; no {name}: {mean.message}" for name, mean in missing), "")
 
