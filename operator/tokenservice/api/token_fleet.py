@@ -40,8 +40,7 @@ class Consolidation(ApiModel):
     enabled: bool = field(True, "Repack replicas to empty nodes")
     scale_down_window_seconds: int | None = field(
         None,
-        "Demand is taken as its highest value in this window before replicas are removed, or in two windows of rates"
-        " where those are longer",
+        "Demand is taken as its highest value in this window before replicas are removed",
         unit="seconds",
         default_text="learned for each service from its demand and its cold start; nothing is removed before that",
         ge=0,

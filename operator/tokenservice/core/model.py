@@ -167,7 +167,7 @@ class ServiceMetrics:
     `peak_requests_per_second` is the highest arrival rate within the scale-down window. `owed_requests_per_second` is
     what must be started of work that may wait, so that it is done in time, where a queue in front of the engines
     tells; arrivals and peak are without it. `paces` are those of every busy replica, where one gives far less than the
-    others; empty otherwise.
+    others; empty otherwise. `engines_reporting` did so for the whole window of rates.
     """
 
     requests_per_second: float

@@ -17,14 +17,12 @@ class Windows:
 
     @classmethod
     def of(cls, fleet: TokenFleetSpec) -> Windows:
-        """The fleet's, where the peak looks back for two windows of rates at least.
-
-        A new replica's arrivals before its first scrape are in no rate, so demand looks too low for a window of rates
-        after each scale-out; a shorter look back would then take the new replicas away again.
-        """
-        rate = fleet.prometheus.window_seconds
-        peak = max(fleet.consolidation.peak_window_seconds, 2 * rate)
-        return cls(rate=rate, peak=peak, staleness=fleet.prometheus.staleness_seconds)
+        """What a fleet's policy asks for."""
+        return cls(
+            rate=fleet.prometheus.window_seconds,
+            peak=fleet.consolidation.peak_window_seconds,
+            staleness=fleet.prometheus.staleness_seconds,
+        )
 
     @property
     def mean(self) -> int:
