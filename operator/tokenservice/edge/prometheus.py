@@ -431,7 +431,8 @@ class _Peaks:
     """Arrival rates that this process saw itself.
 
     A Prometheus that comes back without its data would show a peak of nothing and let replicas go; what was seen
-    here within the window still counts.
+    here within the window still counts. Of each service only those are kept that were not reached again since, falling
+    from the oldest on: no other can become the highest of a window that ends now or later.
     """
 
     clock: Callable[[], float]
@@ -449,6 +450,8 @@ class _Peaks:
         now, rates = self.clock(), self.seen.setdefault(key, deque())
         while rates and (rates[0][0] < now - window or len(rates) > 4096):
             rates.popleft()
+        while rates and rates[-1][1] <= metrics.requests_per_second:
+            rates.pop()
         rates.append((now, metrics.requests_per_second))
-        peak = max(metrics.peak_requests_per_second, *(rate for _, rate in rates))
+        peak = max(metrics.peak_requests_per_second, rates[0][1])
         return replace(metrics, peak_requests_per_second=peak)
