@@ -224,8 +224,8 @@ async def test_a_list_comes_in_chunks_and_its_items_say_what_they_are(kube: Kube
     assert [page.revision for page in pages] == ["5", "5"]
     assert pages[0].items == ({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {}},)
     assert [query for _, _, query, _, _ in server.requests] == [
-        {"limit": "500", "labelSelector": "a=b"},
-        {"limit": "500", "labelSelector": "a=b", "continue": "more"},
+        {"limit": "100", "labelSelector": "a=b"},
+        {"limit": "100", "labelSelector": "a=b", "continue": "more"},
     ]
 
 

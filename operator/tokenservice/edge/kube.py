@@ -29,7 +29,11 @@ from tokenservice.errors import ApiError, ConfigurationError, Conflict, Forbidde
 _log = logging.getLogger(__name__)
 
 USER_AGENT = "tokenservice-operator"
-PAGE_SIZE = 500
+
+PAGE_SIZE = 100
+"""Objects of one answer. They are parsed whole, and what is kept of them lies scattered among what is not, so that the
+memory that a page takes once is not given back."""
+
 _THROTTLE_ATTEMPTS = 4
 _THROTTLE_LIMIT_SECONDS = 10.0
 
