@@ -253,6 +253,18 @@ def lines(*events: Json, then: Callable[[web.Request], None] | None = None) -> A
     return answer
 
 
+async def test_watches_that_begin_together_end_one_by_one(
+    kube: Kube, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = iter((0.0, 0.5))
+    monkeypatch.setattr(kube, "_jitter", lambda: next(turns))
+    server.answers = [lines(), lines()]
+    for kind in ("Pod", "Node"):
+        async with kube.watch(kind, revision="5") as events:
+            assert [event async for event in events] == []
+    assert [query["timeoutSeconds"] for _, _, query, _, _ in server.requests] == ["300", "450"]
+
+
 async def watched(kube: Kube) -> list[tuple[str, Json]]:
     async with kube.watch("Pod", revision="5") as events:
         return [(event.type, event.object) async for event in events]
