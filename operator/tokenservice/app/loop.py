@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -108,6 +109,7 @@ class Planner:
     _pause: float = 0.0
     _refinements: Mapping[str, Refinement] = field(default_factory=dict)
     _refusals: Mapping[ServiceKey, Problem] | None = None
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "decide"))
 
     def mark_dirty(self) -> None:
         """Something changed: a pass follows within a second."""
@@ -158,8 +160,13 @@ class Planner:
         self._settle_pace(report)
 
     async def _decide(self, snapshot: Snapshot) -> Plan:
-        """In a thread: a large fleet takes a quarter of a second, and webhook and Lease must not wait for it."""
-        return await self._timed("decide", asyncio.to_thread(self.decide, snapshot, self.wall_clock()))
+        """In a thread: a large fleet takes a quarter of a second, and webhook and Lease must not wait for it.
+
+        Always in the same: each thread has a heap of its own, and what one decision makes another, of a later
+        decision, lets go. In the threads of a pool all heaps grow as large as one would.
+        """
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, snapshot, self.wall_clock())
+        return await self._timed("decide", work)
 
     async def _apply(self, plan: Plan) -> Report:
         report = await self._timed("apply", self.applies.apply(plan.actions))
