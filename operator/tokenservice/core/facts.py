@@ -363,6 +363,11 @@ class Facts:
         """For each image that the pod needs, and that any node has, the nodes that have it."""
         return tuple([nodes for image in pod.images if (nodes := self.snapshot.holders.get(image))])
 
+    @cached_property
+    def emptied(self) -> frozenset[str]:
+        """Names of nodes that a pod of ours is to leave: they take no other."""
+        return frozenset(pod.node for pod in self.engine_pods if pod.node is not None and self.leaving(pod))
+
     def leaving(self, pod: Pod) -> bool:
         """Whether the pod is to be replaced: marked by a move, or on a node that is cordoned or going."""
         node = self.nodes.get(pod.node or "")

@@ -34,12 +34,11 @@ def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place
     gated = facts.gated
     if not gated:
         return ()
-    emptied = frozenset(pod.node for pod in facts.engine_pods if pod.node is not None and facts.leaving(pod))
     left, reserved, placed = facts.rooms, False, list[Place]()
     for tier in _TIERS:
         mine = [pod for pod in gated if _tier(facts, pod) is tier]
         expected = [pod for grant in grants if _tier_of(grant) is tier for pod in _expected(facts, grant)]
-        chosen = place([*mine, *expected], left, facts.admits, avoid=emptied, site=facts.site, held=facts.held)
+        chosen = place([*mine, *expected], left, facts.admits, avoid=facts.emptied, site=facts.site, held=facts.held)
         waits = reserved
         placed += [
             _placed(facts, pod, chosen[pod.uid], now)

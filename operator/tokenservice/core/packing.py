@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
+from heapq import nsmallest
 
 from tokenservice.core.model import Node, Pod, ServiceKey
 from tokenservice.core.room import Room, usable
@@ -110,6 +111,12 @@ class Yard:
         found = [room for shelves in self._shelves_for(pod) if (room := shelves.best(pod, but, held)) is not None]
         return min(found, key=lambda room: tightness(pod, room, held)).node.name if found else None
 
+    def first(self, pod: Pod, count: int, held: Held) -> list[str]:
+        """The `count` best nodes for a pod, the best first, fewer where it fits on fewer."""
+        found = [room for shelves in self._shelves_for(pod) for room in shelves.first(pod, count)]
+        best = nsmallest(count, found, key=lambda room: tightness(pod, room, held))
+        return [room.node.name for room in best]
+
     def holds_elsewhere(self, pods: Sequence[Pod], source: str) -> bool:
         """Whether all the pods would fit on nodes other than `source`; everything is as before afterwards."""
         before, fits = dict[str, Room](), True
@@ -178,6 +185,18 @@ class _Shelves:
             if found is not None:
                 return found
         return None
+
+    def first(self, pod: Pod, count: int) -> list[Room]:
+        """At least the `count` best of these, whatever they hold: what is as good as the last of them is there too."""
+        if len(pod.accelerators) != 1:
+            return [room for room in self._all() if room.fits(pod)]
+        ((resource, wanted),) = pod.accelerators.items()
+        shelves, found = self._names.get(resource, {}), list[Room]()
+        for key in sorted(key for key in shelves if key[1] >= wanted):
+            if len(found) >= count:
+                break
+            found += [room for name in shelves[key] if (room := self._rooms[name]).fits(pod)]
+        return found
 
     def _all(self) -> list[Room]:
         names = {name for shelves in self._names.values() for shelf in shelves.values() for name in shelf}

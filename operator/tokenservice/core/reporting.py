@@ -73,6 +73,7 @@ from tokenservice.core.utilization import (
     work_per_request,
 )
 from tokenservice.core.variants import cost_per_million_tokens
+from tokenservice.core.warmup import WarmUp
 
 Labels = tuple[tuple[str, str], ...]
 _ZERO_TO_ONE = Interval(0.0, 1.0)
@@ -90,6 +91,7 @@ class Decided:
     actions: Sequence[Action]
     attained: Mapping[ServiceKey, Interval | Missing]
     slow: Mapping[ServiceKey, tuple[Straggler, ...]]
+    warmed: Mapping[ServiceKey, WarmUp]
 
 
 def told(decided: Decided, now: float) -> Plan:
@@ -133,6 +135,7 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
         column(facts.snapshot.refusals, keys, None),
         column(decided.slow, keys, None),
         [_adapters(facts, key) for key in keys],
+        [_warm_nodes(decided, key) for key in keys],
     )
     found = facts.memo.recall_each(
         "told",
@@ -147,6 +150,11 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
 
 def _adapters(facts: Facts, key: ServiceKey) -> tuple[AdapterReport, ...]:
     return reports(facts.services[key].spec, facts.pods_of(key), facts.snapshot.adapters)
+
+
+def _warm_nodes(decided: Decided, key: ServiceKey) -> tuple[str, ...]:
+    found = decided.warmed.get(key)
+    return found.ready if found is not None else ()
 
 
 def _rest(facts: Facts, keys: tuple[ServiceKey, ...], outlooks: Iterable[Outlook], now: float) -> list[bool]:
@@ -258,6 +266,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         workload=seen.workload,
         capacity_factor=learned(facts.margin(service.key)),
         adapters=_adapters(facts, service.key),
+        warm_nodes=_warm_nodes(decided, service.key),
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
     )
 
