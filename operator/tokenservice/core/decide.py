@@ -70,9 +70,11 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     actions += moves
     warmed = warm_ups(facts, acted_on)
     actions += [action for one in warmed.values() for action in one.actions]
+    ready = {key: one.ready for key, one in warmed.items()}
     met = attained(facts, seen)
     plan = told(
-        Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met, slow=slow, warmed=warmed), now
+        Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met, slow=slow, warm_nodes=ready),
+        now,
     )
     return replace(
         plan,

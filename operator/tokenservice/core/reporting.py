@@ -73,7 +73,6 @@ from tokenservice.core.utilization import (
     work_per_request,
 )
 from tokenservice.core.variants import cost_per_million_tokens
-from tokenservice.core.warmup import WarmUp
 
 Labels = tuple[tuple[str, str], ...]
 _ZERO_TO_ONE = Interval(0.0, 1.0)
@@ -91,7 +90,7 @@ class Decided:
     actions: Sequence[Action]
     attained: Mapping[ServiceKey, Interval | Missing]
     slow: Mapping[ServiceKey, tuple[Straggler, ...]]
-    warmed: Mapping[ServiceKey, WarmUp]
+    warm_nodes: Mapping[ServiceKey, tuple[str, ...]]
 
 
 def told(decided: Decided, now: float) -> Plan:
@@ -135,7 +134,7 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
         column(facts.snapshot.refusals, keys, None),
         column(decided.slow, keys, None),
         [_adapters(facts, key) for key in keys],
-        [_warm_nodes(decided, key) for key in keys],
+        column(decided.warm_nodes, keys, ()),
     )
     found = facts.memo.recall_each(
         "told",
@@ -150,11 +149,6 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
 
 def _adapters(facts: Facts, key: ServiceKey) -> tuple[AdapterReport, ...]:
     return reports(facts.services[key].spec, facts.pods_of(key), facts.snapshot.adapters)
-
-
-def _warm_nodes(decided: Decided, key: ServiceKey) -> tuple[str, ...]:
-    found = decided.warmed.get(key)
-    return found.ready if found is not None else ()
 
 
 def _rest(facts: Facts, keys: tuple[ServiceKey, ...], outlooks: Iterable[Outlook], now: float) -> list[bool]:
@@ -266,7 +260,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         workload=seen.workload,
         capacity_factor=learned(facts.margin(service.key)),
         adapters=_adapters(facts, service.key),
-        warm_nodes=_warm_nodes(decided, service.key),
+        warm_nodes=decided.warm_nodes.get(service.key, ()),
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
     )
 

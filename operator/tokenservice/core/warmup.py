@@ -43,7 +43,15 @@ class WarmUp:
 
 def warm_ups(facts: Facts, grants: Mapping[ServiceKey, Grant]) -> Mapping[ServiceKey, WarmUp]:
     """Of the services that may be acted on, and ask for it or still have what is left of it."""
-    asking = {key: grant.want for key, grant in grants.items() if _concerned(facts, grant.want)}
+    everyone = tuple(grants)
+    specs = [grant.want.service.spec for grant in grants.values()]
+    concerned = facts.memo.recall_each(
+        "asks for warm nodes",
+        everyone,
+        (specs, column(facts.all_belongings, everyone, ())),
+        lambda new: [_concerned(facts, grants[key].want) for key in new],
+    )
+    asking = {key: grants[key].want for key, asks in concerned.items() if asks}
     if not asking:
         return {}
     emptied = facts.emptied
