@@ -708,7 +708,7 @@ class TokenServiceStatus(ApiModel):
         (),
         "Nodes that hold the images of the next replicas, of those that spec.scaling.warmNodes asks for",
         max_length=64,
-        schema=_ATOMIC,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 253}},
     )
     tokens_per_second: float | None = field(None, "Output delivered", unit="output tokens per second")
     requests_per_second: float | None = field(None, "Requests arriving", unit="requests per second")
