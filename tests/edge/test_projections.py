@@ -128,6 +128,16 @@ def test_a_heartbeat_of_a_node_does_not_matter() -> None:
     assert NODES.of(node()) == NODES.of(beat)
 
 
+def test_a_node_says_which_images_it_has_and_a_pull_wakes_nobody() -> None:
+    model, engine = f"registry.example.org/models/chat@sha256:{'a' * 64}", "docker.io/vllm/vllm-openai:v0.32.0"
+    names = [f"docker.io/vllm/vllm-openai@sha256:{'b' * 64}", engine]
+    has = node(status={"images": [{"names": [model], "sizeBytes": 1}, {"names": names}, {}]})
+    seen = NODES.of(has)
+    assert seen is not None
+    assert seen.images == (f"sha256:{'a' * 64}", f"sha256:{'b' * 64}", engine)
+    assert NODES.essence(seen) == NODES.essence(projections.node(node()))
+
+
 # --- pods ----------------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +155,15 @@ def test_a_gated_engine_pod() -> None:
     assert not seen.other_gates
     assert seen.serving is None
     assert seen.node is None
+
+
+def test_an_engine_pod_says_which_images_it_needs_those_of_the_model_first() -> None:
+    obj = pod()
+    obj["spec"]["containers"] = [container({}, image="vllm/vllm-openai:v0.32.0"), {"name": "mesh", "image": "proxy"}]
+    obj["spec"]["volumes"] = [{"name": "tmp"}, {"name": "model", "image": {"reference": f"m@sha256:{'a' * 64}"}}]
+    seen = projections.pod(obj)
+    assert isinstance(seen, Pod)
+    assert seen.images == (f"sha256:{'a' * 64}", "docker.io/vllm/vllm-openai:v0.32.0")
 
 
 def test_a_serving_engine_pod() -> None:

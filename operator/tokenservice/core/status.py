@@ -120,6 +120,7 @@ class ServiceReport:
     forecast: str | None = None
     decision: DecisionReport | None = None
     adapters: tuple[AdapterReport, ...] = ()
+    warm_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +176,7 @@ def at_once(report: ServiceReport) -> Json:
         "selector": f"{SERVICE_LABEL}={service.key.name}",
         "variants": [_variant(variant) for variant in report.variants] or None,
         "adapters": [_adapter(adapter) for adapter in report.adapters] or None,
+        "warmNodes": list(report.warm_nodes) or None,
     }
 
 

@@ -23,6 +23,7 @@ from tokenservice.api.base import ApiModel
 from tokenservice.api.capacity_profile import CapacityProfileSpec
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.images import identity, needed_by
 from tokenservice.core.model import Accelerator, Child, Json, Node, ObjectKey, Pod, Profile, Service, ServiceKey
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
@@ -200,7 +201,14 @@ def node(obj: Json) -> Node | None:
         created_at=seconds(metadata["creationTimestamp"]),
         taints=tuple(spec.get("taints") or ()),
         deleting="deletionTimestamp" in metadata,
+        images=_images(status),
     )
+
+
+def _images(status: Json) -> tuple[str, ...]:
+    """Each image has up to five names, of digests and of tags; all of them are looked for."""
+    names = [name for image in status.get("images") or () for name in image.get("names") or ()]
+    return tuple(dict.fromkeys([identity(name) for name in names]))
 
 
 def pod(obj: Json) -> Pod | Resident | None:
@@ -248,6 +256,7 @@ def pod(obj: Json) -> Pod | Resident | None:
         unprepared=SERVICE_LABEL in labels and _unprepared(status, states),
         unverified=any(state.get("name") == VERIFIER_CONTAINER and _fails(state) for state in states),
         held_to=_held_to(metadata.get("annotations") or {}, spec, states) if SERVICE_LABEL in labels else None,
+        images=needed_by(spec) if SERVICE_LABEL in labels else (),
         group=group,
         worker=bool(group) and labels.get(WORKER_INDEX_LABEL, "0") != "0",
     )
