@@ -1,7 +1,8 @@
 """A Llama of two layers with random weights and a tokenizer of bytes: small to load, and what it writes is nonsense.
 
-Run inside the engine's image, whose `transformers` makes it: `python model.py FOLDER ADAPTER`; the second folder gets a
-LoRA adapter, random too. The same seed makes the same weights, so that every replica answers alike.
+Run inside the engine's image, whose `transformers` makes it: `python model.py FOLDER ADAPTER DRAFT`; the second folder
+gets a LoRA adapter, random too, the third a draft model. The same seed makes the same weights, so that every replica
+answers alike.
 """
 
 import json
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 LAYERS, WIDTH, HEADS, CONTEXT, RANK = 2, 64, 2, 4096, 8
 
 
-def main(folder: Path, adapter: Path) -> None:
+def main(folder: Path, adapter: Path, draft: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(["<s>", "</s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -25,6 +26,7 @@ def main(folder: Path, adapter: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     fast.save_pretrained(folder)
+    fast.save_pretrained(draft)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
@@ -38,8 +40,17 @@ def main(folder: Path, adapter: Path) -> None:
         eos_token_id=1,
         dtype="bfloat16",
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
     _write_adapter(adapter)
+    _shorten(model).save_pretrained(draft)
+
+
+def _shorten(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Without its last layer: what a draft model is to its target, a cheaper one that often says the same."""
+    model.model.layers = model.model.layers[: LAYERS - 1]
+    model.config.num_hidden_layers = LAYERS - 1
+    return model
 
 
 def _write_adapter(folder: Path) -> None:
@@ -56,4 +67,4 @@ def _write_adapter(folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors")
 
 
-main(Path(sys.argv[1]), Path(sys.argv[2]))
+main(*map(Path, sys.argv[1:]))

@@ -125,7 +125,7 @@ class Node:
         folder.chmod(0o777)  # the image's user is not root
         shutil.copyfile(script, folder / "make.py")
         mount = f"type=bind,src={HOME}/models,dst=/models,options=rbind:rw"
-        words = ("python", "/models/make.py", "/models/tiny", "/models/adapter")
+        words = ("python", "/models/make.py", "/models/tiny", "/models/adapter", "/models/draft")
         self.ctr("run", "--rm", f"--mount={mount}", image, "make-model", *words)
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -239,6 +239,7 @@ def _kubelet(cgroup: str) -> dict[str, object]:
         "port": 10250,
         "resolvConf": f"{HOME}/config/resolv.conf",
         "serializeImagePulls": True,
+        "syncFrequency": "10s",  # how long a changed ConfigMap waits for the next look at its pod; by default a minute
     }
 
 

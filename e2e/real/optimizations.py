@@ -18,18 +18,35 @@ _PREFIX = "Once upon a time there was a cache that remembered. " * 8
 
 
 def seen(url: str) -> Json:
-    """Counts and facts, by optimization; what is zero or false was not seen. Nobody else may ask meanwhile."""
+    """Of n-gram speculation, prefix caching and a limit of sequences: counts and facts.
+
+    What is zero or false was not seen. Nobody else may ask meanwhile.
+    """
     before = _counters(url)
-    plain = [_answer(url, NAME) for _ in range(3)]
-    tuned = _answer(url, ADAPTER)
+    answers = [_answer(url, NAME) for _ in range(3)]
     after = _counters(url)
     return {
         "prefixCacheHitTokens": after[_HITS] - before[_HITS],
-        "acceptedDraftTokens": after.get(_ACCEPTED, 0.0) - before.get(_ACCEPTED, 0.0),
-        "adapterAnswersDifferently": tuned != plain[0],
-        "answersStayTheSame": len(set(plain)) == 1,
+        "acceptedNGramTokens": _accepted(before, after),
+        "answersStayTheSame": len(set(answers)) == 1,
         "maxNumSeqsHolds": _most_at_once(url) == SEQUENCES,
     }
+
+
+def seen_later(url: str) -> Json:
+    """Of a draft model and an adapter, likewise."""
+    before = _counters(url)
+    plain = _answer(url, NAME)
+    after = _counters(url)
+    return {
+        "acceptedDraftModelTokens": _accepted(before, after),
+        "adapterAnswersDifferently": _answer(url, ADAPTER) != plain,
+    }
+
+
+def _accepted(before: dict[str, float], after: dict[str, float]) -> float:
+    """Drafted tokens that the model agreed to; without speculation an engine does not count them."""
+    return after.get(_ACCEPTED, 0.0) - before.get(_ACCEPTED, 0.0)
 
 
 def refuses_adapters(url: str) -> bool:

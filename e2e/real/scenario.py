@@ -22,8 +22,11 @@ from e2e.real.bed import Bed
 from e2e.real.load import Load, Question
 from e2e.real.report import Report
 from e2e.real.service import HIGH, LOW, NAME, NAMESPACE
+from e2e.testbed.cluster import TestbedError
 from e2e.testbed.operator import NAMESPACE as OPERATOR_NAMESPACE
 from e2e.testbed.operator import RELEASE
+from tokenservice.core.engines.sources import MODEL_PATH
+from tokenservice.core.names import ENGINE_CONTAINER
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -58,9 +61,10 @@ class Scenario:
             self._changes_under_load(url)
         self._measure_operator()
         self._report.verification = self._verified(url)
-        pod = self._optimized()
+        seen = optimizations.seen(_address(self._pod()))
+        pod = self._drafted()
         adapted = self._adapted(pod)
-        self._report.optimizations = optimizations.seen(f"http://{pod['status']['podIP']}:8000") | adapted
+        self._report.optimizations = seen | adapted | optimizations.seen_later(_address(pod))
         self._report.contract = self._held_to_contract(pod)
         return self._report
 
@@ -161,24 +165,38 @@ class Scenario:
         self._kubectl("rollout", "status", f"deployment/{RELEASE}", *at, "--timeout=300s")
 
     def _verified(self, url: str) -> Json:
-        """What is said of a signed model, and of one with a changed bit, whose engine must not start."""
+        """What is said of a signed model, and of one with a changed bit, whose engine must not start.
+
+        Its engines have optimizations already, to be seen after it.
+        """
         models = [node.folder / "models/tiny" for node in self._bed.nodes]
         self._bed.cluster.apply(verification.signed(models, self._bed.cluster.folder))
-        good = service.token_service(model=verification.VERIFIED)
+        good = service.token_service(model=verification.VERIFIED, engine=service.OPTIMIZED)
         self._bed.cluster.apply(good)
         self._until(lambda: self._alone_with(verification.KEY), "one replica whose model was verified")
         self._until(lambda: self._condition("ModelVerified")["status"] == "True", "ModelVerified to say so")
         said, (serving,) = self._condition("ModelVerified")["message"], self._pods()
         self._say(f"ModelVerified: {said}")
+        unwritable = self._cannot_write(serving)
         with verification.changed(models):
             told = self._refused(url, serving)
         self._bed.cluster.apply(good)
         self._until(lambda: not self._stalled() and self._pods() == [serving], "what was verified, alone again")
-        return {"signed": said} | told
+        return {"signed": said, "engineCannotWrite": unwritable} | told
+
+    def _cannot_write(self, pod: str) -> bool:
+        """Whether the kernel keeps an engine from its model: restarted in its pod, it reads it without a verifier."""
+        command = ("touch", f"{MODEL_PATH}/tiny/new")
+        try:
+            self._kubectl("exec", pod, "-n", NAMESPACE, "-c", ENGINE_CONTAINER, "--", *command)
+        except TestbedError as error:
+            return "Read-only file system" in str(error)
+        return False
 
     def _refused(self, url: str, serving: str) -> Json:
         """A new version is asked for while the model is another than was signed."""
-        self._bed.cluster.apply(service.token_service(max_model_len=1024, model=verification.VERIFIED))
+        another = service.token_service(max_model_len=1024, model=verification.VERIFIED, engine=service.OPTIMIZED)
+        self._bed.cluster.apply(another)
         self._until(lambda: self._condition("ModelVerified")["status"] == "False", "the changed bit to be noticed")
         said = self._condition("ModelVerified")["message"]
         self._say(f"ModelVerified: {said}")
@@ -191,17 +209,17 @@ class Scenario:
             "goodVersionServed": serving in pods and self._ready() == 1,
         }
 
-    def _optimized(self) -> Json:
-        """The pod of a replica with every optimization that shows on a CPU."""
-        self._say("the optimizations: n-gram speculation, prefix caching, room for an adapter")
-        self._bed.cluster.apply(service.token_service(**service.OPTIMIZED))
-        self._until(lambda: self._alone_with("--max-lora-rank"), "one replica with them")
+    def _drafted(self) -> Json:
+        """The pod of a replica with a draft model, and room for an adapter."""
+        self._say("speculation with a draft model, and room for an adapter")
+        self._bed.cluster.apply(service.token_service(model=service.ROOM, engine=service.DRAFTED))
+        self._until(lambda: self._alone_with("draft_model"), "one replica with them")
         return self._pod()
 
     def _adapted(self, before: Json) -> Json:
         """What it took for the engine that runs to have the adapter, which nobody but its loader may give it."""
         began = time.time()
-        self._bed.cluster.apply(service.token_service(**service.OPTIMIZED | service.ADAPTED))
+        self._bed.cluster.apply(service.token_service(model=service.ADAPTED, engine=service.DRAFTED))
         self._until(lambda: self._adapters() == {service.ADAPTER: "Ready"}, "the adapter, in the engine that runs")
         after = self._pod()
         same = [pod["metadata"]["uid"] for pod in (before, after)]
@@ -209,7 +227,7 @@ class Scenario:
         return {
             "adapterLoadedAfterSeconds": round(time.time() - began, 1),
             "adapterCostNoReplica": same[0] == same[1] and ran[0] == ran[1],
-            "adaptersGuarded": optimizations.refuses_adapters(f"http://{after['status']['podIP']}:8000"),
+            "adaptersGuarded": optimizations.refuses_adapters(_address(after)),
         }
 
     def _adapters(self) -> dict[str, str]:
@@ -312,6 +330,10 @@ def _first_token(url: str) -> float:
     with urllib.request.urlopen(request, timeout=120) as answer:
         next(line for line in answer if line.startswith(b"data: "))
         return time.time()
+
+
+def _address(pod: Json) -> str:
+    return f"http://{pod['status']['podIP']}:8000"
 
 
 def _get(url: str) -> bytes:

@@ -105,14 +105,15 @@ TOO_LONG = 8192
 
 ADAPTER = "tiny-tuned"
 SEQUENCES = 4
-ROOM = {"runtimeAdapters": {"maxActive": 1, "maxRank": 8}}
-ADAPTED: dict[str, Any] = {"model": ROOM | {"adapters": [{"name": ADAPTER, "uri": f"pvc://{CLAIM}/adapter"}]}}
-"""The adapter comes to an engine that runs."""
+OPTIMIZED: Json = {"speculative": {"method": "NGram", "tokens": 3}, "maxNumSeqs": SEQUENCES}
+"""An engine that drafts by itself."""
 
-OPTIMIZED: dict[str, Any] = {
-    "model": ROOM,
-    "engine": {"speculative": {"method": "NGram", "tokens": 3}, "maxNumSeqs": SEQUENCES},
-}
+DRAFTED: Json = {"speculative": {"method": "DraftModel", "draftModel": f"pvc://{CLAIM}/draft", "tokens": 3}}
+"""One that a second model drafts for; an engine has one way of drafting."""
+
+ROOM: Json = {"runtimeAdapters": {"maxActive": 1, "maxRank": 8}}
+ADAPTED: Json = ROOM | {"adapters": [{"name": ADAPTER, "uri": f"pvc://{CLAIM}/adapter"}]}
+"""The adapter comes to an engine that runs."""
 
 
 def token_service(max_model_len: int = 2048, model: Json | None = None, engine: Json | None = None) -> Json:

@@ -287,7 +287,9 @@ async def test_an_engine_that_cannot_be_scraped_is_not_counted(scraped: tuple[Fa
     del farm.engines["chat-1"]
     await read_until(prometheus, lambda found: known(found, "chat").engines_reporting == 1)
     farm.engines["chat-1"] = ENGINES["chat-1"]
+    came = time.monotonic()
     await read_until(prometheus, lambda found: known(found, "chat").engines_reporting == 2)
+    assert time.monotonic() - came >= WINDOWS.rate - 1, "its share in the rates was not whole"
 
 
 async def test_engines_that_fall_silent_are_missing_soon_and_back_at_once(scraped: tuple[Farm, Prometheus]) -> None:

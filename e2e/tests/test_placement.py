@@ -76,6 +76,22 @@ def test_replicas_of_several_services_share_a_node(site: Site) -> None:
     assert len(set(site.nodes_of(None))) == 1
 
 
+def test_of_two_nodes_that_pack_alike_the_one_with_the_images_gets_the_replica(site: Site) -> None:
+    site.node()
+    site.serving("there")
+    (engine,) = {one["image"] for pod in site.pods("there") for one in pod["spec"]["containers"]}
+    site.api.patch("nodes", site.nodes[0], {"spec": {"unschedulable": True}})
+    site.kubectl("delete", "tsvc/there")
+    first, second = sorted([site.node(), site.node()])
+    reported = {"images": [{"names": ["example.org/other:v1", engine], "sizeBytes": 10**10}]}
+    site.api.patch("nodes", second, {"status": reported}, subresource="status")
+    with site.watched("pods") as record:
+        site.serving()
+        assert site.nodes_of() == [second], f"and not {first}, whose name comes first"
+    nominated = {body["status"].get("nominatedNodeName") for body in record.bodies()} - {None}
+    assert nominated == {second}
+
+
 def test_a_node_is_emptied_make_before_break_and_goes(restless: Site) -> None:
     site = restless
     first = site.node()

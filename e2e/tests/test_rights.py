@@ -38,8 +38,11 @@ OWNED = (
     "monitoring.coreos.com/podmonitors",
 )
 
+DELETED = ("apps/deployments", "networking.k8s.io/networkpolicies")
+"""Those of them that the operator deletes by itself."""
+
 BY_ADMISSION = {
-    **{(kind, "delete"): "test_children_left_behind_are_taken_back" for kind in OWNED if kind != "apps/deployments"},
+    **{(kind, "delete"): "test_children_left_behind_are_taken_back" for kind in OWNED if kind not in DELETED},
     ("taas.dev/tokenservices/finalizers", "update"): "test_children_left_behind_are_taken_back",
 }
 """Rights that OwnerReferencesPermissionEnforcement asks for while it judges another request: no request of their own
@@ -108,11 +111,19 @@ async def exercised(site: Site) -> None:
     site.apply(engine={"name": "SGLang"})
     site.eventually(lambda: ["sglang" in it["metadata"]["name"] for it in site.deployments()] == [True], "one engine")
     site.wait_true("Ready")
+    images_are_held_ready_for_a_while(site)
     a_replica_across_nodes_comes_and_goes(site)
     site.eventually(lambda: not lists_of_adapters(site), "the list of adapters is gone")
     async with as_operator(site.bed) as kube:
         await events_repeat(kube, site)
         await what_was_learned_is_written(kube, site)
+
+
+def images_are_held_ready_for_a_while(site: Site) -> None:
+    site.apply(scaling={"warmNodes": 2})
+    site.eventually(lambda: site.api.list("daemonsets", site.namespace), "images are held ready")
+    site.apply()
+    site.eventually(lambda: not site.api.list("daemonsets", site.namespace), "they are no more")
 
 
 def a_replica_across_nodes_comes_and_goes(site: Site) -> None:
@@ -417,6 +428,29 @@ def test_with_the_operators_token_groups_are_held_to_the_same(neighbours: Site) 
         assert attempt(http, site.bed, "POST", kind, site.namespace, body=group(site, sound, sound)) == ""
         for said, body in cases.items():
             assert said in attempt(http, site.bed, "POST", kind, site.namespace, body=body), said
+
+
+def warm_up(site: Site, label: str, **changes: Any) -> Json:
+    """A DaemonSet with the pods of the engine's Deployment, labelled as those that hold images ready."""
+    made = engine(site, **changes)
+    labels = {label: "chat"}
+    template = {**made["spec"]["template"], "metadata": {"labels": labels}}
+    return made | {"kind": "DaemonSet", "spec": {"selector": {"matchLabels": labels}, "template": template}}
+
+
+def test_with_the_operators_token_what_holds_images_ready_is_held_to_the_same(neighbours: Site) -> None:
+    site, label = neighbours, "taas.dev/warm-up"
+    cases = {
+        NOT_MINE: _without(warm_up(site, label), "labels"),
+        "not owned by the TokenService": _without(warm_up(site, label), "ownerReferences"),
+        "would not carry the label": warm_up(site, "taas.dev/service"),
+        "without its token": warm_up(site, label, automountServiceAccountToken=True),
+        "nothing of their node": warm_up(site, label, hostNetwork=True),
+    }
+    with trespasser(site.bed) as http:
+        assert attempt(http, site.bed, "POST", "daemonsets", site.namespace, body=warm_up(site, label)) == ""
+        for said, body in cases.items():
+            assert said in attempt(http, site.bed, "POST", "daemonsets", site.namespace, body=body), said
 
 
 def test_with_the_operators_token_only_engines_can_be_made(neighbours: Site) -> None:

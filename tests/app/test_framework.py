@@ -15,7 +15,8 @@ from aiohttp import web
 
 from e2e.testbed.processes import free_port
 from tokenservice.app.framework import connection_info, run_kopf
-from tokenservice.app.handlers import Hooks
+from tokenservice.app.handlers import Hooks, settings
+from tokenservice.edge.kube import PAGE_SIZE
 
 
 @dataclass
@@ -39,6 +40,10 @@ def test_a_client_certificate_is_handed_on() -> None:
     info = connection_info(Connection(cert_file="/tls.crt", key_file="/tls.key", verify_ssl=False))
     assert (info.certificate_path, info.private_key_path) == ("/tls.crt", "/tls.key")
     assert (info.scheme, info.token, info.insecure) == (None, None, True)
+
+
+def test_kopf_reads_the_first_list_page_by_page() -> None:
+    assert settings().watching.chunk_size == PAGE_SIZE
 
 
 async def discovery(request: web.Request) -> web.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -447,6 +448,19 @@ async def test_passes_never_overlap() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert most == 1
+
+
+async def test_all_decisions_are_made_in_one_thread() -> None:
+    """Each thread has a heap, and all of those that take turns would grow as large as one."""
+    world, threads = World(), set[int]()
+    planner = world.planner()
+    planner.decide = lambda _snapshot, _now: threads.add(threading.get_ident()) or Plan()
+    together = threading.Barrier(3)
+    await asyncio.gather(*(asyncio.to_thread(together.wait) for _ in range(3)))  # a pool of three that are idle
+    for _ in range(3):
+        await planner.turn()
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 async def test_health_ends_with_passes() -> None:

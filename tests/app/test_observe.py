@@ -132,6 +132,23 @@ def test_other_extended_resources_are_no_accelerators() -> None:
     assert [found.name for found in seen.pods] == ["chat-1"]
 
 
+def test_a_snapshot_says_which_nodes_have_the_images_that_services_use() -> None:
+    model = f"r/m@sha256:{'a' * 64}"
+    images = [{"names": [model, "r/m:v1"]}, {"names": ["r/other:v1"]}]
+    has, bare = node("node-1", status={"images": images}), node("node-2")
+    served = token_service(model={"uri": f"oci://{model}"})
+    observer, stores = make_observer(AcceleratorClass=[H100], Node=[has, bare], TokenService=[served])
+    seen = observer.snapshot()
+    assert seen is not None
+    assert seen.holders == {f"sha256:{'a' * 64}": {"node-1"}}
+    nodes = next(store for store in stores if store.kind == "Node")
+    nodes.put(node("node-2", status={"images": images}))
+    later = observer.snapshot()
+    assert later is not None
+    assert later.holders == {f"sha256:{'a' * 64}": {"node-1", "node-2"}}
+    assert all(old is new for old, new in zip(seen.nodes, later.nodes, strict=True))
+
+
 def tenant(name: str, on: str, **requests: str) -> Json:
     obj = pod(name, gates=())
     obj["metadata"]["labels"] = {}

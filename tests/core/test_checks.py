@@ -247,6 +247,7 @@ def test_an_image_for_another_vendors_accelerators_is_not_run(image: str, runs: 
 
 # --- without a cluster
 
+WITH_ROOM: dict[str, Any] = {"model": {"uri": f"hf://{MODEL}", "runtimeAdapters": {}}}
 PROMISED: dict[str, Any] = {"tier": "Guaranteed", "objectives": {"volume": {"guaranteedTokensPerSecond": 90_000}}}
 LLAMA = Architecture(parameters=8_030_000_000, layers=32, heads=32, kv_heads=8, head_dim=128)
 
@@ -262,6 +263,8 @@ LLAMA = Architecture(parameters=8_030_000_000, layers=32, heads=32, kv_heads=8, 
         ({"placement": {"accelerators": ["h900"]}}, [Reason.UNKNOWN_ACCELERATOR]),
         ({"engine": {"tensorParallelSize": 16}}, [Reason.TENSOR_PARALLEL_TOO_LARGE]),
         ({"engine": {"tensorParallelSize": 8, "pipelineParallelSize": 2}}, []),  # the cluster may span nodes
+        (WITH_ROOM, []),
+        (WITH_ROOM | {"engine": {"tensorParallelSize": 8, "pipelineParallelSize": 2}}, [Reason.INVALID_SPEC]),
         ({"objectives": {"timePerOutputToken": {"target": "1ms"}}}, [Reason.OBJECTIVES_UNREACHABLE]),
         ({"engine": {"name": "vLLM", "image": f"rocm/vllm@{DIGEST}"}}, [Reason.NO_ENGINE_IMAGE]),
         (PROMISED | {"scaling": {"maxReplicas": 2}}, [Reason.MAXIMUM_OUTRANKED]),

@@ -71,6 +71,7 @@ BASE: Json = {
         "maxReplicas": 12,
         "targetUtilization": 0.7,
         "standbyReplicas": 1,
+        "warmNodes": 2,
         "maxRequestSeconds": 300,
         "spotDrainSeconds": 20,
     },

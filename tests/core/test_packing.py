@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.build import GPU, make_node, make_pod
 from tokenservice.core.model import Node, Pod
-from tokenservice.core.packing import Yard, best_node, place, victims
+from tokenservice.core.packing import Held, Yard, best_node, lacks, place, tightness, victims
 from tokenservice.core.room import Room, rooms
 
 
@@ -27,6 +27,20 @@ def test_of_two_nodes_in_use_the_fuller_one_is_taken() -> None:
     pods = [make_pod("a", node="n1", gpus=2), make_pod("b", node="n2", gpus=6)]
     left = rooms([make_node("n1"), make_node("n2")], pods)
     assert best_node(make_pod("new", node=None, gpus=2), left.values(), anywhere) == "n2"
+
+
+def test_of_nodes_that_pack_alike_the_one_with_the_weights_is_taken_then_the_one_with_the_engine() -> None:
+    nodes = [make_node(name) for name in ("bare", "engine", "weights")]
+    held = (frozenset({"weights"}), frozenset({"engine"}))
+    new = make_pod("new", node=None)
+    assert place([new], rooms(nodes, []), anywhere, held=lambda _pod: held) == {new.uid: "weights"}
+    assert place([new], rooms(nodes[:2], []), anywhere, held=lambda _pod: held) == {new.uid: "engine"}
+
+
+def test_a_whole_node_is_not_opened_for_weights_that_lie_on_it() -> None:
+    left = rooms([make_node("empty"), make_node("used")], [make_pod("a", node="used", gpus=2)])
+    new = make_pod("new", node=None)
+    assert place([new], left, anywhere, held=lambda _pod: (frozenset({"empty"}),)) == {new.uid: "used"}
 
 
 def test_room_of_foreign_going_and_nominated_pods_is_taken() -> None:
@@ -101,12 +115,15 @@ def zone_of(node: Node) -> str:
     return node.labels["zone"]
 
 
-def yard_of(places: list[tuple[str, int, bool]]) -> Yard:
+HOLDING = st.lists(st.frozensets(st.sampled_from([f"n{index}" for index in range(8)])), max_size=2).map(tuple)
+
+
+def yard_of(places: list[tuple[str, int, bool]], held: Held = ()) -> Yard:
     nodes = [make_node(f"n{index}", zone=zone) for index, (zone, _, _) in enumerate(places)]
-    held = [make_pod(f"h{i}", node=f"n{i}", gpus=taken) for i, (_, taken, _) in enumerate(places) if taken]
+    tenants = [make_pod(f"h{i}", node=f"n{i}", gpus=taken) for i, (_, taken, _) in enumerate(places) if taken]
     cores = {f"n{index}": 0.5 if poor else 128.0 for index, (_, _, poor) in enumerate(places)}
-    left = rooms([replace(node, cpu_cores=cores[node.name]) for node in nodes], held)
-    return Yard(left.values(), in_zone, zone_of)
+    left = rooms([replace(node, cpu_cores=cores[node.name]) for node in nodes], tenants)
+    return Yard(left.values(), in_zone, zone_of, lambda _pod: held)
 
 
 def asking(sizes: list[tuple[str, int]]) -> list[Pod]:
@@ -117,13 +134,26 @@ def asking(sizes: list[tuple[str, int]]) -> list[Pod]:
     ]
 
 
-@given(PLACES, ASKING)
+@given(PLACES, ASKING, HOLDING)
 def test_the_index_of_rooms_finds_what_a_look_at_every_node_finds(
-    places: list[tuple[str, int, bool]], sizes: list[tuple[str, int]]
+    places: list[tuple[str, int, bool]], sizes: list[tuple[str, int]], held: Held
 ) -> None:
-    yard = yard_of(places)
+    yard = yard_of(places, held)
     for pod in asking(sizes):
-        assert best_node(pod, list(yard.rooms.values()), in_zone) == yard.fill(pod)
+        assert best_node(pod, list(yard.rooms.values()), in_zone, held) == yard.fill(pod)
+
+
+@given(PLACES, ASKING, HOLDING)
+def test_images_only_decide_between_nodes_that_are_as_good_for_packing(
+    places: list[tuple[str, int, bool]], sizes: list[tuple[str, int]], held: Held
+) -> None:
+    knowing, unaware = yard_of(places, held), yard_of(places)
+    for pod in asking(sizes):
+        chosen, other = knowing.best(pod), unaware.best(pod)
+        assert (chosen is None) == (other is None)
+        if chosen is not None and other is not None:
+            assert tightness(pod, knowing.rooms[chosen])[:2] == tightness(pod, knowing.rooms[other])[:2]
+            assert lacks(chosen, held) <= lacks(other, held)
 
 
 @given(PLACES, ASKING)

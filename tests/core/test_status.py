@@ -558,14 +558,15 @@ def test_the_fleet_says_when_its_metrics_are_missing_and_shows_no_zero() -> None
     assert of(fleet_status(fleet(metrics=STALE, services=0), NOW), METRICS) == ("Unknown", "Pending")
 
 
-def test_a_mean_that_is_not_known_is_left_out_and_the_reason_is_told() -> None:
-    short = Missing("TooFewSamples", "too little for 24h")
-    status = fleet_status(fleet(utilization_24h=short), NOW)
+@pytest.mark.parametrize(("field", "shown"), [("utilization", "utilization"), ("utilization_24h", "utilization24h")])
+def test_utilization_that_is_not_known_is_left_out_and_the_reason_is_told(field: str, shown: str) -> None:
+    """The user's own query gave two numbers, and the mean of it one: the condition said nothing."""
+    status = fleet_status(fleet(**{field: Missing("NotOneNumber", "it gives 2 numbers")}), NOW)
     assert status["utilization1h"] == 0.6
-    assert "utilization24h" not in status
+    assert shown not in status
     assert of(status, METRICS) == ("True", "MetricsFresh")
     message = next(c["message"] for c in status["conditions"] if c["type"] == METRICS)
-    assert message == "metrics are fresh; no utilization24h: too little for 24h"
+    assert message == f"metrics are fresh; no {shown}: it gives 2 numbers"
 
 
 def test_a_wrong_policy_stalls_the_fleet() -> None:

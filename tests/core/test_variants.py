@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.support.build import H100, H100_8B, MODEL, make_spec
 from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.token_service import Architecture, TokenServiceSpec
-from tokenservice.core.capacity import DEFAULT, targets
+from tokenservice.catalogue import capacity_profiles
+from tokenservice.core.capacity import DEFAULT, Workload, targets
 from tokenservice.core.model import Accelerator, Problem, Profile, Reason, Variant
 from tokenservice.core.variants import (
     candidates,
@@ -354,6 +355,17 @@ def test_the_order_of_accelerators_that_the_user_gives_comes_before_price() -> N
     spec = make_spec(placement={"accelerators": ["h100", "a100"]})
     variants = found(spec, classes=(A100, H100))
     assert [name.split("-")[0] for name in order(spec, variants)] == ["h100"] * 4 + ["a100"] * 4
+
+
+@pytest.mark.parametrize(("target", "first"), [("190ms", 2), ("150ms", 4)], ids=["as dear", "dearer"])
+def test_of_those_that_cost_the_same_the_smallest_comes_first(target: str, first: int) -> None:
+    """Azure's code completions of 2024: at 190 ms two shards cost 1 % more than four, at 150 ms 6 %."""
+    profiles = [Profile(name=name, spec=spec) for name, spec in capacity_profiles().items()]
+    spec = make_spec(
+        **model("hf://Qwen/Qwen3-32B"), engine={"name": "vLLM"}, objectives={"timePerOutputToken": {"target": target}}
+    )
+    pairs, _ = ranked(spec, found(spec, *profiles), Workload(2491.2, 28.6), targets(spec.objectives))
+    assert pairs[0][0].tensor_parallel_size == first
 
 
 def test_without_prices_fewer_accelerators_per_token_come_first() -> None:

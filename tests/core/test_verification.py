@@ -19,6 +19,7 @@ from tokenservice.core.engines import engine_problems, source_problems
 from tokenservice.core.engines.base import SOURCE_ENVIRONMENT
 from tokenservice.core.manifests import engines_of
 from tokenservice.core.model import Json, Pod, Settings
+from tokenservice.core.names import MODEL_VOLUME
 from tokenservice.core.verification import promise, verified
 from tokenservice.edge.projections import pod as projected
 
@@ -61,6 +62,18 @@ def test_the_verifier_comes_first_and_is_as_restricted_as_the_engine(case: str, 
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert not violations(made["spec"])
     assert made["spec"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("case", SIGNED)
+@every_variant
+def test_what_outlives_the_verifier_cannot_write_to_the_model(case: str, variant: str) -> None:
+    """The kubelet restarts an engine in its pod without the init containers: it reads what they left."""
+    pod = template(case, variant)["spec"]
+    verifier, *others = [*pod["initContainers"], *pod["containers"]]
+    mounts = [mount for it in others for mount in it["volumeMounts"] if mount["name"] == MODEL_VOLUME]
+    assert verifier["name"] == "verify-model"
+    assert mounts
+    assert all(mount["readOnly"] for mount in mounts)
 
 
 @pytest.mark.parametrize("case", SIGNED)

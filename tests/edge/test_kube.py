@@ -224,8 +224,8 @@ async def test_a_list_comes_in_chunks_and_its_items_say_what_they_are(kube: Kube
     assert [page.revision for page in pages] == ["5", "5"]
     assert pages[0].items == ({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {}},)
     assert [query for _, _, query, _, _ in server.requests] == [
-        {"limit": "500", "labelSelector": "a=b"},
-        {"limit": "500", "labelSelector": "a=b", "continue": "more"},
+        {"limit": "100", "labelSelector": "a=b"},
+        {"limit": "100", "labelSelector": "a=b", "continue": "more"},
     ]
 
 
@@ -251,6 +251,18 @@ def lines(*events: Json, then: Callable[[web.Request], None] | None = None) -> A
         return response
 
     return answer
+
+
+async def test_watches_that_begin_together_end_one_by_one(
+    kube: Kube, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = iter((0.0, 0.5))
+    monkeypatch.setattr(kube, "_jitter", lambda: next(turns))
+    server.answers = [lines(), lines()]
+    for kind in ("Pod", "Node"):
+        async with kube.watch(kind, revision="5") as events:
+            assert [event async for event in events] == []
+    assert [query["timeoutSeconds"] for _, _, query, _, _ in server.requests] == ["300", "450"]
 
 
 async def watched(kube: Kube) -> list[tuple[str, Json]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -127,6 +128,16 @@ def test_a_heartbeat_of_a_node_does_not_matter() -> None:
     assert NODES.of(node()) == NODES.of(beat)
 
 
+def test_a_node_says_which_images_it_has_and_a_pull_wakes_nobody() -> None:
+    model, engine = f"registry.example.org/models/chat@sha256:{'a' * 64}", "docker.io/vllm/vllm-openai:v0.32.0"
+    names = [f"docker.io/vllm/vllm-openai@sha256:{'b' * 64}", engine]
+    has = node(status={"images": [{"names": [model], "sizeBytes": 1}, {"names": names}, {}]})
+    seen = NODES.of(has)
+    assert seen is not None
+    assert seen.images == (f"sha256:{'a' * 64}", f"sha256:{'b' * 64}", engine)
+    assert NODES.essence(seen) == NODES.essence(projections.node(node()))
+
+
 # --- pods ----------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +155,15 @@ def test_a_gated_engine_pod() -> None:
     assert not seen.other_gates
     assert seen.serving is None
     assert seen.node is None
+
+
+def test_an_engine_pod_says_which_images_it_needs_those_of_the_model_first() -> None:
+    obj = pod()
+    obj["spec"]["containers"] = [container({}, image="vllm/vllm-openai:v0.32.0"), {"name": "mesh", "image": "proxy"}]
+    obj["spec"]["volumes"] = [{"name": "tmp"}, {"name": "model", "image": {"reference": f"m@sha256:{'a' * 64}"}}]
+    seen = projections.pod(obj)
+    assert isinstance(seen, Pod)
+    assert seen.images == (f"sha256:{'a' * 64}", "docker.io/vllm/vllm-openai:v0.32.0")
 
 
 def test_a_serving_engine_pod() -> None:
@@ -388,6 +408,57 @@ def test_only_content_of_a_child_matters() -> None:
     assert scaled is not None
     assert CHILDREN.essence(first) == CHILDREN.essence(again)
     assert CHILDREN.essence(first) != CHILDREN.essence(scaled)
+
+
+_PARSED = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.0, 1.0]) | st.text("ab", max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=1), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(_PARSED, _PARSED)
+def test_a_version_made_of_the_parts_of_another_says_the_same(last: Any, new: Any) -> None:
+    """Down to what Python takes for equal and JSON does not: true and 1, 1 and 1.0."""
+    before = json.dumps(last), json.dumps(new, sort_keys=True)
+    assert json.dumps(projections.shared(last, new), sort_keys=True) == before[1]
+    assert json.dumps(last) == before[0]
+
+
+@given(_PARSED)
+def test_a_version_that_says_the_same_is_the_same(parsed: Any) -> None:
+    again = json.loads(json.dumps(parsed))
+    assert projections.shared(parsed, again) is parsed
+
+
+def test_a_new_version_is_made_of_the_last() -> None:
+    store = Store("Deployment", CHILDREN)
+    store.put(deployment())
+    (before,) = store.values()
+    store.put({**deployment(revision=8), "status": {"readyReplicas": 1}})
+    (after,) = store.values()
+    assert after.resource_version == "8"
+    assert after.body["status"] == {"readyReplicas": 1}
+    assert after.body["spec"] is before.body["spec"]
+
+
+def test_a_service_keeps_its_spec_and_what_its_status_goes_on_saying() -> None:
+    store = Store("TokenService", SERVICES)
+    store.put(token_service(status={"replicas": 1, "decision": {"reason": "Steady"}}))
+    (before,) = store.values()
+    store.put(token_service(revision=9, status={"replicas": 2, "decision": {"reason": "Steady"}}))
+    (after,) = store.values()
+    assert after.status["replicas"] == 2
+    assert after.spec is before.spec
+    assert after.status["decision"] is before.status["decision"]
+
+
+def test_two_objects_hold_the_same_texts_once() -> None:
+    store = Store("Deployment", CHILDREN)
+    for name in "ab":
+        store.put(json.loads(json.dumps(deployment(name))))
+    texts = [[*child.body["metadata"], child.body["apiVersion"]] for child in store.values()]
+    assert all(one is other for one, other in zip(*texts, strict=True))
 
 
 @given(st.dictionaries(st.text(max_size=20), st.integers(0, 10**6).map(str), max_size=6))

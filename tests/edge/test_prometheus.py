@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from tests.edge.fakes import Clock
 from tests.edge.prometheus_server import Prometheus, Reply, Series, scalar, serving, success, vector
+from tests.support.build import make_metrics
 from tokenservice.core.model import LoadedAdapter, Missing, Pace, ServiceKey, ServiceMetrics
 from tokenservice.core.windows import Windows
 from tokenservice.edge import promql
-from tokenservice.edge.prometheus import Answer, PrometheusReader, Question, _at, _merged
+from tokenservice.edge.prometheus import Answer, PrometheusReader, Question, _at, _merged, _Peaks
 
 CHAT, CODE = ServiceKey("team", "chat"), ServiceKey("team", "code")
 WINDOWS = Windows(rate=30, peak=120, staleness=30)
@@ -219,6 +220,20 @@ async def test_a_prometheus_that_lost_its_data_does_not_lower_the_peak(server: P
     assert await peak(1.0) == 9.0
     clock.now += 30
     assert await peak(2.0) == 2.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), min_size=1, max_size=30))
+def test_the_peak_seen_is_the_highest_of_the_window(rounds: list[tuple[int, int]]) -> None:
+    clock, seen = Clock(), list[tuple[float, int]]()
+    peaks = _Peaks(clock)
+    for pause, rate in rounds:
+        clock.now += pause
+        seen.append((clock.now, rate))
+        read = make_metrics(requests_per_second=float(rate), peak_requests_per_second=0.0)
+        held = peaks.held({CHAT: read}, 100)[CHAT]
+        assert isinstance(held, ServiceMetrics)
+        assert held.peak_requests_per_second == max(rate for at, rate in seen if at >= clock.now - 100)
+    assert len(peaks.seen[CHAT]) <= 6  # falling from 5 to 0
 
 
 # --- what is wrong with the server -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
@@ -355,13 +356,16 @@ def test_a_day_is_the_same_tuesday_of_the_week(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_data
-def test_rare_services_are_used_as_rarely_as_the_scenario_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_come_and_go_as_the_scenarios_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAAS_DATA", str(DATA))
-    works = load(READY / "mixed-fleet.yaml").workloads()
-    used = {
-        key.name: sum(work.expected_rate(t, t + 600) > 0 for t in range(0, 86400, 600)) / 144
-        for key, work in works.items()
-    }
-    assert len(used) == 12
-    assert sum(0.02 <= share <= 0.10 for share in used.values()) == 6
-    assert sum(0.3 <= share <= 0.7 for share in used.values()) == 4
+    works = load(READY / "mixed-fleet.yaml").workloads().values()
+    days = [np.array([work.expected_rate(t, t + 60) for t in range(0, 86400, 60)]) for work in works]
+    used = [np.mean(day.reshape(-1, 10).max(axis=1) > 0) for day in days]
+    large = [day for day, share in zip(days, used, strict=True) if share == 1]
+    on_off = [day for day, share in zip(days, used, strict=True) if 0.2 <= share <= 0.8]
+    rare = [day for day, share in zip(days, used, strict=True) if 0.02 <= share <= 0.10]
+    assert (len(large), len(on_off), len(rare)) == (2, 4, 6)
+    unit = np.mean([np.percentile(day, 99) for day in large])
+    assert [day.max() / unit for day in on_off] == pytest.approx([0.57] * 4, rel=0.02)
+    assert [day.max() / unit for day in rare] == pytest.approx([0.29] * 6, rel=0.02)
+    assert [day.mean() / day.max() for day in on_off] == pytest.approx([0.2] * 4, rel=0.1)

@@ -84,14 +84,15 @@ podSelector:
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
-# Of these only Deployments and LeaderWorkerSets are ever deleted, when their variant is no longer used. Kubernetes asks for the right to
-# delete also where an owner reference changes and OwnerReferencesPermissionEnforcement is on: for children that were
-# left behind by their TokenService and are taken back by a new one.
+# Of these Deployments and LeaderWorkerSets are deleted when their variant is no longer used, and DaemonSets, which hold
+# images ready on nodes, with their NetworkPolicies when no node is to. Kubernetes asks for the right to delete also where
+# an owner reference changes and OwnerReferencesPermissionEnforcement is on: for children that were left behind by their
+# TokenService and are taken back by a new one.
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [apps]
-  resources: [deployments]
+  resources: [deployments, daemonsets]
   verbs: [list, watch, create, patch, delete]
 # Replicas larger than a node. The rights stand also where that API is missing: it may be installed at any time.
 - apiGroups: [leaderworkerset.x-k8s.io]

@@ -28,6 +28,7 @@ _GROUPS = {
     "capacityprofiles": "/apis/taas.dev/v1alpha1",
     "deployments": "/apis/apps/v1",
     "replicasets": "/apis/apps/v1",
+    "daemonsets": "/apis/apps/v1",
     "leaderworkersets": "/apis/leaderworkerset.x-k8s.io/v1",
     "poddisruptionbudgets": "/apis/policy/v1",
     "networkpolicies": "/apis/networking.k8s.io/v1",

@@ -517,6 +517,13 @@ class Scaling(ApiModel):
         rules=(SHARE_OF_CAPACITY,),
     )
     standby_replicas: int = field(0, "Warm replicas beyond what demand needs", unit="replicas", ge=0, le=1000)
+    warm_nodes: int = field(
+        0,
+        "Nodes, of those where the next replicas would go, that hold the engine's image and oci:// models ready",
+        unit="nodes",
+        ge=0,
+        le=64,
+    )
     max_request_seconds: int = field(
         300, "Longest request; the grace period of pods follows from it", unit="seconds", ge=1, le=86400
     )
@@ -696,6 +703,12 @@ class TokenServiceStatus(ApiModel):
     variants: tuple[VariantStatus, ...] = field((), "Replicas by variant", max_length=16, schema=_ATOMIC)
     adapters: tuple[AdapterStatus, ...] = field(
         (), "Adapters, where spec.model.runtimeAdapters is set", max_length=64, schema=_ATOMIC
+    )
+    warm_nodes: tuple[str, ...] = field(
+        (),
+        "Nodes that hold the images of the next replicas, of those that spec.scaling.warmNodes asks for",
+        max_length=64,
+        schema=_ATOMIC | {"items": {"type": "string", "maxLength": 253}},
     )
     tokens_per_second: float | None = field(None, "Output delivered", unit="output tokens per second")
     requests_per_second: float | None = field(None, "Requests arriving", unit="requests per second")

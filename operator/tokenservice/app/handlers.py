@@ -13,6 +13,7 @@ from typing import Any
 import kopf
 
 from tokenservice.api import GROUP, VERSION
+from tokenservice.edge.kube import PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,5 +55,6 @@ def settings() -> kopf.OperatorSettings:
     chosen.scanning.disabled = True
     chosen.networking.request_timeout = 30.0
     chosen.networking.connect_timeout = 10.0
+    chosen.watching.chunk_size = PAGE_SIZE
     chosen.persistence.finalizer = f"{GROUP}/unused"
     return chosen

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -118,6 +119,7 @@ class Planner:
     _pause: float = 0.0
     _refinements: Mapping[str, Refinement] = field(default_factory=dict)
     _refusals: Mapping[ServiceKey, Problem] | None = None
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "decide"))
 
     def mark_dirty(self) -> None:
         """Something changed: a pass follows within a second."""
@@ -168,29 +170,32 @@ class Planner:
         self._settle_pace(report)
 
     async def _decide(self, snapshot: Snapshot) -> Plan:
-        """In a thread: a large fleet takes a quarter of a second, and webhook and Lease must not wait for it."""
-        return await self._timed("decide", asyncio.to_thread(self.decide, snapshot, self.wall_clock()))
+        """In a thread: a large fleet takes a quarter of a second, and webhook and Lease must not wait for it.
+
+        Always in the same: each thread has a heap of its own, and what one decision makes another, of a later
+        decision, lets go. In the threads of a pool all heaps grow as large as one would.
+        """
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, snapshot, self.wall_clock())
+        return await self._timed("decide", work)
 
     async def _apply(self, plan: Plan) -> Report:
         """What rests is left out: who cannot be written for now, as where a webhook fails, slows no other down."""
-        resting = [action for action in plan.actions if self._rests(action)]
-        report = await self._timed("apply", self.applies.apply([a for a in plan.actions if a not in resting]))
+        now = self.clock()
+        rests = {id_ for id_, rest in self._rest_of.items() if now < rest.until}
+        report = await self._timed("apply", self.applies.apply([a for a in plan.actions if a.id not in rests]))
         self.expects.add(report.written)
         for outcome in report.outcomes:
             self.measures.count_action(str(outcome.action.reason), str(outcome.result))
-        self._let_rest(report, {action.id for action in resting})
+        resting = [action for action in plan.actions if action.id in rests]
+        self._let_rest(report, resting)
         self._log(report)
-        left = (Outcome(action=a, result=Result.SKIPPED, message="rests after it failed") for a in resting)
+        left = (Outcome(action=action, result=Result.SKIPPED, message="rests after it failed") for action in resting)
         return Report((*report.outcomes, *left))
 
-    def _rests(self, action: Action) -> bool:
-        rest = self._rest_of.get(action.id)
-        return rest is not None and self.clock() < rest.until
-
-    def _let_rest(self, report: Report, resting: Set[str]) -> None:
+    def _let_rest(self, report: Report, resting: Sequence[Action]) -> None:
         """What failed and may succeed later is tried less and less often, each action at its own pace."""
         before, now = self._rest_of, self.clock()
-        self._rest_of = {id_: before[id_] for id_ in resting}
+        self._rest_of = {action.id: before[action.id] for action in resting}
         for outcome in report.outcomes:
             if outcome.result is Result.RETRYABLE:
                 known = before.get(outcome.action.id)

@@ -68,11 +68,7 @@ class Metering:
         return Question(
             address=fleet.prometheus.address or self._default_address,
             services=served_names(known),
-            windows=Windows(
-                rate=fleet.prometheus.window_seconds,
-                peak=fleet.consolidation.peak_window_seconds,
-                staleness=fleet.prometheus.staleness_seconds,
-            ),
+            windows=Windows.of(fleet),
             utilization_query=fleet.prometheus.utilization_query,
             adapters=any(it.spec is not None and it.spec.model.runtime_adapters is not None for it in known),
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import Architecture
 from tokenservice.app.metering import Metering
+from tokenservice.core import locality
 from tokenservice.core.margin import remembered
 from tokenservice.core.memo import Memo
 from tokenservice.core.model import (
@@ -57,6 +58,7 @@ class Observer:
             return None
         accelerators = self._readable("AcceleratorClass", Accelerator)
         resources = frozenset(accelerator.spec.resource_name for accelerator in accelerators)
+        nodes: list[Node] = self.stores.values("Node")
         pods: list[Pod] = self.stores.values("Pod", Pod)
         others = (*self.stores.each("Pod", Resident), *(pod for pod in pods if not _matters(pod, resources)))
         fleet, policy = self.fleet(), self.policy()
@@ -64,7 +66,7 @@ class Observer:
         children = [child for kind in CHILD_KINDS for child in self.stores.values(kind)]
         return Snapshot(
             services=self.services(),
-            nodes=self._nodes(resources, _taken(others)),
+            nodes=self._nodes(nodes, resources, _taken(others)),
             pods=_told_of(tuple(_pods(pods, resources)), self.complaints()),
             children={child.key: child for child in children},
             accelerators=accelerators,
@@ -77,6 +79,7 @@ class Observer:
             fleet_problem=self._fleet_problem(),
             fleet_utilization=answer.utilization,
             fleet_means=answer.means,
+            holders=self._holders(nodes),
             leader_worker_sets=self.stores.has_kind(LEADER_WORKER_SET),
             adapters=answer.adapters,
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
@@ -87,9 +90,10 @@ class Observer:
             hindsights=previous.hindsights,
         )
 
-    def _nodes(self, resources: frozenset[str], taken: Mapping[str, tuple[float, float]]) -> tuple[Node, ...]:
+    def _nodes(
+        self, seen: Sequence[Node], resources: frozenset[str], taken: Mapping[str, tuple[float, float]]
+    ) -> tuple[Node, ...]:
         """Nodes with accelerators; the same objects as last time where nothing of theirs changed."""
-        seen: list[Node] = self.stores.values("Node")
         nodes = {node.name: node for node in seen}
         names, others = tuple(nodes), {name: taken.get(name, (0.0, 0.0)) for name in nodes}
         left = self.memo.recall_each(
@@ -100,6 +104,10 @@ class Observer:
             shared=(resources,),
         )
         return tuple([node for node in left.values() if node is not None])
+
+    def _holders(self, nodes: Sequence[Node]) -> locality.Holders:
+        images = locality.in_use(self.services(), self.settings.images, self.memo)
+        return locality.holders(nodes, images, self.memo)
 
     def services(self) -> tuple[Service, ...]:
         """All TokenServices."""
@@ -152,12 +160,16 @@ def _margins(services: Iterable[Service], previous: Plan) -> dict[ServiceKey, Ma
 
 
 def _left(node: Node, resources: frozenset[str], taken: tuple[float, float]) -> Node | None:
-    """A node less what others take; other extended resources (network cards, devices) are no accelerators."""
+    """A node less what others take; other extended resources (network cards, devices) are no accelerators.
+
+    Its images stand in `Snapshot.holders`, the other way round.
+    """
     held = {name: count for name, count in node.allocatable.items() if name in resources}
     if not held:
         return None
     cores, size = taken
-    return replace(node, allocatable=held, cpu_cores=node.cpu_cores - cores, memory_bytes=node.memory_bytes - size)
+    left_cores, left_bytes = node.cpu_cores - cores, node.memory_bytes - size
+    return replace(node, allocatable=held, cpu_cores=left_cores, memory_bytes=left_bytes, images=())
 
 
 def _taken(others: Iterable[Resident | Pod]) -> dict[str, tuple[float, float]]:

@@ -91,7 +91,12 @@ def static_problems(
         wrong = (*wrong, _no_image(spec, found, nameable))
     order, unreachable = ranked(spec, found, Workload(), targets(spec.objectives))
     contradiction = _beyond_maximum(spec, [capacity for _, capacity in order])
-    named = (*source_problems(spec), *engine_problems(spec), *_unnamed_engine(spec))
+    named = (
+        *source_problems(spec),
+        *engine_problems(spec),
+        *_unnamed_engine(spec),
+        *_beyond_loader(spec, found),
+    )
     return _unique([*named, *wrong, *unreachable, *contradiction])
 
 
@@ -211,16 +216,8 @@ def check_verifier(given: Input) -> Iterable[Problem]:
 
 def check_loader(given: Input) -> Iterable[Problem]:
     """What is to load adapters has an image, and a replica is one pod: of several the loader would reach the leader."""
-    if given.spec.model.runtime_adapters is None:
-        return
-    if given.variants and all(variant.pods > 1 for variant in given.variants):
-        yield Problem(
-            Reason.INVALID_SPEC,
-            "spec.model.runtimeAdapters",
-            "replicas that span nodes load adapters only when they start: remove this, or lower"
-            " tensorParallelSize x pipelineParallelSize to what one node holds",
-        )
-    if given.images.loader is None:
+    yield from _beyond_loader(given.spec, given.variants)
+    if given.spec.model.runtime_adapters is not None and given.images.loader is None:
         yield Problem(
             Reason.NO_LOADER_IMAGE,
             "spec.model.runtimeAdapters",
@@ -256,6 +253,17 @@ CHAIN: tuple[Check, ...] = (
 
 
 # --- Their words ---------------------------------------------------------------------------------------------------
+
+
+def _beyond_loader(spec: TokenServiceSpec, variants: Sequence[Variant]) -> Iterable[Problem]:
+    """Adapters at run time where every replica would span nodes."""
+    if spec.model.runtime_adapters is not None and variants and all(variant.pods > 1 for variant in variants):
+        yield Problem(
+            Reason.INVALID_SPEC,
+            "spec.model.runtimeAdapters",
+            "replicas that span nodes load adapters only when they start: remove this, or lower"
+            " tensorParallelSize x pipelineParallelSize to what one node holds",
+        )
 
 
 def _locations(spec: TokenServiceSpec) -> Iterable[tuple[str, str, tuple[str, ...]]]:

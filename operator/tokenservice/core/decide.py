@@ -46,6 +46,7 @@ from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, r
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.stragglers import lasting, since, stragglers
 from tokenservice.core.utilization import Interval
+from tokenservice.core.warmup import warm_ups
 
 _ROUND_SECONDS = 5.0
 """Between two rounds of metrics and decisions."""
@@ -67,8 +68,14 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     slow = lasting(facts, suspects, slow_since, now)
     moves, proposals = departures(facts, _settled(seen, acted_on, actions), slow, now)
     actions += moves
+    warmed = warm_ups(facts, acted_on)
+    actions += [action for one in warmed.values() for action in one.actions]
+    ready = {key: one.ready for key, one in warmed.items()}
     met = attained(facts, seen)
-    plan = told(Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met, slow=slow), now)
+    plan = told(
+        Decided(facts=facts, outlooks=seen, grants=grants, actions=actions, attained=met, slow=slow, warm_nodes=ready),
+        now,
+    )
     return replace(
         plan,
         proposals=proposals,

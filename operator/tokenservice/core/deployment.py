@@ -153,7 +153,7 @@ def pod_template(
         },
         "serviceAccountName": engine_account_name(service.name),
         "terminationGracePeriodSeconds": grace_seconds(spec),
-        "tolerations": _tolerations(variant),
+        "tolerations": tolerations(variant),
         "topologySpreadConstraints": [_no_spreading(service)],
         "volumes": _volumes(spec, variant, found),
     }
@@ -326,7 +326,7 @@ def _in(key: str, *values: str, operator: str = "In") -> Json:
     return {"key": key, "operator": operator, "values": sorted(values)}
 
 
-def _tolerations(variant: Variant) -> list[Json]:
+def tolerations(variant: Variant) -> list[Json]:
     """Clouds taint accelerator nodes with the resource's own name; no other taint is ours to ignore."""
     lost = [
         {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute"}

@@ -25,6 +25,7 @@ from tokenservice.core.names import (
     VARIANT_LABEL,
     ZONE_LABEL,
 )
+from tokenservice.core.packing import Held
 from tokenservice.core.repack import LEAVING, stand
 from tokenservice.core.room import Room, Tenancy, home, of_class, room, tenancy, tolerates
 
@@ -357,6 +358,15 @@ class Facts:
     def rivals(self, service: ServiceKey) -> tuple[Service, ...]:
         """Services of the namespace that answer to a model name that this one answers to as well, itself included."""
         return self.all_rivals.get(service, ())
+
+    def held(self, pod: Pod) -> Held:
+        """For each image that the pod needs, and that any node has, the nodes that have it."""
+        return tuple([nodes for image in pod.images if (nodes := self.snapshot.holders.get(image))])
+
+    @cached_property
+    def emptied(self) -> frozenset[str]:
+        """Names of nodes that a pod of ours is to leave: they take no other."""
+        return frozenset(pod.node for pod in self.engine_pods if pod.node is not None and self.leaving(pod))
 
     def leaving(self, pod: Pod) -> bool:
         """Whether the pod is to be replaced: marked by a move, or on a node that is cordoned or going."""

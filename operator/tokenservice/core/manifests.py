@@ -79,20 +79,20 @@ def shared_children(
     `workers` is how many pods the replicas have beside the ones that serve, `groups` whether there are any to talk to.
     """
     key = service.key
-    account = _shared(service, "v1", "ServiceAccount", engine_account_name(key.name))
+    account = shared(service, "v1", "ServiceAccount", engine_account_name(key.name))
     found = [
         account | {"automountServiceAccountToken": False},
-        _shared(service, "v1", "Service", key.name) | {"spec": service_spec(key)},
-        _shared(service, "networking.k8s.io/v1", "NetworkPolicy", key.name)
+        shared(service, "v1", "Service", key.name) | {"spec": service_spec(key)},
+        shared(service, "networking.k8s.io/v1", "NetworkPolicy", key.name)
         | {"spec": policy_spec(key, spec, settings, groups=groups)},
-        _shared(service, "policy/v1", "PodDisruptionBudget", key.name)
+        shared(service, "policy/v1", "PodDisruptionBudget", key.name)
         | {"spec": disruption_spec(key, replicas, needed, workers)},
     ]
     if settings.pod_monitors:
-        monitor = _shared(service, "monitoring.coreos.com/v1", "PodMonitor", key.name)
+        monitor = shared(service, "monitoring.coreos.com/v1", "PodMonitor", key.name)
         found.append(monitor | {"spec": monitor_spec(key, spec)})
     if spec.model.runtime_adapters is not None:
-        found.append(_shared(service, "v1", "ConfigMap", adapters_name(key.name)) | {"data": wanted(spec)})
+        found.append(shared(service, "v1", "ConfigMap", adapters_name(key.name)) | {"data": wanted(spec)})
     return tuple(hashed(manifest) for manifest in found)
 
 
@@ -162,7 +162,8 @@ def _digest(manifest: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _shared(service: Service, api_version: str, kind: str, name: str) -> Json:
+def shared(service: Service, api_version: str, kind: str, name: str) -> Json:
+    """A child that is there once for all variants, without its spec."""
     ours = {SERVICE_LABEL: service.key.name, MANAGED_BY_LABEL: FIELD_MANAGER}
     return _object(service, api_version, kind, name, ours)
 

@@ -84,6 +84,8 @@ class Node:
     created_at: float
     taints: tuple[Json, ...] = ()
     deleting: bool = False
+    images: tuple[str, ...] = field(default=(), compare=False)
+    """Identities of images that its kubelet reports. A pull makes no other node of it: it wakes nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,8 @@ class Pod:
     """What fails is the verifier of the model."""
     held_to: str | None = None
     """What its model was held to before the engine started; None before that, and where it was held to nothing."""
+    images: tuple[str, ...] = ()
+    """Identities of the images that it cannot start without, the largest first: the model's before the engine's."""
     group: str = ""
     """Name of the leader, of every pod of a replica that takes several; empty for a replica that is one pod."""
     worker: bool = False
@@ -167,7 +171,7 @@ class ServiceMetrics:
     `peak_requests_per_second` is the highest arrival rate within the scale-down window. `owed_requests_per_second` is
     what must be started of work that may wait, so that it is done in time, where a queue in front of the engines
     tells; arrivals and peak are without it. `paces` are those of every busy replica, where one gives far less than the
-    others; empty otherwise.
+    others; empty otherwise. `engines_reporting` did so for the whole window of rates.
     """
 
     requests_per_second: float
@@ -350,6 +354,8 @@ class Snapshot:
     hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)
     slow_since: Mapping[str, float] = field(default_factory=dict)
     """Since when each replica that is slow is so, by the pod's uid."""
+    holders: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Names of the nodes that have an image, by its identity: of those that services use."""
     leader_worker_sets: bool = False
     """Whether the cluster has the API for replicas of several pods."""
     refusals: Mapping[ServiceKey, Problem] = field(default_factory=dict)

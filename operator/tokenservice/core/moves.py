@@ -10,6 +10,7 @@ from dataclasses import replace
 from tokenservice.api.token_service import Mode, Tier
 from tokenservice.core.allocation import Grant, Ranked, after_pending, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
+from tokenservice.core.locality import told
 from tokenservice.core.memo import column
 from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey, Variant
 from tokenservice.core.packing import place
@@ -33,15 +34,16 @@ def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place
     gated = facts.gated
     if not gated:
         return ()
-    emptied = frozenset(pod.node for pod in facts.engine_pods if pod.node is not None and facts.leaving(pod))
     left, reserved, placed = facts.rooms, False, list[Place]()
     for tier in _TIERS:
         mine = [pod for pod in gated if _tier(facts, pod) is tier]
         expected = [pod for grant in grants if _tier_of(grant) is tier for pod in _expected(facts, grant)]
-        chosen = place([*mine, *expected], left, facts.admits, avoid=emptied, site=facts.site)
+        chosen = place([*mine, *expected], left, facts.admits, avoid=facts.emptied, site=facts.site, held=facts.held)
         waits = reserved
         placed += [
-            _placed(pod, chosen[pod.uid], now) for pod in mine if chosen[pod.uid] or not waits or _expired(pod, now)
+            _placed(facts, pod, chosen[pod.uid], now)
+            for pod in mine
+            if chosen[pod.uid] or not waits or _expired(pod, now)
         ]
         left = _taken(left, [*mine, *expected], chosen)
         reserved = reserved or bool(expected)
@@ -67,7 +69,8 @@ def _expected(facts: Facts, grant: Grant) -> list[Pod]:
     for variant, _ in grant.want.ranked:
         there = facts.pods.get((service.key, variant.name), ())
         for number in range(grant.counts.get(variant.name, 0) - len(there)):
-            found += replica(service, variant, f"{service.uid}/{variant.name}/{number}")
+            absent = replica(service, variant, f"{service.uid}/{variant.name}/{number}")
+            found += [replace(pod, images=there[0].images) for pod in absent] if there else absent
         if variant.pods > 1:
             found += _absent_workers(facts, service, variant, there)
     return found
@@ -96,13 +99,14 @@ def _expired(pod: Pod, now: float) -> bool:
     return now - pod.created_at > GATE_SECONDS
 
 
-def _placed(pod: Pod, node: str | None, now: float) -> Place:
+def _placed(facts: Facts, pod: Pod, node: str | None, now: float) -> Place:
     if _expired(pod, now):
         node, reason, message = None, Reason.GATE_EXPIRED, f"gated for more than {GATE_SECONDS:.0f} s"
     elif node is None:
         reason, message = Reason.NO_ROOM, "no node has room: left to the scheduler and a node autoscaler"
     else:
-        reason, message = Reason.PLACED, f"placed on {node}, the fullest node that fits"
+        reason = Reason.PLACED
+        message = f"placed on {node}, the fullest node that fits{told(pod, node, facts.snapshot.holders)}"
     return Place(
         id=f"place/{pod.namespace}/{pod.name}",
         service=pod.service,

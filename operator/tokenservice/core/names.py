@@ -14,6 +14,9 @@ SERVICE_LABEL = "taas.dev/service"
 VARIANT_LABEL = "taas.dev/variant"
 ENGINE_LABEL = "taas.dev/engine"
 TIER_LABEL = "taas.dev/tier"
+WARM_UP_LABEL = "taas.dev/warm-up"
+"""On pods that hold images ready for a service; with another label of ours they would count as its replicas."""
+
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 
 PROFILE_ANNOTATION = "taas.dev/profile"
@@ -113,6 +116,11 @@ def group_set_name(service: str, variant: str) -> str:
 def engine_account_name(service: str) -> str:
     """Name of the ServiceAccount of a service's engines; it has no token and no rights."""
     return f"{service}-engine"
+
+
+def warm_up_name(service: str) -> str:
+    """Name of the DaemonSet that holds images ready for a service, and of its NetworkPolicy."""
+    return f"{service}-warm-up"
 
 
 def adapters_name(service: str) -> str:

@@ -291,13 +291,15 @@ def _equivalent(order: Ranked, primary: int, current: Mapping[str, int]) -> int:
 
 
 def _held_if_partial(facts: Facts, seen: Outlook, scaling: Scaling, current: int) -> Scaling:
-    """Demand seen by only some of the engines is a lower bound: it may raise the count and never lower it."""
+    """Demand seen by only some of the engines, or not yet for long, is a lower bound: it never lowers the count."""
     if isinstance(seen.metrics, Missing) or scaling.replicas >= current:
         return scaling
     ready = facts.ready(seen.service.key)
     if seen.metrics.engines_reporting >= ready or seen.service.spec is None or seen.service.spec.replicas is not None:
         return scaling
-    message = f"{seen.metrics.engines_reporting} of {ready} engines report metrics: holding {current}"
+    message = (
+        f"{seen.metrics.engines_reporting} of {ready} engines reported for a whole window of rates: holding {current}"
+    )
     return replace(scaling, replicas=current, reason=Reason.METRICS_MISSING, message=message)
 
 

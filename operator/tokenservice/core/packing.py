@@ -4,6 +4,11 @@ Tensor-parallel sizes 1, 2, 4 and 8 divide each other, so on nodes of eight acce
 fullest node that fits wastes nothing (research: divisible item sizes). What remains to be won is keeping whole nodes
 free while replicas come and go: fill nodes that are in use before opening another, and take away where the node is
 nearest to empty.
+
+Which node has the model's weights decides only between nodes that are as good for that. A cold start costs its replica
+minutes, once; a node that is opened for it, or a gap that no larger replica fits, costs accelerators for as long as the
+replica lives, and takes the room that another service's start may need. Nodes that are as good are common: all that are
+empty, and all that hold replicas of one size.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
+from heapq import nsmallest
 
 from tokenservice.core.model import Node, Pod, ServiceKey
 from tokenservice.core.room import Room, usable
@@ -20,6 +26,14 @@ Admits = Callable[[Pod, Room], bool]
 
 Site = Callable[[Node], Hashable]
 """Nodes with the same site are admitted or refused alike."""
+
+Held = tuple[frozenset[str], ...]
+"""For each image that a pod needs the nodes that have it; those of the largest image first."""
+
+
+def nothing_held(_pod: Pod) -> Held:
+    """Where nobody knows what nodes have, or it is of no account."""
+    return ()
 
 
 def own_site(node: Node) -> Hashable:
@@ -33,10 +47,11 @@ def place(
     admits: Admits,
     avoid: frozenset[str] = frozenset(),
     site: Site = own_site,
+    held: Callable[[Pod], Held] = nothing_held,
 ) -> dict[str, str | None]:
     """Node by pod uid; None where nothing fits. `avoid` names nodes that are being emptied."""
     left = (room for name, room in rooms.items() if name not in avoid and usable(room.node))
-    return Yard(left, admits, site).place(pods)
+    return Yard(left, admits, site, held).place(pods)
 
 
 class Yard:
@@ -45,9 +60,15 @@ class Yard:
     Mutable: who tries something takes it back. It picks what `best_node` picks, in the order of `tightness`.
     """
 
-    def __init__(self, rooms: Iterable[Room], admits: Admits, site: Site = own_site) -> None:
+    def __init__(
+        self,
+        rooms: Iterable[Room],
+        admits: Admits,
+        site: Site = own_site,
+        held: Callable[[Pod], Held] = nothing_held,
+    ) -> None:
         self.rooms = {room.node.name: room for room in rooms}
-        self._admits, self._site = admits, site
+        self._admits, self._site, self._held = admits, site, held
         self._admitted: dict[tuple[ServiceKey | None, str], list[_Shelves]] = {}
 
     @cached_property
@@ -85,9 +106,16 @@ class Yard:
         return name
 
     def best(self, pod: Pod, but: str = "") -> str | None:
-        """The node for a pod, other than `but`: in use before empty, then least left over, then by name."""
-        found = [room for shelves in self._shelves_for(pod) if (room := shelves.best(pod, but)) is not None]
-        return min(found, key=lambda room: tightness(pod, room)).node.name if found else None
+        """The node for a pod, other than `but`, in the order of `tightness`."""
+        held = self._held(pod)
+        found = [room for shelves in self._shelves_for(pod) if (room := shelves.best(pod, but, held)) is not None]
+        return min(found, key=lambda room: tightness(pod, room, held)).node.name if found else None
+
+    def first(self, pod: Pod, count: int, held: Held) -> list[str]:
+        """The `count` best nodes for a pod, the best first, fewer where it fits on fewer."""
+        found = [room for shelves in self._shelves_for(pod) for room in shelves.first(pod, count)]
+        best = nsmallest(count, found, key=lambda room: tightness(pod, room, held))
+        return [room.node.name for room in best]
 
     def holds_elsewhere(self, pods: Sequence[Pod], source: str) -> bool:
         """Whether all the pods would fit on nodes other than `source`; everything is as before afterwards."""
@@ -144,26 +172,54 @@ class _Shelves:
             if not shelf:
                 del shelves[key]
 
-    def best(self, pod: Pod, but: str = "") -> Room | None:
+    def best(self, pod: Pod, but: str = "", held: Held = ()) -> Room | None:
         """As `best_node` among these other than `but`; who asks for other than one resource has to look at them all."""
         if len(pod.accelerators) != 1:
-            name = best_node(pod, self._all(), lambda _pod, room: room.node.name != but)
+            name = best_node(pod, self._all(), lambda _pod, room: room.node.name != but, held)
             return self._rooms[name] if name is not None else None
         ((resource, count),) = pod.accelerators.items()
         shelves = self._names.get(resource, {})
-        large = sorted(key for key in shelves if key[1] >= count)
-        rooms = (self._rooms[name] for key in large for name in shelves[key])
-        return next((room for room in rooms if room.node.name != but and room.fits(pod)), None)
+        for key in sorted(key for key in shelves if key[1] >= count):
+            rooms = (self._rooms[name] for name in shelves[key] if name != but)
+            found = _lacking_least((room for room in rooms if room.fits(pod)), held)
+            if found is not None:
+                return found
+        return None
+
+    def first(self, pod: Pod, count: int) -> list[Room]:
+        """At least the `count` best of these, whatever they hold: what is as good as the last of them is there too."""
+        if len(pod.accelerators) != 1:
+            return [room for room in self._all() if room.fits(pod)]
+        ((resource, wanted),) = pod.accelerators.items()
+        shelves, found = self._names.get(resource, {}), list[Room]()
+        for key in sorted(key for key in shelves if key[1] >= wanted):
+            if len(found) >= count:
+                break
+            found += [room for name in shelves[key] if (room := self._rooms[name]).fits(pod)]
+        return found
 
     def _all(self) -> list[Room]:
         names = {name for shelves in self._names.values() for shelf in shelves.values() for name in shelf}
         return [self._rooms[name] for name in sorted(names)]
 
 
-def best_node(pod: Pod, rooms: Iterable[Room], admits: Admits) -> str | None:
-    """The fullest node that fits: in use before empty, then least left over, then by name."""
+def _lacking_least(rooms: Iterable[Room], held: Held) -> Room | None:
+    """The first that lacks no image; none of the others is looked at then."""
+    best: Room | None = None
+    least: tuple[bool, ...] = ()
+    for room in rooms:
+        lacked = lacks(room.node.name, held)
+        if not any(lacked):
+            return room
+        if best is None or lacked < least:
+            best, least = room, lacked
+    return best
+
+
+def best_node(pod: Pod, rooms: Iterable[Room], admits: Admits, held: Held = ()) -> str | None:
+    """The fullest node that fits, in the order of `tightness`."""
     fitting = [room for room in rooms if room.fits(pod) and admits(pod, room)]
-    return min(fitting, key=lambda room: tightness(pod, room)).node.name if fitting else None
+    return min(fitting, key=lambda room: tightness(pod, room, held)).node.name if fitting else None
 
 
 def victims(pods: Iterable[Pod], rooms: Mapping[str, Room], count: int) -> tuple[Pod, ...]:
@@ -192,10 +248,15 @@ def _largest_first(pod: Pod) -> tuple[int, float, str, str]:
     return (-sum(pod.accelerators.values()), pod.created_at, pod.namespace, pod.name)
 
 
-def tightness(pod: Pod, room: Room) -> tuple[bool, int, str]:
-    """Lowest is best."""
+def tightness(pod: Pod, room: Room, held: Held = ()) -> tuple[bool, int, tuple[bool, ...], str]:
+    """Lowest is best: in use before empty, then least left over, then with the images that it needs, then by name."""
     left_over = sum(room.free.get(name, 0) - count for name, count in pod.accelerators.items())
-    return (room.used == 0, left_over, room.node.name)
+    return (room.used == 0, left_over, lacks(room.node.name, held), room.node.name)
+
+
+def lacks(node: str, held: Held) -> tuple[bool, ...]:
+    """Which images are not on the node: to lack the first is worse than to lack all the others."""
+    return tuple([node not in nodes for nodes in held])
 
 
 def _worth_keeping(

@@ -90,6 +90,7 @@ class Decided:
     actions: Sequence[Action]
     attained: Mapping[ServiceKey, Interval | Missing]
     slow: Mapping[ServiceKey, tuple[Straggler, ...]]
+    warm_nodes: Mapping[ServiceKey, tuple[str, ...]]
 
 
 def told(decided: Decided, now: float) -> Plan:
@@ -133,6 +134,7 @@ def _tales(decided: Decided, by_service: Mapping[ServiceKey | None, list[Action]
         column(facts.snapshot.refusals, keys, None),
         column(decided.slow, keys, None),
         [_adapters(facts, key) for key in keys],
+        column(decided.warm_nodes, keys, ()),
     )
     found = facts.memo.recall_each(
         "told",
@@ -258,6 +260,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         workload=seen.workload,
         capacity_factor=learned(facts.margin(service.key)),
         adapters=_adapters(facts, service.key),
+        warm_nodes=decided.warm_nodes.get(service.key, ()),
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,
     )
 

@@ -120,6 +120,7 @@ class ServiceReport:
     forecast: str | None = None
     decision: DecisionReport | None = None
     adapters: tuple[AdapterReport, ...] = ()
+    warm_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +176,7 @@ def at_once(report: ServiceReport) -> Json:
         "selector": f"{SERVICE_LABEL}={service.key.name}",
         "variants": [_variant(variant) for variant in report.variants] or None,
         "adapters": [_adapter(adapter) for adapter in report.adapters] or None,
+        "warmNodes": list(report.warm_nodes) or None,
     }
 
 
@@ -476,7 +478,7 @@ def _fleet_verdicts(report: FleetReport) -> dict[ConditionType, Verdict]:
     else:
         ready = Verdict(TRUE, Reason.ACCEPTED, "the policy is in force")
     if report.metrics is None:
-        metrics = Verdict(TRUE, Reason.METRICS_FRESH, shortened(f"metrics are fresh{_means_left_out(report)}"))
+        metrics = Verdict(TRUE, Reason.METRICS_FRESH, shortened(f"metrics are fresh{_left_out(report)}"))
     elif report.services == 0:
         metrics = Verdict(UNKNOWN, Reason.PENDING, "there is no TokenService that could be measured")
     else:
@@ -489,9 +491,13 @@ def _fleet_verdicts(report: FleetReport) -> dict[ConditionType, Verdict]:
     }
 
 
-def _means_left_out(report: FleetReport) -> str:
-    """Why a mean is not shown; the hour's reason is the day's too."""
-    named = {"utilization1h": report.utilization_1h, "utilization24h": report.utilization_24h}
+def _left_out(report: FleetReport) -> str:
+    """Why utilization is not shown, or a mean of it; what keeps one away does so to those after it."""
+    named = {
+        "utilization": report.utilization,
+        "utilization1h": report.utilization_1h,
+        "utilization24h": report.utilization_24h,
+    }
     missing = ((name, mean) for name, mean in named.items() if isinstance(mean, Missing))
     return next((f"; no {name}: {mean.message}" for name, mean in missing), "")
 

@@ -31,6 +31,7 @@ _AT_ONCE = (
     "selector",
     "variants",
     "adapters",
+    "warmNodes",
 )
 _EXACT = ("nodes", "accelerators", "allocated", "acceleratorsInUse", "acceleratorsFragmented", "workload")
 """Counts, and what is planned with while metrics are missing: written whatever they differ by, if not at once."""

@@ -41,6 +41,9 @@ _START_SECONDS = 33.0  # bootstrap and KV profiling 20, cached compilation 8, gr
 _DISK_BYTES_PER_SECOND = 2e9  # local NVMe
 _SMALLEST_KV_TOKENS = 2048  # less holds no conversation
 
+_AS_DEAR = 1.02
+"""Prices per token that differ by less are equal: the step model errs by 3.5 % at the median (docs/capacity.md)."""
+
 _GIB = 2.0**30
 
 
@@ -106,7 +109,10 @@ def candidates(
 def ranked(
     spec: TokenServiceSpec, variants: Sequence[Variant], workload: Workload, targets: Targets
 ) -> tuple[Ranked, tuple[Problem, ...]]:
-    """Variants that reach the objectives: the user's order of accelerators first, then price per token."""
+    """Variants that reach the objectives: the user's order of accelerators first, then price per token.
+
+    Of those that cost about as much as the cheapest, and run on its class, the smallest comes first.
+    """
     judged = [(variant, capacity(variant, workload, targets)) for variant in variants]
     able = [pair for pair in judged if pair[1].requests_per_second > 0]
     if judged and not able:
@@ -114,7 +120,7 @@ def ranked(
     affordable = [pair for pair in able if _affordable(spec, *pair, workload)]
     if able and not affordable:
         return (), (_too_dear(spec, able, workload),)
-    return tuple(sorted(affordable, key=lambda pair: _preference(spec, *pair))), ()
+    return _smallest_first(sorted(affordable, key=lambda pair: _preference(spec, *pair)), spec), ()
 
 
 def cost_per_million_tokens(variant: Variant, capacity: Capacity, workload: Workload) -> float:
@@ -551,11 +557,38 @@ def _affordable(spec: TokenServiceSpec, variant: Variant, found: Capacity, workl
 
 def _preference(spec: TokenServiceSpec, variant: Variant, found: Capacity) -> tuple[int, float, float, int, str]:
     """User's order, price per request, accelerators per request (prices may be zero), trust, name with vLLM first."""
-    named = spec.placement.accelerators
-    place = named.index(variant.accelerator.name) if variant.accelerator.name in named else len(named)
     rate = found.requests_per_second
     tie = f"{variant.engine != 'vLLM'} {variant.name}"
-    return (place, variant.price_per_hour / rate, variant.accelerators / rate, _TRUST[variant.provenance], tie)
+    return (
+        _place(spec, variant),
+        variant.price_per_hour / rate,
+        variant.accelerators / rate,
+        _TRUST[variant.provenance],
+        tie,
+    )
+
+
+def _smallest_first(order: Sequence[tuple[Variant, Capacity]], spec: TokenServiceSpec) -> Ranked:
+    """Smaller replicas fit demand more closely, and one that is kept for a service without requests holds less."""
+    best: dict[int, tuple[Variant, Capacity]] = {}
+    for pair in order:
+        best.setdefault(_place(spec, pair[0]), pair)
+
+    def size(pair: tuple[Variant, Capacity]) -> tuple[int, float]:
+        place = _place(spec, pair[0])
+        return place, pair[0].accelerators if _as_dear(pair, best[place]) else inf
+
+    return tuple(sorted(order, key=size))
+
+
+def _as_dear(pair: tuple[Variant, Capacity], best: tuple[Variant, Capacity]) -> bool:
+    held, least = (variant.accelerators / found.requests_per_second for variant, found in (pair, best))
+    return pair[0].accelerator.name == best[0].accelerator.name and held <= least * _AS_DEAR
+
+
+def _place(spec: TokenServiceSpec, variant: Variant) -> int:
+    named = spec.placement.accelerators
+    return named.index(variant.accelerator.name) if variant.accelerator.name in named else len(named)
 
 
 def _listed(names: Sequence[str]) -> str:

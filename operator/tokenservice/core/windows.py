@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenservice.api.token_fleet import TokenFleetSpec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
@@ -12,6 +14,15 @@ class Windows:
     rate: int
     peak: int
     staleness: int
+
+    @classmethod
+    def of(cls, fleet: TokenFleetSpec) -> Windows:
+        """What a fleet's policy asks for."""
+        return cls(
+            rate=fleet.prometheus.window_seconds,
+            peak=fleet.consolidation.peak_window_seconds,
+            staleness=fleet.prometheus.staleness_seconds,
+        )
 
     @property
     def mean(self) -> int:

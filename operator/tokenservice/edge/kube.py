@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,12 +30,17 @@ from tokenservice.errors import ApiError, ConfigurationError, Conflict, Forbidde
 _log = logging.getLogger(__name__)
 
 USER_AGENT = "tokenservice-operator"
-PAGE_SIZE = 500
+
+PAGE_SIZE = 100
+"""Objects of one answer. They are parsed whole, and what is kept of them lies scattered among what is not, so that the
+memory that a page takes once is not given back."""
+
 _THROTTLE_ATTEMPTS = 4
 _THROTTLE_LIMIT_SECONDS = 10.0
 
 WATCH_SECONDS = 300
-"""The server ends a watch after this time; it goes on from where it was."""
+"""The server ends a watch after this time, and up to as long again, each after its own, so that those that began
+together do not all begin anew together; it goes on from where it was."""
 
 UNTOLD_WATCH_SECONDS = 60
 """The same for a kind without bookmarks: its end is its sign of life."""
@@ -45,7 +51,7 @@ SILENCE_SECONDS = 70.0
 _GOODBYE_SECONDS = 0.1
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
-_WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, connect=10, sock_read=SILENCE_SECONDS)
+_WATCH_TIMEOUT = aiohttp.ClientTimeout(total=2 * WATCH_SECONDS + 60, connect=10, sock_read=SILENCE_SECONDS)
 
 Observer = Callable[[str, int], None]
 """Told of every answer: method and status (0: none)."""
@@ -101,10 +107,12 @@ class Kube:
         *,
         observer: Observer = lambda method, status: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
         self._observe = observer
         self._sleep = sleep
+        self._jitter = jitter
 
     @property
     def server(self) -> str:
@@ -145,13 +153,14 @@ class Kube:
     ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
         """Changes after `revision`, until the server ends it; open once entered. Raises Gone for an old revision."""
         resource = RESOURCES[kind]
+        seconds = int(WATCH_SECONDS * (1 + self._jitter())) if resource.bookmarked else UNTOLD_WATCH_SECONDS
         query = {
             "watch": "1",
             "resourceVersion": revision,
             "allowWatchBookmarks": "true",
             "labelSelector": selector,
             "fieldSelector": resource.fields,
-            "timeoutSeconds": str(WATCH_SECONDS if resource.bookmarked else UNTOLD_WATCH_SECONDS),
+            "timeoutSeconds": str(seconds),
         }
         response = await self._send("GET", resource.path(namespace), query, limits=_WATCH_TIMEOUT)
         try:

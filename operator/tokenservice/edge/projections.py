@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from operator import is_
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from tokenservice.api.base import ApiModel
 from tokenservice.api.capacity_profile import CapacityProfileSpec
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.core.images import identity, needed_by
 from tokenservice.core.model import Accelerator, Child, Json, Node, ObjectKey, Pod, Profile, Service, ServiceKey
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
@@ -199,7 +201,14 @@ def node(obj: Json) -> Node | None:
         created_at=seconds(metadata["creationTimestamp"]),
         taints=tuple(spec.get("taints") or ()),
         deleting="deletionTimestamp" in metadata,
+        images=_images(status),
     )
+
+
+def _images(status: Json) -> tuple[str, ...]:
+    """Each image has up to five names, of digests and of tags; all of them are looked for."""
+    names = [name for image in status.get("images") or () for name in image.get("names") or ()]
+    return tuple(dict.fromkeys([identity(name) for name in names]))
 
 
 def pod(obj: Json) -> Pod | Resident | None:
@@ -247,6 +256,7 @@ def pod(obj: Json) -> Pod | Resident | None:
         unprepared=SERVICE_LABEL in labels and _unprepared(status, states),
         unverified=any(state.get("name") == VERIFIER_CONTAINER and _fails(state) for state in states),
         held_to=_held_to(metadata.get("annotations") or {}, spec, states) if SERVICE_LABEL in labels else None,
+        images=needed_by(spec) if SERVICE_LABEL in labels else (),
         group=group,
         worker=bool(group) and labels.get(WORKER_INDEX_LABEL, "0") != "0",
     )
@@ -525,14 +535,50 @@ def seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
 
 
-SERVICES = Projection(service, lambda value: replace(value, resource_version="", status={}))
+_OTHER = object()
+_SHORT = 64
+"""Characters: longer texts are seldom those of another object."""
+
+
+def shared(last: Any, new: Any) -> Any:
+    """`new`, parsed from JSON, made of the parts of `last` that are the same, and of texts that there are once.
+
+    Each object of a kind comes with names and values of its own; a thousand of them hold the same few, and of each the
+    memo of decisions may keep a version beside the newest. Nothing is written to, so what is equal can be one.
+    """
+    if type(new) is str:
+        return last if last == new else sys.intern(new) if len(new) <= _SHORT else new
+    if type(new) is dict:
+        olds = last if type(last) is dict else {}
+        found = {sys.intern(key): shared(olds.get(key, _OTHER), value) for key, value in new.items()}
+        same = len(olds) == len(found) and all(olds.get(key, _OTHER) is value for key, value in found.items())
+        return olds if same and last is olds else found
+    if type(new) is list:
+        before = last if type(last) is list and len(last) == len(new) else None
+        items = [shared(old, item) for old, item in zip(before or [_OTHER] * len(new), new, strict=True)]
+        return before if before is not None and all(map(is_, before, items)) else items
+    return last if type(last) is type(new) and last == new else new
+
+
+def _service_after(last: Service | None, new: Service) -> Service:
+    if last is None:
+        return replace(new, status=shared(None, new.status))
+    spec = last.spec if last.spec == new.spec else new.spec
+    return replace(new, spec=spec, status=shared(last.status, new.status))
+
+
+def _child_after(last: Child | None, new: Child) -> Child:
+    return replace(new, body=shared(None if last is None else last.body, new.body))
+
+
+SERVICES = Projection(service, lambda value: replace(value, resource_version="", status={}), _service_after)
 ACCELERATORS = Projection(accelerator)
 PROFILES = Projection(profile)
 FLEETS = Projection(fleet, lambda value: (value.spec, value.error, value.body["metadata"].get("uid")))
 NODES = Projection(node)
 PODS = Projection(pod, lambda value: replace(value, resource_version="") if isinstance(value, Pod) else None)
 COMPLAINTS = Projection(complaint, lambda value: (value.uid, value.words))
-CHILDREN = Projection(child, lambda value: _timeless(value.body))
+CHILDREN = Projection(child, lambda value: _timeless(value.body), _child_after)
 
 PROJECTIONS: Mapping[str, Projection[Any]] = {
     "TokenService": SERVICES,

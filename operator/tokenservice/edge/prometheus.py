@@ -13,6 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class PrometheusReader:
         self._token_file = bearer_token_file
         self._timeout = timeout_seconds
         self._clock = clock
+        self._thread = ThreadPoolExecutor(1, "prometheus")  # its own: in a pool each thread's heap would grow as large
         self._peaks = _Peaks(clock)
         self._means: tuple[float, str | None, Means] = (-math.inf, None, NO_MEANS)
 
@@ -116,7 +118,8 @@ class PrometheusReader:
         if not question.address:
             return _nothing(question, _NO_ADDRESS)
         try:
-            found = await asyncio.to_thread(self._ask, question, question.address)
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._thread, self._ask, question, question.address)
         except _NoAnswer as error:
             return _nothing(question, error.missing)
         read = {key: _metrics(row, found, question) for row, key in sorted(question.services.items())}
@@ -431,7 +434,8 @@ class _Peaks:
     """Arrival rates that this process saw itself.
 
     A Prometheus that comes back without its data would show a peak of nothing and let replicas go; what was seen
-    here within the window still counts.
+    here within the window still counts. Of each service only those are kept that were not reached again since, falling
+    from the oldest on: no other can become the highest of a window that ends now or later.
     """
 
     clock: Callable[[], float]
@@ -449,6 +453,8 @@ class _Peaks:
         now, rates = self.clock(), self.seen.setdefault(key, deque())
         while rates and (rates[0][0] < now - window or len(rates) > 4096):
             rates.popleft()
+        while rates and rates[-1][1] <= metrics.requests_per_second:
+            rates.pop()
         rates.append((now, metrics.requests_per_second))
-        peak = max(metrics.peak_requests_per_second, *(rate for _, rate in rates))
+        peak = max(metrics.peak_requests_per_second, rates[0][1])
         return replace(metrics, peak_requests_per_second=peak)

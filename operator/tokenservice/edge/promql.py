@@ -7,7 +7,8 @@ whether or not the engine keeps up, and it moves long before requests finish. (S
 request that is not streamed when it finishes; such traffic is seen later, through the queue first.) A service whose
 gauges were scraped twice but that has no first token yet had no arrivals; one scrape says nothing. What a new engine
 took before its first scrape is in the rate from the second one on, for `rate` goes back from the first sample to where
-the counter was zero, for half a scrape at most. Adding the first sample itself would count that twice, and would take
+the counter was zero, for half a scrape at most: so nothing is taken away until its share is whole, a window later.
+Adding the first sample itself would count that twice, and would take
 all that engines ever served for new whenever Prometheus has missed a window. What came at once and waits is no rate,
 but is seen as the queue that it is.
 """
@@ -78,7 +79,7 @@ def figures(windows: Windows) -> dict[str, str]:
         "running": f"sum by ({BY}) ({RUNNING.selector()})",
         "waiting": f"sum by ({BY}) ({WAITING.selector()})",
         "kv_usage": f"max by ({BY}) ({KV_USAGE.selector()})",
-        "engines_reporting": _engines(windows.staleness),
+        "engines_reporting": _engines(windows),
         "counter_resets": f"max by ({BY}) (resets({TTFT.selector('_count')}{rate}))",
         "age_seconds": f"time() - max by ({BY}) (timestamp({RUNNING.selector()}))",
     }
@@ -164,8 +165,13 @@ def _silent(rate: str) -> str:
     return f"0 * sum by ({BY}) (delta({RUNNING.selector()}{rate}))"
 
 
-def _engines(staleness: int) -> str:
-    """Engines with a fresh sample; one with data parallelism reports several series under one instance and pod."""
+def _engines(windows: Windows) -> str:
+    """Engines with a fresh sample, and one from before the window of rates: their share in those is whole.
+
+    What an engine took before its first scrape is in no rate, nor what it took before one that ended a gap. One with
+    data parallelism reports several series under one instance and pod.
+    """
     selector = RUNNING.selector()
-    fresh = f"(time() - timestamp({selector})) < {staleness}"
-    return f"count by ({BY}) (count by ({BY}, instance, pod) ({fresh}))"
+    fresh = f"(time() - timestamp({selector})) < {windows.staleness}"
+    whole = f"{fresh} and ({selector} offset {windows.rate}s)"
+    return f"count by ({BY}) (count by ({BY}, instance, pod) ({whole})) or 0 * count by ({BY}) ({fresh})"

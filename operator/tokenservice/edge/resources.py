@@ -52,6 +52,7 @@ _KINDS = (
     Resource(kind="ConfigMap", plural="configmaps"),
     Resource(kind="ServiceAccount", plural="serviceaccounts"),
     Resource(kind="Deployment", plural="deployments", group="apps"),
+    Resource(kind="DaemonSet", plural="daemonsets", group="apps"),
     Resource(kind=LEADER_WORKER_SET, plural="leaderworkersets", group="leaderworkerset.x-k8s.io"),
     Resource(kind="PodDisruptionBudget", plural="poddisruptionbudgets", group="policy"),
     Resource(kind="NetworkPolicy", plural="networkpolicies", group="networking.k8s.io"),
@@ -68,7 +69,7 @@ _KINDS = (
 
 RESOURCES = {resource.kind: resource for resource in _KINDS}
 
-OWNED_KINDS = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy")
+OWNED_KINDS = ("Deployment", "DaemonSet", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy")
 """Children of a TokenService, in every cluster."""
 
 OPTIONAL_KINDS = (LEADER_WORKER_SET, "PodMonitor", "ConfigMap")

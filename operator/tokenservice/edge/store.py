@@ -31,11 +31,13 @@ class Projection(Generic[T]):
     """How objects of a kind are seen. `of` gives None for what is not of interest.
 
     `essence` is what two versions are compared by; by default the projection itself. Coming, changes and going of what
-    has none (None) wake nobody.
+    has none (None) wake nobody. `after` gives the new version (the second) made of the parts of the last (None for
+    none) that are still the same.
     """
 
     of: Callable[[Json], T | None]
     essence: Callable[[T], Any] = field(default=lambda value: value)
+    after: Callable[[T | None, T], T] = field(default=lambda _, new: new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Store(Generic[T]):
 
     def project(self, objects: Iterable[Json]) -> Items[T]:
         """Projections of a chunk of a list, so that whole objects can be forgotten chunk by chunk."""
-        found = ((_identity(obj), _version(obj), self._read(obj)) for obj in objects)
+        found = ((_identity(obj), _version(obj), self._read(obj, self._last(_identity(obj)))) for obj in objects)
         return {identity: (version, value) for identity, version, value in found if value is not None}
 
     def replace(self, items: Items[T], revision: str) -> None:
@@ -96,8 +98,9 @@ class Store(Generic[T]):
 
     def put(self, obj: Json) -> None:
         """Takes one added or modified object."""
-        identity, version, new = _identity(obj), _version(obj), self._read(obj)
-        _, old = self._items.get(identity, (None, None))
+        identity, version = _identity(obj), _version(obj)
+        old = self._last(identity)
+        new = self._read(obj, old)
         if new is None:
             self._items.pop(identity, None)
         else:
@@ -152,10 +155,15 @@ class Store(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def _read(self, obj: Json) -> T | None:
+    def _last(self, identity: tuple[str, str]) -> T | None:
+        _, value = self._items.get(identity, (None, None))
+        return value
+
+    def _read(self, obj: Json, last: T | None) -> T | None:
         """The projection; an object that defies it is left out, so that it cannot stop the others."""
         try:
-            return self._projection.of(obj)
+            new = self._projection.of(obj)
+            return None if new is None else self._projection.after(last, new)
         except (KeyError, TypeError, ValueError) as error:
             _log.warning("%s %s/%s is left out: %r", self.kind, *_identity(obj), error)
             return None

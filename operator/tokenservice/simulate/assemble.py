@@ -229,11 +229,7 @@ def _profiles(scenario: Scenario) -> tuple[Profile, ...]:
 def _lane(setting: Setting, one: Offer) -> Lane:
     pool = Pool(bounds_of(one.targets))
     policy = setting.policy
-    windows = Windows(
-        rate=policy.prometheus.window_seconds,
-        peak=policy.consolidation.peak_window_seconds,
-        staleness=policy.prometheus.staleness_seconds,
-    )
+    windows = Windows.of(policy)
     return Lane(
         service=one.service,
         variant=one.variant,
