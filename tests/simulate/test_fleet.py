@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from functools import cache
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tokenservice.simulate.scenario import load
 from tokenservice.simulate.scenario_spec import Failure
 from tokenservice.simulate.tally import Tally
 from tokenservice.simulate.traffic import Requests
+from tokenservice.simulate.workload_spec import Deferrable
 
 QUICK = Path(__file__).parents[2] / "docs/scenarios/quick.yaml"
 POLICIES = ("operator", "static-p99", "keda-queue", "knative-kpa")
@@ -193,13 +194,14 @@ class Steady:
 class Idle:
     """A controller that notes what it can see, and does what it was told to do at its time."""
 
+    filled_to: float = 6.0
     period_seconds: float = 10.0
     name: str = "idle"
     seen: list[ServiceMetrics | Missing] = field(default_factory=list)
     deeds: dict[float, Callable[[Cluster], None]] = field(default_factory=dict)
 
     def fill_to(self, key: ServiceKey, variant: Variant) -> float:
-        return 6.0
+        return self.filled_to
 
     def control(self, cluster: Cluster, sight: Sight) -> None:
         self.seen += sight.metrics().values()
@@ -342,6 +344,24 @@ def test_work_that_may_wait_fills_replicas_without_harm_to_those_who_may_not() -
     assert (tally.arrived, tally.met) == (tally_of(alone).arrived, tally_of(alone).met)
     assert tally.deferrable_arrived == 300
     assert tally.deferrable_attainment == 1.0
+
+
+def test_work_that_may_wait_is_demand_like_any_other_to_who_sends_it_as_it_comes() -> None:
+    seen = {}
+    for filled_to in (6.0, inf):
+        made = made_fleet(Steady(5, deferrable_every=5))
+        controller_of(made).filled_to = filled_to
+        made.run()
+        seen[filled_to] = controller_of(made).seen[-1]
+    rates = {to: metrics.requests_per_second for to, metrics in seen.items() if isinstance(metrics, ServiceMetrics)}
+    assert rates == {6.0: pytest.approx(4.0), inf: pytest.approx(5.0)}
+
+
+def test_a_static_fleet_is_sized_for_work_that_may_wait_too() -> None:
+    quick = load(QUICK)
+    may_wait = {"deferrable": Deferrable(share_of_all_work=0.5, deadline_seconds=60.0)}
+    services = [one.model_copy(update={"workload": one.workload.model_copy(update=may_wait)}) for one in quick.services]
+    assert setting(quick.model_copy(update={"services": services})).static == setting(quick).static
 
 
 def test_work_that_may_wait_and_still_does_at_the_end_is_not_done_for_nothing() -> None:

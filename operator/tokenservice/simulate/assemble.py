@@ -152,12 +152,9 @@ def _service(service: ScenarioService) -> Service:
 
 
 def _demand(traffic: Traffic, seconds: float) -> Floats:
-    """Interactive requests per second, in bins of 10 s."""
+    """Requests per second, in bins of 10 s: all, for a static fleet has those that may wait sent as they come."""
     starts = np.arange(0.0, seconds, BIN_SECONDS).tolist()
-    counts = [
-        np.count_nonzero(np.isnan(traffic.stretch(start, min(start + BIN_SECONDS, seconds)).deadline_s))
-        for start in starts
-    ]
+    counts = [len(traffic.stretch(start, min(start + BIN_SECONDS, seconds))) for start in starts]
     return np.array(counts, dtype=np.float64) / BIN_SECONDS
 
 

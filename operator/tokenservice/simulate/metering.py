@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenservice.core.model import Missing, ServiceMetrics
 from tokenservice.core.windows import Windows
 from tokenservice.simulate.policy import EngineView
-from tokenservice.simulate.pool import Pool
+from tokenservice.simulate.pool import Pool, Stats
 
 Counts = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class Scrape:
     """Totals of one service at one time. Counters never fall; gauges are as they stood; buckets are cumulative.
 
     `deferred_sent` counts requests that may wait and were sent to engines, `deferred` those that still wait: the
-    queue in front of the engines tells.
+    queue in front of the engines tells. Where all are sent as they come there is no queue, and they are like others.
     """
 
     at: float
@@ -188,9 +188,15 @@ def scrape(pool: Pool) -> Scrape:
         output_tokens=stats.totals.generation_tokens,
         busy_seconds=stats.totals.busy_seconds,
         request_seconds=stats.unfinished_request_seconds,
-        deferred_sent=stats.totals.arrived - (stats.interactive_arrived - stats.held),
+        deferred_sent=_deferred_sent(pool, stats),
         deferred=stats.deferred,
         ttft_counts=stats.ttft_counts,
         tpot_counts=stats.tpot_counts,
         engines=tuple(EngineView(running=r, waiting=w, kv_usage=k) for r, w, k in gauges),
     )
+
+
+def _deferred_sent(pool: Pool, stats: Stats) -> float:
+    if math.isinf(pool.fill_to):
+        return 0.0
+    return stats.totals.arrived - (stats.interactive_arrived - stats.held)
