@@ -58,7 +58,10 @@ class Ledger:
 
     @contextmanager
     def case(self, test: str, module: str, name: str) -> Iterator[None]:
-        """One of the many cases of a test: its failure is noted, and the others are tried all the same."""
+        """One of the many cases of a test: a check that fails is noted, and the others are tried all the same.
+
+        What else goes wrong is noted too, and ends the test.
+        """
         self.itemized.add(test)
         began = time.monotonic()
         why = ""
@@ -66,6 +69,9 @@ class Ledger:
             yield
         except AssertionError as error:
             why = str(error) or "failed"
+        except BaseException as error:
+            why = repr(error)
+            raise
         finally:
             self.add(module, name, time.monotonic() - began, why)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from e2e.faults.record import Ledger
 from e2e.faults.report import page
 
@@ -46,3 +48,17 @@ def test_a_run_of_which_every_case_was_tried_again_is_not_named() -> None:
     monday = run("2026-01-05 10:00:00", "aaa", ("test_api", "slow", ""))
     tuesday = run("2026-01-06 10:00:00", "bbb", ("test_api", "slow", ""))
     assert [made["commit"] for made in tuesday.joined(monday.joined({}))["runs"]] == ["bbb"]
+
+
+def test_a_case_that_fails_lets_the_others_be_tried() -> None:
+    ledger = Ledger()
+    with ledger.case("id", "test_api", "slow"):
+        raise AssertionError("lost")
+    assert ledger.failures(0) == ["slow: lost"]
+
+
+def test_a_case_that_was_broken_off_is_not_taken_for_held() -> None:
+    ledger = Ledger()
+    with pytest.raises(KeyboardInterrupt), ledger.case("id", "test_api", "slow"):
+        raise KeyboardInterrupt
+    assert ledger.failures(0) == ["slow: KeyboardInterrupt()"]
