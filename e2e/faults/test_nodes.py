@@ -224,7 +224,7 @@ TROUBLES: dict[str, Trouble] = {
     "a pod is stuck terminating": Trouble(stuck_terminating, endpoints=1),
     "a Deployment is scaled by hand": Trouble(scaled_by_hand, endpoints=1),
     "a Deployment's template is edited by hand": Trouble(template_edited, endpoints=2),
-    "a Deployment's label is removed by hand, and put back": Trouble(label_removed, endpoints=2),
+    "a Deployment's label is removed by hand": Trouble(label_removed, endpoints=2),
     "Service, budget and policy are deleted by hand": Trouble(children_deleted, endpoints=0),
 }
 
