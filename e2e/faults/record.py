@@ -1,4 +1,8 @@
-"""What was tried and what came of it: gathered while tests run, written to `e2e/out/faults.json`."""
+"""What was tried and what came of it: gathered while tests run, written to `e2e/out/faults.json`.
+
+Runs are joined: where a result is there already, of each case the last time that it was tried counts. Each case names
+its run, so that whoever reads can tell one run from several.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +44,24 @@ class Case:
 
 @dataclass
 class Ledger:
-    """All cases of a run. `figures` are what a pattern counts beside its cases; `commit` is what was tried."""
+    """All cases of a run. `figures` are what a pattern counts beside its cases; `commit` is what was tried.
+
+    A run is called by when it `began`, in UTC to the second.
+    """
 
     cases: list[Case] = field(default_factory=list)
     figures: dict[str, dict[str, int]] = field(default_factory=dict)
     itemized: set[str] = field(default_factory=set)
     commit: str = field(default_factory=lambda: _commit())
+    began: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}")
+    _since: float = field(default_factory=time.monotonic)
 
     @contextmanager
     def case(self, test: str, module: str, name: str) -> Iterator[None]:
-        """One of the many cases of a test: its failure is noted, and the others are tried all the same."""
+        """One of the many cases of a test: a check that fails is noted, and the others are tried all the same.
+
+        What else goes wrong is noted too, and ends the test.
+        """
         self.itemized.add(test)
         began = time.monotonic()
         why = ""
@@ -56,6 +69,9 @@ class Ledger:
             yield
         except AssertionError as error:
             why = str(error) or "failed"
+        except BaseException as error:
+            why = repr(error)
+            raise
         finally:
             self.add(module, name, time.monotonic() - began, why)
 
@@ -73,19 +89,27 @@ class Ledger:
         return [f"{case.name}: {case.why}" for case in self.cases[since:] if case.why]
 
     def write(self) -> None:
-        """The result: of each case the last time that it was tried, by pattern."""
+        """The result: of each case the last time that it was tried, by pattern; and the runs that these are of."""
         OUT.mkdir(exist_ok=True)
-        before = json.loads(RESULT.read_text())["patterns"] if RESULT.exists() else {}
-        patterns = {title: self._pattern(title, before.get(title, {})) for title in PATTERNS.values()}
+        before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        result = self.joined(before)
+        RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+    def joined(self, before: dict[str, Any]) -> dict[str, Any]:
+        """This run's cases, and those of the result before that it did not try."""
+        known = before.get("patterns", {})
+        patterns = {title: self._pattern(title, known.get(title, {})) for title in PATTERNS.values()}
         total = {name: sum(found[name] for found in patterns.values()) for name in ("cases", "failed", "seconds")}
-        RESULT.write_text(json.dumps({**total, "patterns": patterns}, indent=1, ensure_ascii=False) + "\n")
+        mine = {"began": self.began, "commit": self.commit, "seconds": round(time.monotonic() - self._since)}
+        runs = [run for run in before.get("runs", []) if run["began"] != self.began]
+        named = {case["run"] for found in patterns.values() for case in found["tried"]}
+        return {**total, "runs": [run for run in [*runs, mine] if run["began"] in named], "patterns": patterns}
 
     def _pattern(self, title: str, before: dict[str, Any]) -> dict[str, Any]:
         tried = {case["name"]: case for case in before.get("tried", [])}
         for case in self.cases:
             if case.pattern == title:
-                done = {"name": case.name, "seconds": case.seconds, "why": case.why, "commit": self.commit}
-                tried[case.name] = done
+                tried[case.name] = {"name": case.name, "seconds": case.seconds, "why": case.why, "run": self.began}
         return {
             "cases": len(tried),
             "failed": sum(bool(case["why"]) for case in tried.values()),

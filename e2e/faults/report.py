@@ -40,10 +40,11 @@ def page(result: dict[str, Any], findings: dict[str, Any]) -> str:
     parts = [
         INTRODUCTION,
         _summary(result["patterns"]),
+        _runs(result),
         _bugs(findings["bugs"]),
         _not_tried(findings["not_tried"]),
         _seen_to_fail(),
-        *(_pattern(module, title, result["patterns"].get(title)) for module, title in PATTERNS.items()),
+        *(_pattern(module, title, result) for module, title in PATTERNS.items()),
     ]
     return "\n".join(parts)
 
@@ -56,6 +57,25 @@ def _summary(patterns: dict[str, Any]) -> str:
     total = [sum(found[name] for found in patterns.values()) for name in ("cases", "failed")]
     head = ["| pattern | cases | failed | |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, f"| all | {total[0]} | {total[1]} | |", ""])
+
+
+def _runs(result: dict[str, Any]) -> str:
+    """Whether all of it is of one run, and if not, of which."""
+    runs = result["runs"]
+    if len(runs) == 1:
+        return f"All of it is one run: {_run(runs[0])}.\n"
+    rows = [f"- {_run(run)}: {_cases_of(run, result['patterns'])}" for run in runs]
+    head = f"Joined from {len(runs)} runs, of each case the last time that it was tried:"
+    return "\n".join([head, "", *rows, ""])
+
+
+def _run(run: dict[str, Any]) -> str:
+    return f"begun {run['began']} UTC at `{run['commit']}`, {run['seconds']:,} s"
+
+
+def _cases_of(run: dict[str, Any], patterns: dict[str, Any]) -> str:
+    counts = {title: sum(case["run"] == run["began"] for case in found["tried"]) for title, found in patterns.items()}
+    return ", ".join(f"{title} {count}" for title, count in counts.items() if count)
 
 
 def _figures(figures: dict[str, int]) -> str:
@@ -100,13 +120,15 @@ def _title(test: str) -> str:
     return PATTERNS[Path(test.partition("::")[0]).stem]
 
 
-def _pattern(module: str, title: str, found: dict[str, Any] | None) -> str:
+def _pattern(module: str, title: str, result: dict[str, Any]) -> str:
     purpose = (importlib.import_module(f"e2e.faults.{module}").__doc__ or "").strip()
+    found = result["patterns"].get(title)
     if not found or not found["tried"]:
         return f"## {title}\n\n{purpose}\n\nNot run yet.\n"
     lines = [f"- {line}" for line in _grouped([case["name"] for case in found["tried"] if not case["why"]])]
     failed = [f"- FAILED {case['name']}: {case['why'].splitlines()[0]}" for case in found["tried"] if case["why"]]
-    commits = ", ".join(sorted({f"`{case['commit']}`" for case in found["tried"] if case.get("commit")}))
+    commit_of = {run["began"]: run["commit"] for run in result["runs"]}
+    commits = ", ".join(sorted({f"`{commit_of[case['run']]}`" for case in found["tried"]}))
     return "\n".join([f"## {title}", "", purpose, "", f"Last tried at {commits}:", "", *failed, *lines, ""])
 
 

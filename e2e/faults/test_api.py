@@ -111,6 +111,27 @@ def test_backs_off_and_comes_back(faulty: Rig, stage: Stage, reference: Referenc
         faulty.end()
 
 
+# --- one object does not work for a while -----------------------------------------------------------------------------
+
+
+def test_who_cannot_be_written_slows_no_other(faulty: Rig, stage: Stage, log: Log) -> None:
+    """As where a webhook of one tenant fails: with five tries behind it, the next comes after eight seconds or more."""
+    with stage("webhook") as play:
+        door, life = _created(faulty, play)
+        theirs = lambda call: call.is_write and call.kind == "deployments" and call.name.startswith("fixed-")  # noqa: E731
+        door.fault = only(theirs, answering(500))
+        before = len(door.writes())
+        play.ask("fixed", 3, replicas=3, tier="Spot")
+        eventually(lambda: sum(map(theirs, door.writes()[before:])) >= 5, "it is tried again and again", 60, 0.05)
+        play.ask("auto", 2, scaling={"minReplicas": 2})
+        asked = lambda: [d["spec"]["replicas"] for d in play.site.deployments("auto")]  # noqa: E731
+        eventually(lambda: asked() == [2], "the other one is scaled all the same", 6, 0.1)
+        door.clear()
+        play.rest(life, PATIENCE_SECONDS)
+        _judge(door, play, log)
+        faulty.end()
+
+
 # --- the server itself -----------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from e2e.faults.rig import Rig
 from e2e.faults.scenario import Play
 from e2e.tests.support.api import Json, eventually, throughout
 from e2e.tests.support.nodes import silence
+from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -192,8 +193,14 @@ def template_edited(play: Play) -> None:
 
 
 def label_removed(play: Play) -> None:
-    """Somebody takes off the label that the operator finds its Deployment by."""
-    play.site.kubectl("label", "deployment", _deployment(play), "app.kubernetes.io/managed-by-")
+    """Somebody takes off the label that the operator finds its Deployment by, is told so, and puts it back."""
+    name, label, replicas = _deployment(play), f"{MANAGED_BY_LABEL}={FIELD_MANAGER}", _names(play)
+    play.site.kubectl("label", "deployment", name, f"{MANAGED_BY_LABEL}-")
+    said = play.site.wait_condition("Stalled", "True", "auto")
+    assert said["reason"] == "NameTaken", said
+    assert f"Deployment {name} is there already without its label: put {label} back" in said["message"], said
+    assert _names(play) == replicas, "the same replicas serve on"
+    play.site.kubectl("label", "deployment", name, label)
 
 
 def children_deleted(play: Play) -> None:
@@ -293,3 +300,7 @@ def _crash(play: Play, pod: str) -> None:
 def _deployment(play: Play) -> str:
     (found,) = play.site.deployments("auto")
     return str(found["metadata"]["name"])
+
+
+def _names(play: Play) -> list[str]:
+    return sorted(pod["metadata"]["name"] for pod in play.site.pods("auto"))

@@ -71,6 +71,7 @@ class World:
     reported: list[Plan] = field(default_factory=list)
     decided_on: list[Snapshot] = field(default_factory=list)
     expected: list[Any] = field(default_factory=list)
+    applied: list[list[str]] = field(default_factory=list)
     counted: list[tuple[str, str]] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     passes_left: int = 10**6
@@ -124,6 +125,7 @@ class _Applies:
 
     async def apply(self, actions: Sequence[Action]) -> Report:
         self.world.seen.append("apply")
+        self.world.applied.append([action.id for action in actions])
         done = [self.world.results.get(a.id, Outcome(action=a, result=Result.DONE)) for a in actions]
         return Report(tuple(replace(outcome, written=((KEY, "7"),)) for outcome in done))
 
@@ -343,6 +345,52 @@ async def test_what_is_refused_for_good_does_not_slow_the_others_down() -> None:
     planner = world.planner()
     await run(world, planner, 3, planner.tick)
     assert world.slept == [0, 0, 0]
+
+
+async def test_what_cannot_be_written_for_now_rests_longer_and_longer_and_slows_no_other_down() -> None:
+    """A webhook of one tenant that fails answers each write with 500, for as long as it is broken."""
+    theirs, other = applied("apply/theirs"), applied("apply/other")
+    broken = Outcome(action=theirs, result=Result.RETRYABLE, message="failed calling webhook")
+    world = World(plan=Plan(actions=(theirs, other)), results={theirs.id: broken})
+    planner = world.planner()
+    await run(world, planner, 1, planner.tick)
+    assert world.slept == [0]
+    tried = []
+    for second in range(200):
+        await planner.turn()
+        assert world.applied[-1][-1] == other.id
+        tried += [second] if theirs.id in world.applied[-1] else []
+        world.now += 1
+    assert tried == [1, 3, 7, 15, 31, 63, 123, 183]
+
+
+async def test_what_rests_is_tried_from_the_start_once_it_succeeded() -> None:
+    action = applied()
+    world = World(plan=Plan(actions=(action,)), results={action.id: Outcome(action=action, result=Result.RETRYABLE)})
+    planner = world.planner()
+    for _ in range(4):
+        await planner.turn()
+        world.now += 60
+    broken = world.results.pop(action.id)
+    await planner.turn()
+    world.results[action.id] = broken
+    await planner.turn()
+    world.now += 1
+    await planner.turn()
+    assert world.applied[-3:] == [[action.id]] * 3
+
+
+async def test_an_action_that_rests_is_not_told_as_done_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    action = applied()
+    event = Event(regarding=KEY, uid=SERVICE.uid, type="Normal", reason=action.reason, message=action.message)
+    broken = Outcome(action=action, result=Result.RETRYABLE, message="failed calling webhook")
+    world = World(plan=Plan(actions=(action,), events=(event,)), results={action.id: broken})
+    planner = world.planner()
+    for _ in range(8):
+        await planner.turn()
+        world.now += 0.5
+    assert [told for plan in world.reported for told in plan.events] == []
+    assert caplog.text.count("failed calling webhook") == 1
 
 
 async def passes_within(planner: Planner, world: World, seconds: float) -> int:

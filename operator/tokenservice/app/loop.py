@@ -2,7 +2,8 @@
 
 A pass begins a second after something changed (so that a burst is one pass), at once when metrics were read, and in
 any case when neither has happened for three intervals. Errors of a pass are logged, counted and followed by a pause
-that doubles with jitter; the next pass starts from what is then there.
+that doubles with jitter; the next pass starts from what is then there. So does the rest that a single action gets when
+the API server did not carry it out but may later.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tokenservice.core.model import (
 )
 from tokenservice.core.refinement import Refinement
 from tokenservice.core.refusal import refusal, remembered, taken
-from tokenservice.edge.apply import Report, Result
+from tokenservice.edge.apply import Outcome, Report, Result
 from tokenservice.edge.projections import Unreadable
 
 _log = logging.getLogger(__name__)
@@ -86,6 +87,14 @@ class Measures(Protocol):
     def show(self, plan: Plan) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """How long an action rests after it failed, and until when by the clock."""
+
+    seconds: float
+    until: float
+
+
 @dataclass(kw_only=True)
 class Planner:
     """Runs passes while this process leads."""
@@ -106,6 +115,7 @@ class Planner:
     _dirty: asyncio.Event = field(default_factory=asyncio.Event)
     _due: asyncio.Event = field(default_factory=asyncio.Event)
     _failing: set[tuple[str, str]] = field(default_factory=set)
+    _rest_of: dict[str, _Rest] = field(default_factory=dict)
     _pause: float = 0.0
     _refinements: Mapping[str, Refinement] = field(default_factory=dict)
     _refusals: Mapping[ServiceKey, Problem] | None = None
@@ -169,16 +179,33 @@ class Planner:
         return await self._timed("decide", work)
 
     async def _apply(self, plan: Plan) -> Report:
-        report = await self._timed("apply", self.applies.apply(plan.actions))
+        """What rests is left out: who cannot be written for now, as where a webhook fails, slows no other down."""
+        now = self.clock()
+        rests = {id_ for id_, rest in self._rest_of.items() if now < rest.until}
+        report = await self._timed("apply", self.applies.apply([a for a in plan.actions if a.id not in rests]))
         self.expects.add(report.written)
         for outcome in report.outcomes:
             self.measures.count_action(str(outcome.action.reason), str(outcome.result))
+        resting = [action for action in plan.actions if action.id in rests]
+        self._let_rest(report, resting)
         self._log(report)
-        return report
+        left = (Outcome(action=action, result=Result.SKIPPED, message="rests after it failed") for action in resting)
+        return Report((*report.outcomes, *left))
+
+    def _let_rest(self, report: Report, resting: Sequence[Action]) -> None:
+        """What failed and may succeed later is tried less and less often, each action at its own pace."""
+        before, now = self._rest_of, self.clock()
+        self._rest_of = {action.id: before[action.id] for action in resting}
+        for outcome in report.outcomes:
+            if outcome.result is Result.RETRYABLE:
+                known = before.get(outcome.action.id)
+                seconds = _doubled(known.seconds if known else 0.0)
+                self._rest_of[outcome.action.id] = _Rest(seconds, now + seconds * (0.5 + self.jitter() / 2))
 
     def _log(self, report: Report) -> None:
         """One line an action; what fails the same way in pass after pass is said once."""
         failing = {(outcome.action.id, outcome.message) for outcome in report.failures}
+        failing |= {(id_, message) for id_, message in self._failing if id_ in self._rest_of}
         for outcome in report.outcomes:
             known = (outcome.action.id, outcome.message) in self._failing
             level = logging.DEBUG if known else _LEVELS.get(outcome.result, logging.DEBUG)
@@ -208,15 +235,18 @@ class Planner:
         self._due.clear()
 
     def _settle_pace(self, report: Report) -> None:
-        """An API server in trouble gets rest; what it refuses for good does not slow the others down."""
-        if any(outcome.result is Result.RETRYABLE for outcome in report.outcomes):
+        """An API server that asks for rest gets it."""
+        if report.retry_after:
             self._slow_down(report.retry_after)
         else:
             self._pause = 0.0
 
     def _slow_down(self, at_least: float) -> None:
-        doubled = max(FIRST_PAUSE_SECONDS, 2 * self._pause, 2 * at_least)
-        self._pause = min(doubled, LONGEST_PAUSE_SECONDS)
+        self._pause = _doubled(max(self._pause, at_least))
+
+
+def _doubled(seconds: float) -> float:
+    return min(max(FIRST_PAUSE_SECONDS, 2 * seconds), LONGEST_PAUSE_SECONDS)
 
 
 _LEVELS = {
