@@ -207,9 +207,12 @@ def known(answer: Answer, name: str) -> ServiceMetrics:
     return metrics
 
 
+def is_known(answer: Answer, name: str) -> bool:
+    return isinstance(answer.services[ServiceKey("team", name)], ServiceMetrics)
+
+
 def all_known(answer: Answer) -> bool:
-    told = (metrics for key, metrics in answer.services.items() if key.name != "mute")
-    return all(isinstance(metrics, ServiceMetrics) for metrics in told)
+    return all(is_known(answer, name) for name in NAMES if name != "mute")
 
 
 async def settled(prometheus: Prometheus) -> Answer:
@@ -277,12 +280,19 @@ async def test_engines_are_told_apart_where_one_gives_far_less_than_the_others(
 
 
 async def test_an_engine_that_runs_requests_and_counts_none_is_not_idle(scraped: tuple[Farm, Prometheus]) -> None:
-    _, prometheus = scraped
+    farm, prometheus = scraped
     answer = await settled(prometheus)
     missing = answer.services[ServiceKey("team", "mute")]
     assert isinstance(missing, Missing)
     assert missing.reason == "NoCounters"
     assert known(answer, "idle").requests_per_second == 0
+    farm.engines["mute-1"] = Engine("mute", 5, SGLANG)
+    came = time.monotonic()
+    answer = await read_until(prometheus, lambda found: is_known(found, "mute"))
+    assert known(answer, "mute").engines_reporting == 0
+    await read_until(prometheus, lambda found: known(found, "mute").engines_reporting == 1)
+    assert time.monotonic() - came >= WINDOWS.rate - 1, "its share in the rates was not whole"
+    farm.engines["mute-1"] = ENGINES["mute-1"]
 
 
 async def test_the_peak_outlives_the_load(scraped: tuple[Farm, Prometheus]) -> None:

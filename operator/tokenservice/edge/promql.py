@@ -170,12 +170,14 @@ def _running(rate: str) -> str:
 
 
 def _engines(windows: Windows) -> str:
-    """Engines with a fresh sample, and one from before the window of rates: their share in those is whole.
+    """Engines with a fresh sample whose share in the rates is whole: all was there before the window of rates already.
 
-    What an engine took before its first scrape is in no rate, nor what it took before one that ended a gap. One with
-    data parallelism reports several series under one instance and pod.
+    What an engine took before its first scrape is in no rate, nor what it took before one that ended a gap. Counters
+    that appear later than the gauges, some with the first request, begin anew by this. An engine with data parallelism
+    reports several series under one instance and pod.
     """
-    selector = RUNNING.selector()
-    fresh = f"(time() - timestamp({selector})) < {windows.staleness}"
-    whole = f"{fresh} and ({selector} offset {windows.rate}s)"
+    gauge, counter, before = RUNNING.selector(), TTFT.selector("_count"), f"offset {windows.rate}s"
+    fresh = f"(time() - timestamp({gauge})) < {windows.staleness}"
+    young = f"({counter} unless {counter} {before})"
+    whole = f"{fresh} and ({gauge} {before}) unless on ({BY}, instance, pod) {young}"
     return f"count by ({BY}) (count by ({BY}, instance, pod) ({whole})) or 0 * count by ({BY}) ({fresh})"
