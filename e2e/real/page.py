@@ -55,7 +55,7 @@ def block(run: Json) -> str:
         "",
         *([f"The change that the engine refuses, as `Stalled` told it: *{refused}*", ""] if refused else []),
         *(_verification(verified) if verified else ()),
-        "Optimizations, all in one replica: " + ", ".join(_seen(*one) for one in run["optimizations"].items()) + ".",
+        "Optimizations, seen in two replicas: " + ", ".join(_seen(*one) for one in run["optimizations"].items()) + ".",
         "",
         "The engine contract: " + ", ".join(f"{name} {_KEPT[kept]}" for name, kept in run["contract"].items()) + ".",
         "",

@@ -24,7 +24,7 @@ from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WINDOWS = Windows(rate=6, peak=20, staleness=5)
-NAMES = ("chat", "code", "mixed", "idle", "asleep", "queue", "parallel", "older", "rolling", "uneven")
+NAMES = ("chat", "code", "mixed", "idle", "asleep", "queue", "parallel", "older", "rolling", "uneven", "mute")
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
 VLLM = """
@@ -46,7 +46,7 @@ vllm:request_generation_tokens_sum{{{labels}}} {output}
 vllm:request_generation_tokens_count{{{labels}}} {requests}
 """
 SGLANG_GAUGES = """
-sglang:num_running_reqs{{{labels}}} 4
+sglang:num_running_reqs{{{labels}}} {running}
 sglang:num_queue_reqs{{{labels}}} 0
 sglang:token_usage{{{labels}}} 0.25
 """
@@ -88,6 +88,7 @@ class Engine:
     template: str = VLLM
     ranks: int = 1
     queue_growth: float = 0.0
+    running: int = 4
 
     def text(self, seconds: float) -> str:
         return "".join(self._rank(rank, seconds) for rank in range(self.ranks))
@@ -102,6 +103,7 @@ class Engine:
             cached=25 * requests,
             output=20 * requests,
             waiting=self.queue_growth * seconds,
+            running=self.running,
         )
 
 
@@ -156,7 +158,8 @@ ENGINES = {
     "code-1": Engine("code", 5, SGLANG),
     "mixed-1": Engine("mixed", 8),
     "mixed-2": Engine("mixed", 2, SGLANG),
-    "idle-1": Engine("idle", 0, SGLANG_GAUGES),
+    "idle-1": Engine("idle", 0, SGLANG_GAUGES, running=0),
+    "mute-1": Engine("mute", 0, SGLANG_GAUGES),
     "asleep-1": Engine("asleep", 0),
     "queue-1": Engine("queue", 10, queue_growth=3),
     "parallel-1": Engine("parallel", 12, ranks=4),
@@ -205,7 +208,8 @@ def known(answer: Answer, name: str) -> ServiceMetrics:
 
 
 def all_known(answer: Answer) -> bool:
-    return all(isinstance(metrics, ServiceMetrics) for metrics in answer.services.values())
+    told = (metrics for key, metrics in answer.services.items() if key.name != "mute")
+    return all(isinstance(metrics, ServiceMetrics) for metrics in told)
 
 
 async def settled(prometheus: Prometheus) -> Answer:
@@ -272,6 +276,15 @@ async def test_engines_are_told_apart_where_one_gives_far_less_than_the_others(
     assert known(answer, "parallel").paces == known(answer, "idle").paces == ()
 
 
+async def test_an_engine_that_runs_requests_and_counts_none_is_not_idle(scraped: tuple[Farm, Prometheus]) -> None:
+    _, prometheus = scraped
+    answer = await settled(prometheus)
+    missing = answer.services[ServiceKey("team", "mute")]
+    assert isinstance(missing, Missing)
+    assert missing.reason == "NoCounters"
+    assert known(answer, "idle").requests_per_second == 0
+
+
 async def test_the_peak_outlives_the_load(scraped: tuple[Farm, Prometheus]) -> None:
     farm, prometheus = scraped
     await settled(prometheus)
@@ -286,6 +299,7 @@ async def test_an_engine_that_cannot_be_scraped_is_not_counted(scraped: tuple[Fa
     await settled(prometheus)
     del farm.engines["chat-1"]
     await read_until(prometheus, lambda found: known(found, "chat").engines_reporting == 1)
+    await asyncio.sleep(WINDOWS.rate)  # what was counted before a shorter gap is still in the window
     farm.engines["chat-1"] = ENGINES["chat-1"]
     came = time.monotonic()
     await read_until(prometheus, lambda found: known(found, "chat").engines_reporting == 2)

@@ -96,6 +96,7 @@ def test_a_full_status_fits_the_schema() -> None:
             reason=Reason.SCALED_UP, message="demand", inputs={"demand": "6.2"}, rejected=("l40s: too slow",)
         ),
         adapters=(AdapterReport("legal", "Loading", 1, "1 of 2 replicas that serve have it"),),
+        warm_nodes=("node-1", "node-2"),
     )
     status = service_status(full, NOW)
     parsed = TokenServiceStatus.model_validate(status)

@@ -229,6 +229,9 @@ def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Mi
         return Missing(
             "Stale", f"the newest sample of {model} in {namespace} is {age:.0f} s old, {limit} s are allowed"
         )
+    if "requests_per_second" not in own and own["running"] > 0 and "output_tokens_per_second" in own:
+        fix = "check that their version names its metrics as `tokenservice engine check` expects"
+        return Missing("NoCounters", f"engines of {model} in {namespace} run requests and count none: {fix}")
     if "requests_per_second" not in own:
         return Missing("TooFewSamples", f"{model} in {namespace} was scraped once; a rate needs two samples")
     if (resets := own.get("counter_resets", 0.0)) >= _RESETS:

@@ -8,9 +8,8 @@ request that is not streamed when it finishes; such traffic is seen later, throu
 gauges were scraped twice but that has no first token yet had no arrivals; one scrape says nothing. What a new engine
 took before its first scrape is in the rate from the second one on, for `rate` goes back from the first sample to where
 the counter was zero, for half a scrape at most: so nothing is taken away until its share is whole, a window later.
-Adding the first sample itself would count that twice, and would take
-all that engines ever served for new whenever Prometheus has missed a window. What came at once and waits is no rate,
-but is seen as the queue that it is.
+Adding the first sample itself would count that twice, and would take all that engines ever served for new whenever
+Prometheus has missed a window. What came at once and waits is no rate, but is seen as the queue that it is.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ def _mean(now: str, window: str, step: int) -> str:
 
 
 def _arrivals(rate: str, seconds: int) -> str:
-    first_tokens = f"({_rate(TTFT, rate, '_count')} or {_silent(rate)})"
+    first_tokens = f"({_rate(TTFT, rate, '_count')} or ({_silent(rate)} unless {_running(rate)}))"
     growth = f"sum by ({BY}) (delta({WAITING.selector()}{rate})) / {seconds}"
     return f"clamp_min({first_tokens} + {growth}, 0)"
 
@@ -163,6 +162,11 @@ def _mean_of(histogram: Dialects, window: str) -> str:
 def _silent(rate: str) -> str:
     """Zero for services whose engines were scraped at least twice in the window."""
     return f"0 * sum by ({BY}) (delta({RUNNING.selector()}{rate}))"
+
+
+def _running(rate: str) -> str:
+    """Services that ran requests throughout: without a first token they did not fall silent, they do not tell."""
+    return f"sum by ({BY}) (avg_over_time({RUNNING.selector()}{rate})) >= {_BUSY}"
 
 
 def _engines(windows: Windows) -> str:
