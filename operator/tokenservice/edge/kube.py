@@ -312,7 +312,7 @@ def error_of(status: int, body: Json, *, retry_after: str | None = None) -> ApiE
         return NotFound(message, status=status, reason=reason, details=details)
     if known := _ERRORS.get(status):
         return known(message, status=status, reason=reason, details=details)
-    after = retry_after or details.get("retryAfterSeconds") or 1
+    after = retry_after or details.get("retryAfterSeconds") or (1 if status == 429 else 0)
     return Retryable(message, status=status, reason=reason, details=details, after=_seconds(after))
 
 
