@@ -100,6 +100,22 @@ ERRORS: dict[str, tuple[web.Response, type[ApiError]]] = {
         NotFound,
     ),
     "made anew": (status(422, "Invalid", details={"causes": [{"field": "metadata.uid"}]}), Conflict),
+    "bound meanwhile": (
+        status(
+            422,
+            "Invalid",
+            details={"causes": [{"field": "status.nominatedNodeName", "reason": "FieldValueForbidden"}]},
+        ),
+        Conflict,
+    ),
+    "no node's name": (
+        status(
+            422,
+            "Invalid",
+            details={"causes": [{"field": "status.nominatedNodeName", "reason": "FieldValueInvalid"}]},
+        ),
+        Invalid,
+    ),
     "broken": (status(500, "InternalError"), Retryable),
     "away": (status(503, "ServiceUnavailable"), Retryable),
     "too slow": (status(504, "Timeout"), Retryable),
