@@ -97,7 +97,7 @@ class Ledger:
 
     def joined(self, before: dict[str, Any]) -> dict[str, Any]:
         """This run's cases, and those of the result before that it did not try."""
-        known = before.get("patterns", {})
+        known = before.get("patterns", {}) if "runs" in before else {}  # of which run it was is else not told
         patterns = {title: self._pattern(title, known.get(title, {})) for title in PATTERNS.values()}
         total = {name: sum(found[name] for found in patterns.values()) for name in ("cases", "failed", "seconds")}
         mine = {"began": self.began, "commit": self.commit, "seconds": round(time.monotonic() - self._since)}
