@@ -6,7 +6,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -159,17 +160,7 @@ def coalesced(seconds: float) -> Stream:
     """Events are gathered for so long, and of each object only the last is shown."""
 
     async def gather(call: Call, lines: Lines) -> Lines:
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-
-        async def fill() -> None:
-            try:
-                async for line in lines:
-                    queue.put_nowait(line)
-            finally:
-                queue.put_nowait(None)
-
-        filling = asyncio.create_task(fill())
-        try:
+        async with _queued(lines) as queue:
             while (first := await queue.get()) is not None:
                 await asyncio.sleep(seconds)
                 held = [first]
@@ -179,17 +170,58 @@ def coalesced(seconds: float) -> Stream:
                     held.append(line)
                 for line in _last_of_each(held):
                     yield line
-        finally:
-            filling.cancel()
 
     return gather
 
 
-async def additions_unseen(call: Call, lines: Lines) -> Lines:
-    """The first event of each new object is dropped; it is seen from its first change on."""
-    async for line in lines:
-        if json.loads(line)["type"] != "ADDED":
-            yield line
+def additions_unseen(seconds: float) -> Stream:
+    """The first event of each new object is dropped where a change follows within so long, and comes as late if not.
+
+    Nothing may change a pod with a gate before somebody lifts it: that it is there has to be shown some time.
+    """
+
+    async def withhold(call: Call, lines: Lines) -> Lines:
+        held: dict[str, tuple[float, bytes]] = {}
+        clock = asyncio.get_running_loop().time
+        async with _queued(lines) as queue:
+            while True:
+                try:
+                    async with asyncio.timeout_at(min((at for at, _ in held.values()), default=None)):
+                        line = await queue.get()
+                except TimeoutError:
+                    for uid in [uid for uid, (at, _) in held.items() if at <= clock()]:
+                        yield held.pop(uid)[1]
+                    continue
+                if line is None:
+                    return
+                event = json.loads(line)
+                uid = event["object"].get("metadata", {}).get("uid", "")
+                if event["type"] == "ADDED":
+                    held[uid] = (clock() + seconds, line)
+                else:
+                    held.pop(uid, None)
+                    yield line
+
+    return withhold
+
+
+@asynccontextmanager
+async def _queued(lines: Lines) -> AsyncIterator[asyncio.Queue[bytes | None]]:
+    """The lines as they come, then None."""
+    queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def fill() -> None:
+        try:
+            async for line in lines:
+                queue.put_nowait(line)
+        finally:
+            queue.put_nowait(None)
+
+    filling = asyncio.create_task(fill())
+    try:
+        yield queue
+    finally:
+        filling.cancel()
 
 
 @dataclass

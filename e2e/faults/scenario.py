@@ -73,6 +73,9 @@ class Play:
             wrong.append(f"not Ready: {ready.get('message')}")
         if metrics.get("status") != "True":
             wrong.append(f"no metrics: {metrics.get('message')}")
+        told, all_ready = (found.get("status") or {}).get("replicaSummary"), f"{service.replicas}/{service.replicas}"
+        if told != all_ready:  # a watch that is behind may show the last replica's readiness after all else is quiet
+            wrong.append(f"{told} are told to be ready, not {all_ready}")
         if len(pods) != service.replicas or not all(is_true(pod, "Ready") for pod in pods):
             wrong.append(f"{len(pods)} pods, {sum(is_true(p, 'Ready') for p in pods)} ready, not {service.replicas}")
         if asked != service.replicas:

@@ -23,6 +23,7 @@ from e2e.faults.oracle import difference, misdeeds
 from e2e.faults.proxy import Answer, Broken, Call, Door, Forward
 from e2e.faults.rig import Rig
 from e2e.faults.scenario import STEPS, Play
+from e2e.testbed.operator import NAMESPACE, RELEASE
 from e2e.tests.support.api import Json, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -195,6 +196,7 @@ def _revisions(rig: Rig, play: Play) -> dict[str, str]:
 @pytest.mark.timeout(400)
 def test_two_that_both_believe_they_lead(faulty: Rig, stage: Stage, log: Log) -> None:
     """Each holds a Lease of another name: nothing but preconditions keeps them apart, through the whole scenario."""
+    _may_hold(faulty, "twin")
     outcomes: list[dict[str, Json]] = []
     for twins in (False, True):
         with stage("twins" if twins else "alone") as play:
@@ -202,7 +204,7 @@ def test_two_that_both_believe_they_lead(faulty: Rig, stage: Stage, log: Log) ->
             life = faulty.start(faulty.door(), watchNamespaces=watched)
             if twins:
                 twin: dict[str, Any] = {
-                    "lease": {"name": "twin", "namespace": "tokenservice-system"},
+                    "lease": {"name": "twin", "namespace": NAMESPACE},
                     "webhook": {"enabled": False},
                 }
                 other = faulty.start(faulty.door(), watchNamespaces=watched, **twin)
@@ -219,6 +221,14 @@ def test_two_that_both_believe_they_lead(faulty: Rig, stage: Stage, log: Log) ->
     assert log.errors() == []
 
 
+def _may_hold(rig: Rig, lease: str) -> None:
+    """Of Leases the chart grants the release's own alone."""
+    role = ("role", f"{lease}-lease", "--verb=get,patch", "--resource=leases", f"--resource-name={lease}")
+    to = (f"--role={lease}-lease", f"--serviceaccount={NAMESPACE}:{RELEASE}")
+    rig.bed.cluster.kubectl("create", *role, f"--namespace={NAMESPACE}")
+    rig.bed.cluster.kubectl("create", "rolebinding", f"{lease}-lease", *to, f"--namespace={NAMESPACE}")
+
+
 # --- cut off from the Lease alone ------------------------------------------------------------------------------------
 
 
@@ -230,7 +240,7 @@ def test_cut_off_from_the_lease_alone(faulty: Rig, stage: Stage) -> None:
         one(play)
         play.rest(life)
         standby = faulty.begin(
-            other, lease=LEASE_SECONDS, watchNamespaces=[play.site.namespace], webhook={"enabled": False}
+            other, lasts=LEASE_SECONDS, watchNamespaces=[play.site.namespace], webhook={"enabled": False}
         )
         cut.fault = only(lambda call: call.kind == "leases", reset)
         eventually(lambda: not life.is_alive, "it gives up", 20, 0.02)

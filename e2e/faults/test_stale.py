@@ -49,6 +49,7 @@ def all_of(stream: Stream, *kinds: str) -> list[tuple[str, Stream]]:
 
 
 DELAYED, JOINED = late(LAG_SECONDS), coalesced(LAG_SECONDS)
+UNSEEN = additions_unseen(5.0)
 
 EVENTS: dict[str, Stream] = {
     "pods repeated, Deployments late, nodes joined, services unseen at first": mixed(
@@ -58,10 +59,10 @@ EVENTS: dict[str, Stream] = {
         ("pods", DELAYED), ("deployments", JOINED), ("nodes", repeated), ("tokenservices", repeated)
     ),
     "pods joined, Deployments unseen at first, TokenServices late": mixed(
-        ("pods", JOINED), ("deployments", additions_unseen), ("nodes", DELAYED), ("tokenservices", DELAYED)
+        ("pods", JOINED), ("deployments", UNSEEN), ("nodes", DELAYED), ("tokenservices", DELAYED)
     ),
     "pods unseen at first, Deployments repeated, other children late": mixed(
-        ("pods", additions_unseen), ("deployments", repeated), *all_of(DELAYED, *OTHERS)
+        ("pods", UNSEEN), ("deployments", repeated), *all_of(DELAYED, *OTHERS)
     ),
     "other children joined and repeated": mixed(*all_of(JOINED, *OTHERS[:2]), *all_of(repeated, *OTHERS[2:])),
     "everything joined": lambda call, lines: JOINED(call, lines),

@@ -74,7 +74,7 @@ class Invalid(ApiError):  # noqa: N818
 
 
 class Retryable(ApiError):  # noqa: N818
-    """Worth another try after `after` seconds."""
+    """Worth another try; `after` is how many seconds the API server asks for, 0 where it asks for none."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Retryable(ApiError):  # noqa: N818
         status: int = 0,
         reason: str = "",
         details: Mapping[str, Any] | None = None,
-        after: float = 1.0,
+        after: float = 0.0,
     ):
         super().__init__(message, status=status, reason=reason, details=details)
         self.after = after

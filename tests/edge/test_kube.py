@@ -100,6 +100,22 @@ ERRORS: dict[str, tuple[web.Response, type[ApiError]]] = {
         NotFound,
     ),
     "made anew": (status(422, "Invalid", details={"causes": [{"field": "metadata.uid"}]}), Conflict),
+    "bound meanwhile": (
+        status(
+            422,
+            "Invalid",
+            details={"causes": [{"field": "status.nominatedNodeName", "reason": "FieldValueForbidden"}]},
+        ),
+        Conflict,
+    ),
+    "no node's name": (
+        status(
+            422,
+            "Invalid",
+            details={"causes": [{"field": "status.nominatedNodeName", "reason": "FieldValueInvalid"}]},
+        ),
+        Invalid,
+    ),
     "broken": (status(500, "InternalError"), Retryable),
     "away": (status(503, "ServiceUnavailable"), Retryable),
     "too slow": (status(504, "Timeout"), Retryable),
@@ -152,6 +168,20 @@ async def test_a_delay_that_is_no_number_is_a_second(kube: Kube, server: Scripte
     with pytest.raises(Retryable) as caught:
         await kube.get(POD)
     assert caught.value.after == 1
+
+
+async def test_an_error_is_no_request_to_wait(kube: Kube, server: Scripted) -> None:
+    """As of a webhook that fails: its 500 must not slow down what others wait for."""
+    server.answers = [status(500)]
+    with pytest.raises(Retryable) as caught:
+        await kube.get(POD)
+    assert caught.value.after == 0
+
+
+async def test_a_busy_server_that_names_no_delay_is_given_a_second(kube: Kube, server: Scripted, clock: Clock) -> None:
+    server.answers = [status(429), web.json_response({"metadata": {}})]
+    await kube.get(POD)
+    assert clock.slept == [1.0]
 
 
 async def test_nobody_there_is_worth_another_try(clock: Clock) -> None:

@@ -306,19 +306,25 @@ def error_of(status: int, body: Json, *, retry_after: str | None = None) -> ApiE
     """The exception for a `Status` object."""
     message = str(body.get("message") or f"status {status}")
     reason, details = str(body.get("reason") or ""), body.get("details") or {}
-    if status == 422 and _is_another(details):
+    if status == 422 and (_is_another(details) or _is_bound(details)):
         return Conflict(message, status=status, reason=reason, details=details)
     if status == 403 and _is_going(details):
         return NotFound(message, status=status, reason=reason, details=details)
     if known := _ERRORS.get(status):
         return known(message, status=status, reason=reason, details=details)
-    after = retry_after or details.get("retryAfterSeconds") or 1
+    after = retry_after or details.get("retryAfterSeconds") or (1 if status == 429 else 0)
     return Retryable(message, status=status, reason=reason, details=details, after=_seconds(after))
 
 
 def _is_another(details: Mapping[str, Any]) -> bool:
     """A patch that names the uid of an object made anew since is told that uids are immutable."""
     return any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ())
+
+
+def _is_bound(details: Mapping[str, Any]) -> bool:
+    """A node may be nominated until there is one: who is too late lost a race, and the pod runs all the same."""
+    nominations = (cause for cause in details.get("causes") or () if cause.get("field") == "status.nominatedNodeName")
+    return any(cause.get("reason") == "FieldValueForbidden" for cause in nominations)
 
 
 def _is_going(details: Mapping[str, Any]) -> bool:
