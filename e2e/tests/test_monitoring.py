@@ -54,14 +54,15 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def test_the_alerts_are_rules_that_prometheus_takes(rules: Path) -> None:
-    assert "3 rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", rules)
+    assert "4 rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", rules)
 
 
 # --- when an alert fires -------------------------------------------------------------------------------------------
 
 UP, DOWN = f"up{{{POD}}}", "TokenServiceOperatorDown"
 ERRORS, FAIL = f'tokenservice_pass_errors_total{{{POD},error="TimeoutError"}}', "TokenServicePassesFail"
-MISSING = "TokenServiceReplicasMissing"
+MISSING, SLOW = "TokenServiceReplicasMissing", "TokenServiceReplicaSlow"
+SLOW_ONES = f"tokenservice_service_slow_replicas{{{CHAT},{POD.partition(',')[2]}}}"
 
 
 def replicas(ready: str, desired: str, pod: str = OTHER_POD) -> dict[str, str]:
@@ -86,6 +87,8 @@ CASES: dict[str, tuple[dict[str, str], str, str, bool]] = {
     "a service that has what it needs": (replicas("2x60", "2x60"), MISSING, "50m", False),
     "a service that lacks a replica": (replicas("1x60", "2x60"), MISSING, "31m", True),
     "a service that waits a little": (replicas("1x60", "2x60"), MISSING, "29m", False),
+    "a replica that stays slow": ({SLOW_ONES: "0x5 1x30"}, SLOW, "21m", True),
+    "a slow replica that was replaced": ({SLOW_ONES: "0x5 1x10 0x30"}, SLOW, "21m", False),
     "a service that was helped": (replicas("1x20 2x40", "2x60"), MISSING, "50m", False),
     "a service whose leader changed": (
         replicas("1x15", "2x15", POD) | replicas("_x15 1x45", "_x15 2x45"),
@@ -96,7 +99,7 @@ CASES: dict[str, tuple[dict[str, str], str, str, bool]] = {
 }
 
 
-ALERTS: dict[str, str] = {DOWN: "", FAIL: f'{POD},error="TimeoutError"', MISSING: CHAT}
+ALERTS: dict[str, str] = {DOWN: "", FAIL: f'{POD},error="TimeoutError"', MISSING: CHAT, SLOW: CHAT}
 """Labels of each alert in the cases above."""
 
 

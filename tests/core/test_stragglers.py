@@ -96,6 +96,8 @@ def test_a_slow_replica_is_told_of_and_replaced_before_it_goes() -> None:
     assert warned.reason is Reason.SLOW_REPLICA
     assert f"{first} on n1 takes 10 times as long for a token as its siblings" in warned.message
     assert met(made)["reason"] != "SlowReplica", "it is over"
+    counted = [next(iter(plan.metrics["service_slow_replicas"].values())) for plan in plans]
+    assert (counted[0], max(counted), counted[-1]) == (0, 1, 0)
 
 
 ALIKE: dict[str, tuple[dict[str, float], int]] = {

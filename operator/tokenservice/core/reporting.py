@@ -76,8 +76,6 @@ from tokenservice.core.variants import cost_per_million_tokens
 
 Labels = tuple[tuple[str, str], ...]
 _ZERO_TO_ONE = Interval(0.0, 1.0)
-_SHOWN = 3
-"""Slow replicas that are named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +242,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         failure=_failure(facts, seen, grant, now) if acting(facts, service) else None,
         contradiction=seen.scaling.contradiction if seen.scaling is not None else None,
         refused=_refused(facts, service.key, grant),
-        slow="; ".join(one.words for one in decided.slow.get(service.key, ())[:_SHOWN]),
+        slow=tuple(one.words for one in decided.slow.get(service.key, ())),
         variants=_variants(seen, grant, crew),
         loading=_loading(crew, seen, now),
         without_room=crew.stuck,
@@ -535,6 +533,7 @@ def _service_figures(service: ServiceKey, report: ServiceReport) -> Iterator[tup
     values: dict[str, Figure] = {
         "service_desired_replicas": float(report.desired),
         "service_ready_replicas": float(report.ready),
+        "service_slow_replicas": float(len(report.slow)),
         "service_utilization_ratio": report.utilization,
         "service_tokens_per_second": report.tokens_per_second,
         "service_dollars_per_million_tokens": report.cost_per_million_tokens,

@@ -34,6 +34,8 @@ from tokenservice.core.verification import promise
 NOT_MEASURED = Missing("NotMeasured", "nothing was measured yet")
 _SIGNIFICANT_DIGITS = 3
 _LARGEST_SHOWN = 1e6
+_SLOW_SHOWN = 3
+"""Replicas that are named as slow."""
 
 Figure = float | Missing
 
@@ -106,7 +108,7 @@ class ServiceReport:
     room_message: str = "no node that the service may use has room"
     limited: str = ""
     refused: str = ""
-    slow: str = ""
+    slow: Sequence[str] = ()
     metrics: Missing | None = None
     tokens_per_second: Figure = NOT_MEASURED
     requests_per_second: Figure = NOT_MEASURED
@@ -286,7 +288,8 @@ def _objectives_met(report: ServiceReport) -> Verdict:
     """Where a replica is slow that is the reason, whether the objectives are met for all that or not."""
     found = _latencies_met(report)
     if report.slow:
-        return Verdict(found.status, Reason.SLOW_REPLICA, shortened(f"{report.slow}; {found.message}"))
+        named = "; ".join(report.slow[:_SLOW_SHOWN])
+        return Verdict(found.status, Reason.SLOW_REPLICA, shortened(f"{named}; {found.message}"))
     return found
 
 

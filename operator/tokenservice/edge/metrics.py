@@ -28,6 +28,7 @@ _PLAN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 
 DESCRIPTIONS = {
     "service_desired_replicas": "Replicas wanted.",
     "service_ready_replicas": "Replicas that serve.",
+    "service_slow_replicas": "Replicas that take several times as long for a token as their siblings.",
     "service_utilization_ratio": "Demand as a share of the capacity at the objectives.",
     "service_tokens_per_second": "Output tokens delivered per second.",
     "service_dollars_per_million_tokens": "Accelerator cost of a million output tokens.",
