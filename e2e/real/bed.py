@@ -32,6 +32,7 @@ NODES = 2
 ACCELERATORS_PER_NODE = 2
 ACCELERATOR = "cpu-stand-in"
 RESOURCE = "nvidia.com/gpu"
+SCRAPE_SECONDS = 5
 MODEL_FOLDER = Path("/srv/models")
 """On each node; a PersistentVolume of this path is the model's source."""
 
@@ -118,7 +119,7 @@ def _furnished(
     discovery.start()
     stack.callback(discovery.stop)
     watcher = prometheus.create_with(
-        cluster.folder / "prometheus", discovery.scrape_jobs(), scrape_seconds=5, host=network.GATEWAY
+        cluster.folder / "prometheus", discovery.scrape_jobs(), scrape_seconds=SCRAPE_SECONDS, host=network.GATEWAY
     )
     stack.callback(watcher.stop)
     watcher.start()

@@ -49,8 +49,8 @@ def block(run: Json) -> str:
         + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in cold.items() if name != "all")
         + ".",
         "",
-        "| phase | seconds | sent | answered | failed | cut | median TTFT, s | requests running, by replica |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        "| phase | seconds | sent | answered | failed | cut | median TTFT, s | running per replica | by replica |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
         *(_row(name, phase) for name, phase in run["phases"].items()),
         "",
         *([f"The change that the engine refuses, as `Stalled` told it: *{refused}*", ""] if refused else []),
@@ -72,8 +72,9 @@ def _engine(run: Json) -> str:
 
 def _row(name: str, phase: Json) -> str:
     counts = " | ".join(f"{phase[what]:,}" for what in ("sent", "answered", "failed", "cut"))
-    busy = ", ".join(f"{mean:.1f}" for mean in phase["meanRunningByPod"].values())
-    return f"| {name} | {phase['seconds']:.0f} | {counts} | {phase['medianFirstTokenSeconds']} | {busy} |"
+    each = ", ".join(f"{mean:.1f}" for mean in phase["meanRunningByPod"].values())
+    ran = f"{phase['meanRunningPerReplica']} | {each}"
+    return f"| {name} | {phase['seconds']:.0f} | {counts} | {phase['medianFirstTokenSeconds']} | {ran} |"
 
 
 def _verification(told: Json) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ class Report:
     running: dict[str, dict[str, float]] = field(default_factory=dict)
     """Phase -> pod -> mean of the requests it was running."""
 
+    busy: dict[str, float] = field(default_factory=dict)
+    """Phase -> the same per replica, of those that were up at a time."""
+
     refusal: str = ""
     """Of a change that the engine refuses, as `Stalled` told it."""
     verification: Json = field(default_factory=dict)
@@ -70,10 +73,12 @@ class Report:
         lines += [f"verification: {self.verification}"]
         lines += [f"seen of the optimizations: {self.optimizations}"]
         lines += [f"contract: {one['name']} {_KEPT[one['kept']]}: {one['seen']}" for one in self.contract]
-        lines += [f"{'phase':18}{'seconds':>8}{'sent':>7}{'answered':>9}{'failed':>7}{'cut':>5}  running per replica"]
+        heads = f"{'seconds':>8}{'sent':>7}{'answered':>9}{'failed':>7}{'cut':>5}{'running':>8}"
+        lines += [f"{'phase':18}{heads}  by replica"]
         for phase in self.phases:
             busy = ", ".join(f"{mean:.1f}" for mean in self.running.get(phase.name, {}).values())
             row = f"{phase.name:18}{phase.seconds:8.0f}{phase.sent:7}{phase.answered:9}{phase.failed:7}{phase.cut:5}"
+            row += f"{self.busy.get(phase.name, 0.0):8.2f}"
             lines += [f"{row}  {busy}", *(f"    {error}" for error in phase.errors[:5])]
         return "\n".join(lines)
 
@@ -87,6 +92,7 @@ class Report:
             "cut": phase.cut,
             "tokens": phase.tokens,
             "medianFirstTokenSeconds": round(median(first), 3) if first else None,
+            "meanRunningPerReplica": round(self.busy.get(phase.name, 0.0), 2),
             "meanRunningByPod": {pod: round(mean, 2) for pod, mean in self.running.get(phase.name, {}).items()},
             "errors": phase.errors,
         }

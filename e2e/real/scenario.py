@@ -18,10 +18,10 @@ from typing import Any
 
 from e2e.real import bed as parts
 from e2e.real import images, optimizations, service, verification
-from e2e.real.bed import Bed
+from e2e.real.bed import SCRAPE_SECONDS, Bed
 from e2e.real.load import Load, Question
 from e2e.real.report import Report
-from e2e.real.service import HIGH, LOW, NAME, NAMESPACE
+from e2e.real.service import HIGH, LOW, NAME, NAMESPACE, WINDOW_SECONDS
 from e2e.testbed.cluster import TestbedError
 from e2e.testbed.operator import NAMESPACE as OPERATOR_NAMESPACE
 from e2e.testbed.operator import RELEASE
@@ -42,6 +42,8 @@ POLL_SECONDS = 2.0
 
 SETTLE_SECONDS = 20.0
 """A phase goes on for so long after its change, for what comes late."""
+
+_RUNNING = '{__name__="vllm:num_requests_running"}'
 
 
 class Scenario:
@@ -69,7 +71,7 @@ class Scenario:
         return self._report
 
     def _changes_under_load(self, url: str) -> None:
-        load = Load(Question(url=url, model=NAME))
+        load = Load(Question(url=url, model=NAME, output_tokens=service.OUTPUT_TOKENS))
         load.start("steady", LOW)
         try:
             self._phases(load)
@@ -80,10 +82,12 @@ class Scenario:
         self._report.phases = load.phases
 
     def _phases(self, load: Load) -> None:
+        began = time.time()
         self._settle()
+        self._count_running("steady", time.time() - began)
         with self._phase(load, "scale-up", HIGH):
             self._until(lambda: self._ready() == service.MAX_REPLICAS, "two replicas serving")
-            self._settle(40)
+            self._settle(WINDOW_SECONDS)
             self._report.columns = self._kubectl("get", "tokenservices", "-n", NAMESPACE)
             print(self._report.columns, flush=True)
         with self._phase(load, "upgrade", HIGH):
@@ -300,14 +304,23 @@ class Scenario:
         yield
         self._settle()
         ending = load.phases[-1]
-        self._report.running[name] = self._mean_running(time.time() - began)
-        self._say(f"phase {name} over: {ending.sent} sent, {ending.failed} failed, {ending.cut} cut so far")
+        self._count_running(name, time.time() - began)
+        lost = f"{ending.sent} sent, {ending.failed} failed, {ending.cut} cut so far"
+        self._say(f"phase {name} over: {lost}; {self._report.busy[name]:.2f} running per replica")
 
-    def _mean_running(self, seconds: float) -> dict[str, float]:
-        query = f'avg by (pod) (avg_over_time({{__name__="vllm:num_requests_running"}}[{seconds:.0f}s]))'
+    def _count_running(self, name: str, seconds: float) -> None:
+        """How busy the engines were in the phase that ends now: by replica, and per replica of those that were up."""
+        window = f"{seconds:.0f}s"
+        by_pod = self._asked(f"avg by (pod) (avg_over_time({_RUNNING}[{window}]))")
+        self._report.running[name] = {series["metric"]["pod"]: float(series["value"][1]) for series in by_pod}
+        (every,) = self._asked(f"avg_over_time(avg({_RUNNING})[{window}:{SCRAPE_SECONDS}s])")
+        self._report.busy[name] = float(every["value"][1])
+
+    def _asked(self, query: str) -> list[Json]:
+        """Series of an instant query."""
         asked = urllib.parse.urlencode({"query": query})
-        found = json.loads(_get(f"{self._bed.prometheus.address}/api/v1/query?{asked}"))["data"]["result"]
-        return {series["metric"]["pod"]: float(series["value"][1]) for series in found}
+        answer = json.loads(_get(f"{self._bed.prometheus.address}/api/v1/query?{asked}"))
+        return list(answer["data"]["result"])
 
     def _settle(self, seconds: float = SETTLE_SECONDS) -> None:
         deadline = time.monotonic() + seconds
