@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 
@@ -33,3 +34,32 @@ class Windows:
     def peak_step(self) -> int:
         """Half a window apart nothing is missed; more than 120 points a service are not asked for."""
         return max(self.rate // 2, self.peak // 120, 1)
+
+
+_MOST = 4096
+
+
+@dataclass(slots=True)
+class Highest:
+    """The highest of the values of a window that ends with the last one.
+
+    Of those that were not reached again since, falling from the oldest on, one can still become it: no other is kept.
+    """
+
+    _kept: deque[tuple[float, float]] = field(default_factory=deque)
+
+    def push(self, at: float, value: float, window: float) -> None:
+        """One more value, at a time in seconds, and what is older than the window goes."""
+        while self._kept and self._kept[-1][1] <= value:
+            self._kept.pop()
+        self._kept.append((at, value))
+        while self._kept[0][0] < at - window or len(self._kept) > _MOST:
+            self._kept.popleft()
+
+    @property
+    def value(self) -> float:
+        """0 before the first."""
+        return self._kept[0][1] if self._kept else 0.0
+
+    def __len__(self) -> int:
+        return len(self._kept)

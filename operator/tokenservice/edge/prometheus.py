@@ -11,7 +11,6 @@ import asyncio
 import math
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,7 @@ from tokenservice.core.model import (
     ServiceKey,
     ServiceMetrics,
 )
-from tokenservice.core.windows import Windows
+from tokenservice.core.windows import Highest, Windows
 from tokenservice.edge import promql
 
 TIMEOUT_SECONDS = 5
@@ -437,12 +436,11 @@ class _Peaks:
     """Arrival rates that this process saw itself.
 
     A Prometheus that comes back without its data would show a peak of nothing and let replicas go; what was seen
-    here within the window still counts. Of each service only those are kept that were not reached again since, falling
-    from the oldest on: no other can become the highest of a window that ends now or later.
+    here within the window still counts.
     """
 
     clock: Callable[[], float]
-    seen: dict[ServiceKey, deque[tuple[float, float]]] = field(default_factory=dict)
+    seen: dict[ServiceKey, Highest] = field(default_factory=dict)
 
     def held(
         self, read: Mapping[ServiceKey, ServiceMetrics | Missing], window: float
@@ -453,11 +451,6 @@ class _Peaks:
     def _held(self, key: ServiceKey, metrics: ServiceMetrics | Missing, window: float) -> ServiceMetrics | Missing:
         if isinstance(metrics, Missing):
             return metrics
-        now, rates = self.clock(), self.seen.setdefault(key, deque())
-        while rates and (rates[0][0] < now - window or len(rates) > 4096):
-            rates.popleft()
-        while rates and rates[-1][1] <= metrics.requests_per_second:
-            rates.pop()
-        rates.append((now, metrics.requests_per_second))
-        peak = max(metrics.peak_requests_per_second, rates[0][1])
-        return replace(metrics, peak_requests_per_second=peak)
+        rates = self.seen.setdefault(key, Highest())
+        rates.push(self.clock(), metrics.requests_per_second, window)
+        return replace(metrics, peak_requests_per_second=max(metrics.peak_requests_per_second, rates.value))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenservice.core.model import Missing, ServiceMetrics
-from tokenservice.core.windows import Windows
+from tokenservice.core.windows import Highest, Windows
 from tokenservice.simulate.policy import EngineView
 from tokenservice.simulate.pool import Pool, Stats
 
@@ -68,7 +68,7 @@ class Meter:
     tpot_edges: Sequence[float]
     deadline_seconds: float = math.inf
     _scrapes: deque[Scrape] = field(default_factory=deque)
-    _rates: deque[tuple[float, float]] = field(default_factory=deque)
+    _rates: Highest = field(default_factory=Highest)
 
     def scraped(self, scrape: Scrape) -> None:
         """One more sample."""
@@ -77,7 +77,7 @@ class Meter:
             self._scrapes.popleft()
         first = self._since(scrape.at - self.windows.rate)
         if first is not scrape:
-            self._push_rate(scrape.at, _arrivals(first, scrape))
+            self._rates.push(scrape.at, _arrivals(first, scrape), self.windows.peak)
 
     def metrics(self, now: float) -> ServiceMetrics | Missing:
         """What a query at `now` gives."""
@@ -119,14 +119,6 @@ class Meter:
         first = self._since(last.at - self.windows.rate)
         return None if first is last else (first, last)
 
-    def _push_rate(self, at: float, rate: float) -> None:
-        """Rates that can still become the highest of the window, falling from the left."""
-        while self._rates and self._rates[-1][1] <= rate:
-            self._rates.pop()
-        self._rates.append((at, rate))
-        while self._rates[0][0] < at - self.windows.peak:
-            self._rates.popleft()
-
     def _since(self, start: float) -> Scrape:
         """The oldest sample after `start`; the newest where there is none."""
         found = self._scrapes[-1]
@@ -143,7 +135,7 @@ class Meter:
         prompts = last.prompt_tokens - oldest.prompt_tokens
         return ServiceMetrics(
             requests_per_second=arrivals,
-            peak_requests_per_second=max(arrivals, self._rates[0][1] if self._rates else 0.0),
+            peak_requests_per_second=max(arrivals, self._rates.value),
             output_tokens_per_second=(last.output_tokens - first.output_tokens) / seconds,
             input_tokens_per_second=(last.prompt_tokens - first.prompt_tokens) / seconds,
             mean_input_tokens=_mean(prompts, last.first_tokens - oldest.first_tokens),
