@@ -114,7 +114,7 @@ def paces(windows: Windows) -> str:
     """
     rate, by = f"[{windows.rate}s]", f"{BY}, pod"
     tokens = f"sum by ({by}) (rate({OUTPUT_TOKENS.selector()}{rate}))"
-    busy = f"(sum by ({by}) (avg_over_time({RUNNING.selector()}{rate})) >= {_BUSY})"
+    busy = f"({_busy(by, rate)})"
     pace = f"({tokens} / {busy})"
     uneven = f"({_UNEVEN} * min by ({BY}) ({pace}) < quantile by ({BY}) (0.5, {pace}))"
     parts = {"tokens": tokens, "running": busy}
@@ -143,7 +143,7 @@ def _mean(now: str, window: str, step: int) -> str:
 
 
 def _arrivals(rate: str, seconds: int) -> str:
-    first_tokens = f"({_rate(TTFT, rate, '_count')} or ({_silent(rate)} unless {_running(rate)}))"
+    first_tokens = f"({_rate(TTFT, rate, '_count')} or ({_silent(rate)} unless {_busy(BY, rate)}))"
     growth = f"sum by ({BY}) (delta({WAITING.selector()}{rate})) / {seconds}"
     return f"clamp_min({first_tokens} + {growth}, 0)"
 
@@ -164,9 +164,9 @@ def _silent(rate: str) -> str:
     return f"0 * sum by ({BY}) (delta({RUNNING.selector()}{rate}))"
 
 
-def _running(rate: str) -> str:
-    """Services that ran requests throughout: without a first token they did not fall silent, they do not tell."""
-    return f"sum by ({BY}) (avg_over_time({RUNNING.selector()}{rate})) >= {_BUSY}"
+def _busy(by: str, rate: str) -> str:
+    """What runs in the mean, where something does: without a first token all that time it is not silent, but mute."""
+    return f"sum by ({by}) (avg_over_time({RUNNING.selector()}{rate})) >= {_BUSY}"
 
 
 def _engines(windows: Windows) -> str:
