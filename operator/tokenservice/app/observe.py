@@ -58,14 +58,14 @@ class Observer:
             return None
         accelerators = self._readable("AcceleratorClass", Accelerator)
         resources = frozenset(accelerator.spec.resource_name for accelerator in accelerators)
+        services, fleet, policy = self.services(), self.fleet(), self.policy()
         nodes: list[Node] = self.stores.values("Node")
         pods: list[Pod] = self.stores.values("Pod", Pod)
         others = (*self.stores.each("Pod", Resident), *(pod for pod in pods if not _matters(pod, resources)))
-        fleet, policy = self.fleet(), self.policy()
-        answer = self.metering.answer(self.services(), policy)
+        answer = self.metering.answer(services, policy)
         children = [child for kind in CHILD_KINDS for child in self.stores.values(kind)]
         return Snapshot(
-            services=self.services(),
+            services=services,
             nodes=self._nodes(nodes, resources, _taken(others)),
             pods=_told_of(tuple(_pods(pods, resources)), self.complaints()),
             children={child.key: child for child in children},
@@ -79,7 +79,7 @@ class Observer:
             fleet_problem=self._fleet_problem(),
             fleet_utilization=answer.utilization,
             fleet_means=answer.means,
-            holders=self._holders(nodes),
+            holders=self._holders(services, nodes),
             leader_worker_sets=self.stores.has_kind(LEADER_WORKER_SET),
             adapters=answer.adapters,
             stale_kinds=tuple(sorted({*self.stores.stale_kinds(), *lagging})),
@@ -105,8 +105,8 @@ class Observer:
         )
         return tuple([node for node in left.values() if node is not None])
 
-    def _holders(self, nodes: Sequence[Node]) -> locality.Holders:
-        images = locality.in_use(self.services(), self.settings.images, self.memo)
+    def _holders(self, services: Sequence[Service], nodes: Sequence[Node]) -> locality.Holders:
+        images = locality.in_use(services, self.settings.images, self.memo)
         return locality.holders(nodes, images, self.memo)
 
     def services(self) -> tuple[Service, ...]:
