@@ -16,7 +16,6 @@ from tokenservice.core.adapters import mounts_list
 from tokenservice.core.allocation import Grant, Ranked, Want, allocate, stock
 from tokenservice.core.capacity import Targets
 from tokenservice.core.choice import chosen
-from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts, rolling_out, spans_nodes
 from tokenservice.core.hindsight import Hindsight, Look, all_lived, begun
 from tokenservice.core.manifests import engines_of, shared_children
@@ -25,7 +24,6 @@ from tokenservice.core.memo import Memo, column
 from tokenservice.core.model import (
     Action,
     Apply,
-    Json,
     Margin,
     Missing,
     ObjectKey,
@@ -42,7 +40,7 @@ from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.pace import turn
 from tokenservice.core.reporting import Decided, acting, told
 from tokenservice.core.rollback import failure, with_history
-from tokenservice.core.rollout import Step, apply, delete, exchanged_in_place, retired, step
+from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, retired, step
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.stragglers import lasting, since, stragglers
 from tokenservice.core.utilization import Interval
@@ -247,7 +245,7 @@ def _shared_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Apply]:
     manifests = shared_children(
         seen.service, spec, facts.snapshot.settings, total, needed, workers=workers, groups=groups
     )
-    found = [action for manifest in manifests for action in _applied(facts, seen.service, manifest, Reason.UPDATED)]
+    found = [action for manifest in manifests for action in applied(facts, seen.service.key, manifest, Reason.UPDATED)]
     return [replace(action, can_wait=_can_wait(action)) for action in found]
 
 
@@ -279,25 +277,11 @@ def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[st
     if variant.pods == 1:
         manifest = with_history(manifest, live, failure(pods), automatic=automatic)
     after = (*before, *(action.id for action in next_step.before))
-    return [*next_step.before, *_applied(facts, service, manifest, _reason(next_step), next_step.message, after)]
+    return [*next_step.before, *applied(facts, service.key, manifest, _reason(next_step), next_step.message, after)]
 
 
 def _reason(next_step: Step) -> Reason:
     return Reason.UPDATED if next_step.reason is Reason.STEADY else next_step.reason
-
-
-def _applied(
-    facts: Facts, service: Service, manifest: Json, reason: Reason, message: str = "", after: tuple[str, ...] = ()
-) -> Iterable[Apply]:
-    """The apply of a child, if it differs from what is there."""
-    metadata = manifest["metadata"]
-    there = facts.snapshot.children.get(ObjectKey(manifest["kind"], metadata["namespace"], metadata["name"]))
-    live = there if there is not None and there.owner == service.key else None  # names of two services may meet
-    if live is not None and not differs(manifest, live.body):
-        return
-    first = reason if live is not None or reason is not Reason.UPDATED else Reason.CREATED
-    said = message or f"{manifest['kind']} {metadata['name']} {'changed' if live else 'created'}"
-    yield apply(manifest, live, service.key, first, said, after)
 
 
 def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
@@ -312,14 +296,13 @@ def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
 
 def _unlisted(facts: Facts, service: Service) -> Iterable[Action]:
     """Deletes the list of adapters once no pod mounts it any more: one that starts anew would wait for it."""
-    key = ObjectKey("ConfigMap", service.key.namespace, adapters_name(service.key.name))
-    live = facts.snapshot.children.get(key)
+    live = facts.child(service.key, "ConfigMap", adapters_name(service.key.name))
     wanted = service.spec is None or service.spec.model.runtime_adapters is not None
-    if live is None or live.owner != service.key or wanted or facts.snapshot.stale_kinds:
+    if live is None or wanted or facts.snapshot.stale_kinds:
         return
     deployments = facts.deployments.get(service.key, {}).values()
     if not any(rolling_out(child) or mounts_list(child.body, service.key) for child in deployments):
-        yield delete(live, service.key, Reason.REMOVED, f"{key.name}: adapters are loaded when engines start")
+        yield delete(live, service.key, Reason.REMOVED, f"{live.key.name}: adapters are loaded when engines start")
 
 
 def _settled(

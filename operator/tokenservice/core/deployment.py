@@ -8,7 +8,7 @@ all three come from elsewhere, while pods are admitted. So engines schedule, res
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
 from tokenservice.api.token_fleet import TokenFleetSpec
@@ -138,27 +138,34 @@ def pod_template(
     Admissible under Pod Security level restricted.
     """
     found = sources(spec)
+    pod: Json = {
+        **confined_pod(service, variant, found),
+        "affinity": _affinity(spec, variant, fleet),
+        "containers": [_container(service, spec, variant, image, found, worker=worker)],
+        "priorityClassName": PRIORITY_CLASSES[spec.tier],
+        "terminationGracePeriodSeconds": grace_seconds(spec),
+        "topologySpreadConstraints": [_no_spreading(service)],
+        "volumes": _volumes(spec, variant, found),
+    }
+    return {"metadata": _metadata(service, spec, variant), "spec": pod}
+
+
+def confined_pod(service: ServiceKey, variant: Variant, found: Sequence[Source]) -> Json:
+    """What every pod for a service says of its rights, of where it may stand and of whose images it may pull."""
     secrets = sorted({source.pull_secret for source in found if source.pull_secret is not None})
     pod: Json = {
-        "affinity": _affinity(spec, variant, fleet),
         "automountServiceAccountToken": False,
-        "containers": [_container(service, spec, variant, image, found, worker=worker)],
         # A Service called vllm would otherwise set VLLM_PORT, which vLLM reads.
         "enableServiceLinks": False,
-        "priorityClassName": PRIORITY_CLASSES[spec.tier],
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "serviceAccountName": engine_account_name(service.name),
-        "terminationGracePeriodSeconds": grace_seconds(spec),
-        "tolerations": tolerations(variant),
-        "topologySpreadConstraints": [_no_spreading(service)],
-        "volumes": _volumes(spec, variant, found),
+        "tolerations": _tolerations(variant),
     }
-    pod |= {"imagePullSecrets": [{"name": name} for name in secrets]} if secrets else {}
-    return {"metadata": _metadata(service, spec, variant), "spec": pod}
+    return pod | ({"imagePullSecrets": [{"name": name} for name in secrets]} if secrets else {})
 
 
 def grace_seconds(spec: TokenServiceSpec) -> int:
@@ -326,7 +333,7 @@ def _in(key: str, *values: str, operator: str = "In") -> Json:
     return {"key": key, "operator": operator, "values": sorted(values)}
 
 
-def tolerations(variant: Variant) -> list[Json]:
+def _tolerations(variant: Variant) -> list[Json]:
     """Clouds taint accelerator nodes with the resource's own name; no other taint is ours to ignore."""
     lost = [
         {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute"}

@@ -15,7 +15,7 @@ from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
 from tokenservice.core.index import change, grouped, regrouped
 from tokenservice.core.margin import UNTRIED, allowed
 from tokenservice.core.memo import Memo, column
-from tokenservice.core.model import Accelerator, Child, Margin, Node, Pod, Service, ServiceKey, Snapshot
+from tokenservice.core.model import Accelerator, Child, Margin, Node, ObjectKey, Pod, Service, ServiceKey, Snapshot
 from tokenservice.core.names import (
     ENGINE_KINDS,
     LEADER_WORKER_SET,
@@ -304,6 +304,11 @@ class Facts:
             given,
             lambda new: [(children.get(key, ()), pods.get(key, ()), on[key], workers.get(key, ())) for key in new],
         )
+
+    def child(self, service: ServiceKey, kind: str, name: str) -> Child | None:
+        """The service's own child of that name; names of two services may meet."""
+        found = self.snapshot.children.get(ObjectKey(kind, service.namespace, name))
+        return found if found is not None and found.owner == service else None
 
     def pods_of(self, service: ServiceKey) -> tuple[Pod, ...]:
         """Living engine pods of a service, whatever their variant; of replicas of several pods the leaders."""

@@ -8,9 +8,10 @@ falls back. All of this is read off the objects on every pass, so a restart in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
 from tokenservice.core.groups import ordinal
 from tokenservice.core.model import (
@@ -245,6 +246,18 @@ def apply(
         manifest=manifest,
         resource_version=live.resource_version if live is not None else None,
     )
+
+
+def applied(
+    facts: Facts, service: ServiceKey, manifest: Json, reason: Reason, message: str = "", after: tuple[str, ...] = ()
+) -> Iterable[Apply]:
+    """The apply of a child, if it differs from what is there."""
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    live = facts.child(service, kind, name)
+    if live is not None and not differs(manifest, live.body):
+        return
+    first = reason if live is not None or reason is not Reason.UPDATED else Reason.CREATED
+    yield apply(manifest, live, service, first, message or f"{kind} {name} {'changed' if live else 'created'}", after)
 
 
 def _pod_key(pod: Pod) -> ObjectKey:

@@ -17,17 +17,16 @@ from functools import cache
 
 from tokenservice.api.token_service import Tier, TokenServiceSpec
 from tokenservice.core.allocation import Grant, Want, replica
-from tokenservice.core.deployment import USER_ID, confined, engine_image, tolerations
-from tokenservice.core.drift import differs
+from tokenservice.core.deployment import confined, confined_pod, engine_image
 from tokenservice.core.engines import sources
 from tokenservice.core.facts import Facts
 from tokenservice.core.images import needed_by
 from tokenservice.core.manifests import hashed, merged, shared
 from tokenservice.core.memo import column
-from tokenservice.core.model import Action, Child, Json, ObjectKey, Reason, Service, ServiceKey, Settings, Variant
-from tokenservice.core.names import ENGINE_CONTAINER, PRIORITY_CLASSES, WARM_UP_LABEL, engine_account_name, warm_up_name
+from tokenservice.core.model import Action, Child, Json, Reason, Service, ServiceKey, Settings, Variant
+from tokenservice.core.names import ENGINE_CONTAINER, PRIORITY_CLASSES, WARM_UP_LABEL, warm_up_name
 from tokenservice.core.packing import Yard, lacks
-from tokenservice.core.rollout import apply, delete
+from tokenservice.core.rollout import applied, delete
 from tokenservice.core.room import Room, usable
 
 KINDS = ("NetworkPolicy", "DaemonSet")
@@ -72,8 +71,8 @@ def _concerned(facts: Facts, want: Want) -> bool:
 
 
 def _live(facts: Facts, key: ServiceKey) -> list[Child]:
-    named = [facts.snapshot.children.get(ObjectKey(kind, key.namespace, warm_up_name(key.name))) for kind in KINDS]
-    return [child for child in named if child is not None and child.owner == key]
+    named = [facts.child(key, kind, warm_up_name(key.name)) for kind in KINDS]
+    return [child for child in named if child is not None]
 
 
 def _open(facts: Facts, emptied: frozenset[str]) -> Iterable[Room]:
@@ -88,7 +87,8 @@ def _warm_up(facts: Facts, want: Want, yard: Yard) -> WarmUp:
     held, before = facts.held(needed), next((named_in(child) for child in live if child.key.kind == "DaemonSet"), ())
     nodes = yard.first(needed, _count(facts, spec, want), (*held, frozenset(before)))
     wanted = manifests(service, template, nodes) if nodes else ()
-    actions = [action for manifest in wanted for action in _applied(service.key, manifest, live)]
+    changed = (action for manifest in wanted for action in applied(facts, service.key, manifest, Reason.UPDATED))
+    actions: list[Action] = [replace(action, can_wait=True) for action in changed]
     kinds = {manifest["kind"] for manifest in wanted}
     if not facts.snapshot.stale_kinds:
         actions += [_deleted(child, service.key) for child in live if child.key.kind not in kinds]
@@ -103,14 +103,6 @@ def _count(facts: Facts, spec: TokenServiceSpec, want: Want) -> int:
     if limit is None or limit.max_accelerators is None:
         return spec.scaling.warm_nodes
     return min(spec.scaling.warm_nodes, limit.max_accelerators // want.variant.accelerators)
-
-
-def _applied(key: ServiceKey, manifest: Json, live: Iterable[Child]) -> Iterable[Action]:
-    there = next((child for child in live if child.key.kind == manifest["kind"]), None)
-    if there is None or differs(manifest, there.body):
-        reason = Reason.CREATED if there is None else Reason.UPDATED
-        said = f"{manifest['kind']} {manifest['metadata']['name']} {'changed' if there else 'created'}"
-        yield replace(apply(manifest, there, key, reason, said), can_wait=True)
 
 
 def _deleted(child: Child, key: ServiceKey) -> Action:
@@ -153,7 +145,6 @@ def pod_template(key: ServiceKey, spec: TokenServiceSpec, variant: Variant, sett
     found = sources(spec)
     mounted = [volume for source in found for volume in source.volumes if "image" in volume]
     names = {volume["name"] for volume in mounted}
-    secrets = sorted({source.pull_secret for source in found if source.pull_secret is not None})
     container = {
         "name": ENGINE_CONTAINER,
         "image": engine_image(spec, variant, settings.images),
@@ -166,21 +157,12 @@ def pod_template(key: ServiceKey, spec: TokenServiceSpec, variant: Variant, sett
         "volumeMounts": [mount for source in found for mount in source.mounts if mount["name"] in names],
     }
     pod: Json = {
-        "automountServiceAccountToken": False,
+        **confined_pod(key, variant, found),
         "containers": [container],
-        "enableServiceLinks": False,
         "priorityClassName": PRIORITY_CLASSES[Tier.SPOT],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "serviceAccountName": engine_account_name(key.name),
         "terminationGracePeriodSeconds": 1,
-        "tolerations": tolerations(variant),
         "volumes": mounted,
     }
-    pod |= {"imagePullSecrets": [{"name": name} for name in secrets]} if secrets else {}
     own = {"metadata": {"labels": {WARM_UP_LABEL: key.name}}, "spec": pod}
     patched: Json = merged(own, settings.pod_patch)
     return patched | {"spec": patched["spec"] | {"containers": pod["containers"], "volumes": pod["volumes"]}}
