@@ -23,6 +23,9 @@ ENGINE_LABEL = "taas.dev/engine"
 PROFILE_ANNOTATION = "taas.dev/profile"
 READY_ANNOTATION = "testbed.taas.dev/ready"
 DRAINED_ANNOTATION = "testbed.taas.dev/drained"
+GROUP_SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
+GROUP_INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
+GROUP_SIZE_ANNOTATION = "leaderworkerset.sigs.k8s.io/size"
 CONTAINER = "engine"
 LOADER = "load-adapters"
 ADAPTER_LIST = "adapter-list"
@@ -77,7 +80,8 @@ class EngineCommand:
 class EnginePod:
     """One engine pod as the API server shows it; one that does not serve only works for another.
 
-    `adapter_list` is the ConfigMap that a loader in it reads.
+    `adapter_list` is the ConfigMap that a loader in it reads. A replica of several pods is a `group` of `group_size` in
+    its namespace.
     """
 
     key: PodKey
@@ -96,6 +100,8 @@ class EnginePod:
     prestop_seconds: float = 0.0
     deletion: Deletion | None = None
     adapter_list: str = ""
+    group: str = ""
+    group_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +153,8 @@ def read_pod(pod: Json) -> EnginePod:
         prestop_seconds=_prestop_seconds(container),
         deletion=_deletion(metadata),
         adapter_list=_adapter_list(spec),
+        group=f"{labels.get(GROUP_SET_LABEL, '')}/{labels.get(GROUP_INDEX_LABEL, '')}".strip("/"),
+        group_size=int(annotations.get(GROUP_SIZE_ANNOTATION, 1)),
     )
 
 

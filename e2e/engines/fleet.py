@@ -57,7 +57,7 @@ class Fleet:
         self._options = options or FleetOptions()
         self._wall_clock = wall_clock
         self._engines: dict[PodKey, FakeEngine] = {}
-        self._awaiting_profile: dict[PodKey, EnginePod] = {}
+        self._waiting: dict[PodKey, EnginePod] = {}
         self._profiles: dict[str, Profile] = {}
         self._lost_nodes: set[str] = set()
         self._start_rules: list[StartRule] = []
@@ -96,7 +96,7 @@ class Fleet:
 
     def pod_gone(self, key: PodKey) -> None:
         """A pod vanished from the API server: its process cannot outlive it."""
-        self._awaiting_profile.pop(key, None)
+        self._waiting.pop(key, None)
         engine = self._engines.pop(key, None)
         if engine is not None:
             engine.pod = replace(engine.pod, deletion=None)  # nobody is left to report to
@@ -104,15 +104,14 @@ class Fleet:
 
     def only_pods(self, keys: set[PodKey]) -> None:
         """After a fresh list: whatever is not on it is gone."""
-        for key in [*self._engines, *self._awaiting_profile]:
+        for key in [*self._engines, *self._waiting]:
             if key not in keys:
                 self.pod_gone(key)
 
     def profile_seen(self, name: str, profile: Profile) -> None:
         """Engines that wait for it start; running ones keep the figures they started with."""
         self._profiles[name] = profile
-        for pod in list(self._awaiting_profile.values()):
-            self._start(pod)
+        self._start_waiting()
 
     def node_lost(self, node: str) -> None:
         """A machine is gone or silent: its engines die without a word."""
@@ -139,21 +138,26 @@ class Fleet:
 
     def _let_go(self, pod: EnginePod) -> None:
         """A deleted pod that has no process; on a lost node nobody is there to say so."""
-        self._awaiting_profile.pop(pod.key, None)
+        self._waiting.pop(pod.key, None)
         if (engine := self._engines.get(pod.key)) is not None:
             engine.pod = pod
         if pod.node not in self._lost_nodes and not pod.drained_reported:
             self._reports.drained(pod)
 
+    def _start_waiting(self) -> None:
+        for pod in list(self._waiting.values()):
+            self._start(pod)
+
     def _start(self, pod: EnginePod) -> None:
+        """Not before its profile is known, nor, of a replica of several pods the one that serves, before the others."""
         name = pod.profile or self._options.default_profile
         profile = self._profiles.get(name)
-        if profile is None:
-            if pod.key not in self._awaiting_profile:
+        if profile is None or self._lacks_workers(pod):
+            if profile is None and pod.key not in self._waiting:
                 log.warning("pod %s/%s waits for profile %r", pod.key.namespace, pod.key.name, name)
-            self._awaiting_profile[pod.key] = pod
+            self._waiting[pod.key] = pod
             return
-        self._awaiting_profile.pop(pod.key, None)
+        self._waiting.pop(pod.key, None)
         self._engines[pod.key] = FakeEngine(
             pod,
             self._throttled(pod, profile),
@@ -163,6 +167,14 @@ class Fleet:
             wall_clock=self._wall_clock,
             start_fails=lambda: any(rule.fails for rule in self._start_rules if rule.matches(pod)),
         )
+        if not pod.serves:
+            self._start_waiting()
+
+    def _lacks_workers(self, pod: EnginePod) -> bool:
+        if not pod.serves or pod.group_size == 1:
+            return False
+        others = (it.pod for it in self if it.state != State.GONE and it.pod.key.namespace == pod.key.namespace)
+        return sum(other.group == pod.group and not other.serves for other in others) < pod.group_size - 1
 
     def _throttled(self, pod: EnginePod, profile: Profile) -> Profile:
         factor = prod(rule.step_factor for rule in self._start_rules if rule.matches(pod))

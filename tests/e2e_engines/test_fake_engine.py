@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,20 @@ def test_an_engine_serves_after_its_cold_start_and_says_so() -> None:
     world.timers.sleep(0.2)
     assert ask(engine)
     assert world.notes.heard == [("chat-0", "ready")]
+
+
+def test_the_leader_of_a_group_is_not_up_before_its_workers_are_there() -> None:
+    """As an engine that spans nodes: a leader alone would count as a replica that serves."""
+    world = World(time_scale=10)
+    group: dict[str, Any] = {"group": "chat/0", "group_size": 3}
+    for name in ("chat-0", "chat-0-1"):
+        world.fleet.pod_seen(pod(name, serves=name == "chat-0", **group))
+    world.fleet.pod_seen(pod("chat-1-1", serves=False, group="chat/1", group_size=3))
+    world.timers.sleep(60)
+    assert ("chat-0", "ready") not in world.notes.heard
+    world.fleet.pod_seen(pod("chat-0-2", serves=False, **group))
+    world.timers.sleep(60)
+    assert ("chat-0", "ready") in world.notes.heard
 
 
 def test_cold_starts_are_spread_by_pod_and_always_alike() -> None:
