@@ -1,12 +1,15 @@
 """What was tried and what came of it: gathered while tests run, written to `e2e/out/faults.json`.
 
 Runs are joined: where a result is there already, of each case the last time that it was tried counts. Each case names
-its run, so that whoever reads can tell one run from several.
+its run, so that whoever reads can tell one run from several. Processes that share a run are told when it began, and
+write by turns.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +21,8 @@ from typing import Any
 
 OUT = Path(__file__).resolve().parents[1] / "out"
 RESULT = OUT / "faults.json"
+RUN = "TAAS_FAULTS_RUN"
+"""The environment variable that says when the run of several processes began."""
 
 PATTERNS = {
     "test_crash": "Crash at every write",
@@ -53,7 +58,7 @@ class Ledger:
     figures: dict[str, dict[str, int]] = field(default_factory=dict)
     itemized: set[str] = field(default_factory=set)
     commit: str = field(default_factory=lambda: _commit())
-    began: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}")
+    began: str = field(default_factory=lambda: os.environ.get(RUN) or begin())
     _since: float = field(default_factory=time.monotonic)
 
     @contextmanager
@@ -91,9 +96,10 @@ class Ledger:
     def write(self) -> None:
         """The result: of each case the last time that it was tried, by pattern; and the runs that these are of."""
         OUT.mkdir(exist_ok=True)
-        before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        result = self.joined(before)
-        RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        with RESULT.with_suffix(".lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+            RESULT.write_text(json.dumps(self.joined(before), indent=1, ensure_ascii=False) + "\n")
 
     def joined(self, before: dict[str, Any]) -> dict[str, Any]:
         """This run's cases, and those of the result before that it did not try."""
@@ -117,6 +123,11 @@ class Ledger:
             "figures": self.figures.get(title) or before.get("figures", {}),
             "tried": list(tried.values()),
         }
+
+
+def begin() -> str:
+    """What a run that begins now is called."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _commit() -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from e2e.faults import record
 from e2e.faults.record import Ledger
 from e2e.faults.report import page
 
@@ -31,6 +34,19 @@ def test_a_run_that_is_written_after_each_test_stays_one() -> None:
     before = monday.joined({})
     monday.add("test_nodes", "dies", 1.0)
     assert [made["began"] for made in monday.joined(before)["runs"]] == ["2026-01-05 10:00:00"]
+
+
+def test_processes_that_share_a_run_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "OUT", tmp_path)
+    monkeypatch.setattr(record, "RESULT", tmp_path / "faults.json")
+    monkeypatch.setenv(record.RUN, "2026-01-05 10:00:00")
+    one, other = Ledger(commit="aaa"), Ledger(commit="aaa")
+    one.add("test_api", "slow", 1.0)
+    one.write()
+    other.add("test_nodes", "dies", 1.0)
+    other.write()
+    result = json.loads(record.RESULT.read_text())
+    assert (result["cases"], len(result["runs"])) == (2, 1)
 
 
 def test_joined_runs_are_named_with_what_each_was_last_to_try() -> None:
