@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -75,12 +75,22 @@ _ANY = Objectives(inf, inf)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked: a prompt of so many bytes (a token each), and the length of the answer."""
+    """What is asked: a prompt of so many bytes (a token each), and the length of the answer.
+
+    While fewer than `busy` requests are under way, `longer_tokens` are asked for: no engine stands idle on a machine
+    that has nothing else to do, and one that is slow with other work is asked for no more.
+    """
 
     url: str
     model: str
     prompt_tokens: int = 64
     output_tokens: int = 256
+    busy: int = 0
+    longer_tokens: int = 0
+
+    def among(self, in_flight: int) -> Question:
+        """The same, of the length that is right beside so many others."""
+        return replace(self, output_tokens=self.longer_tokens) if in_flight < self.busy else self
 
     def body(self, number: int) -> bytes:
         """Prompts differ from the first token on, so that no cache answers for the engine."""
@@ -90,13 +100,13 @@ class Question:
 
 
 class Load:
-    """A thread that sends; `phase` and `rate` may be changed while it runs."""
+    """A thread that sends; phase, rate and question may be changed while it runs."""
 
     def __init__(self, question: Question) -> None:
         self.phases: list[Phase] = []
         self.rate = 0.0
         """Requests a second; 0 sends nothing."""
-        self._question = question
+        self.question = question
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="load", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -158,9 +168,9 @@ class Load:
             await asyncio.gather(*self._tasks)
 
     def _launch(self, session: aiohttp.ClientSession, number: int) -> None:
-        phase = self.phases[-1]
-        phase.account.count_arrival(self._question.output_tokens, self._loop.time())
-        task = self._loop.create_task(ask(session, self._question, number, phase))
+        phase, question = self.phases[-1], self.question.among(len(self._tasks))
+        phase.account.count_arrival(question.output_tokens, self._loop.time())
+        task = self._loop.create_task(ask(session, question, number, phase))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

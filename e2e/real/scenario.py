@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Scenario:
         began = time.time()
         self._settle()
         self._count_running("steady", time.time() - began)
+        load.question = replace(load.question, busy=service.BUSY, longer_tokens=service.LONGER_TOKENS)
         with self._phase(load, "scale-up", HIGH):
             self._until(lambda: self._ready() == service.MAX_REPLICAS, "two replicas serving")
             self._settle(WINDOW_SECONDS)
@@ -103,6 +105,7 @@ class Scenario:
             self._restart_operator()
         with self._phase(load, "operator-upgrade", HIGH):
             parts.install_operator(self._bed, tag=images.NEXT)
+        load.question = replace(load.question, busy=0)
         with self._phase(load, "scale-down", LOW):
             self._until(lambda: len(self._pods()) == 1 and self._ready() == 1, "one replica, the other gone")
         with self._phase(load, "refused-change", LOW):

@@ -124,3 +124,28 @@ async def test_a_load_that_is_abandoned_waits_for_no_answer() -> None:
 def test_prompts_differ_from_their_first_block_on() -> None:
     question = Question(url="", model="tiny")
     assert len({question.body(number) for number in range(100)}) == 100
+
+
+def test_answers_are_longer_while_few_are_under_way() -> None:
+    question = Question(url="", model="tiny", output_tokens=256, busy=4, longer_tokens=896)
+    assert [question.among(others).output_tokens for others in (0, 3, 4, 50)] == [896, 896, 256, 256]
+    assert Question(url="", model="tiny").among(0).output_tokens == 256
+
+
+async def test_a_server_with_little_to_do_is_asked_for_long_answers() -> None:
+    lengths: list[int] = []
+    over = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        lengths.append((await request.json())["max_tokens"])
+        if len(lengths) == 4:
+            over.set()
+        await over.wait()
+        return await stream(request, TOKEN, b"[DONE]")
+
+    async with serving(slow) as url:
+        load = Load(Question(url=url, model="tiny", output_tokens=16, busy=2, longer_tokens=64))
+        load.start("steady", 50.0)
+        await over.wait()
+        await asyncio.to_thread(load.stop)
+    assert lengths[:4] == [64, 64, 16, 16]
