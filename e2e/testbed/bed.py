@@ -14,13 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from e2e.testbed import cluster as control_plane
 from e2e.testbed import prometheus
-from e2e.testbed.cluster import Cluster
+from e2e.testbed.cluster import Cluster, TestbedError
 from e2e.testbed.nodes import Autoscaler, Pool
 from e2e.testbed.operator import Operator
 from e2e.testbed.processes import Processes, free_port
 from e2e.testbed.prometheus import Prometheus
+from tokenservice.api import GROUP, VERSION
+
+TOKEN_SERVICE = f"{GROUP}/{VERSION}"
 
 
 @dataclass
@@ -56,6 +61,24 @@ class Bed:
         ]
         self.processes.start("farm", command)
         self.processes.wait_until(self._farm_answers, what="fake engines listening", timeout_seconds=30)
+
+    def await_owners(self) -> None:
+        """Returns when children of TokenServices are admitted: the API server looks for new kinds twice a minute.
+
+        The operator tries again until then; nothing here is about that wait.
+        """
+        self.processes.wait_until(self._admits_children, what="children admitted", timeout_seconds=90, pause_seconds=1)
+
+    def _admits_children(self) -> bool:
+        owner = {"apiVersion": TOKEN_SERVICE, "kind": "TokenService", "name": "any", "uid": "any"}
+        child = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "any", "ownerReferences": [owner | {"blockOwnerDeletion": True}]},
+        }
+        with suppress(TestbedError):
+            return bool(self.cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(child)))
+        return False
 
     def stop(self) -> None:
         """Stops what was started here, and nothing else; a cluster that was there loses the chart again."""
@@ -109,6 +132,7 @@ def start(
         bed.start_farm()
         say("the operator, with its ServiceAccount's token")
         operator.start()
+        bed.await_owners()
     except BaseException:
         processes.stop()
         if cluster is None:

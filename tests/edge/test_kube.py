@@ -80,8 +80,11 @@ def clock(connected: tuple[Kube, Scripted, Clock]) -> Clock:
     return connected[2]
 
 
-def status(code: int, reason: str = "", *, after: str | None = None, details: Json | None = None) -> web.Response:
-    body = {"kind": "Status", "code": code, "reason": reason, "message": f"it is {reason}", "details": details or {}}
+def status(
+    code: int, reason: str = "", *, after: str | None = None, details: Json | None = None, message: str = ""
+) -> web.Response:
+    said = f"it is {reason}{message}"
+    body = {"kind": "Status", "code": code, "reason": reason, "message": said, "details": details or {}}
     headers = {"Retry-After": after} if after else {}
     return web.json_response(body, status=code, headers=headers)
 
@@ -98,6 +101,15 @@ ERRORS: dict[str, tuple[web.Response, type[ApiError]]] = {
     "namespace is going": (
         status(403, "Forbidden", details={"causes": [{"reason": "NamespaceTerminating"}]}),
         NotFound,
+    ),
+    "kind of the owner is new": (
+        status(
+            403,
+            "Forbidden",
+            message=": cannot set blockOwnerDeletion in this case because cannot find RESTMapping for APIVersion"
+            " taas.dev/v1alpha1 Kind TokenService: no matches for kind",
+        ),
+        Retryable,
     ),
     "made anew": (status(422, "Invalid", details={"causes": [{"field": "metadata.uid"}]}), Conflict),
     "bound meanwhile": (

@@ -310,10 +310,17 @@ def error_of(status: int, body: Json, *, retry_after: str | None = None) -> ApiE
         return Conflict(message, status=status, reason=reason, details=details)
     if status == 403 and _is_going(details):
         return NotFound(message, status=status, reason=reason, details=details)
+    if status == 403 and _UNKNOWN_OWNER in message:
+        return Retryable(message, status=status, reason=reason, details=details)
     if known := _ERRORS.get(status):
         return known(message, status=status, reason=reason, details=details)
     after = retry_after or details.get("retryAfterSeconds") or (1 if status == 429 else 0)
     return Retryable(message, status=status, reason=reason, details=details, after=_seconds(after))
+
+
+_UNKNOWN_OWNER = "cannot find RESTMapping"
+"""Where owners are checked (OwnerReferencesPermissionEnforcement, as in OpenShift), the API server refuses children of
+a kind that came within the last half minute: it looks for new kinds no more often. No right is missing."""
 
 
 def _is_another(details: Mapping[str, Any]) -> bool:
