@@ -18,7 +18,7 @@ import yaml
 
 from e2e.testbed import cluster as control_plane
 from e2e.testbed import prometheus
-from e2e.testbed.cluster import Cluster, TestbedError
+from e2e.testbed.cluster import LOOPBACK, Cluster, TestbedError, Wiring
 from e2e.testbed.nodes import Autoscaler, Pool
 from e2e.testbed.operator import Operator
 from e2e.testbed.processes import Processes, free_port
@@ -102,11 +102,12 @@ def start(
     scrape_seconds: int = 5,
     values: dict[str, Any] | None = None,
     cluster: Cluster | None = None,
+    wiring: Wiring = LOOPBACK,
     say: Callable[[str], None] = print,
 ) -> Bed:
     """All of it, ready. A given cluster is used and left running at the end."""
     say("control plane: etcd, API server, scheduler, controllers, KWOK")
-    plane = cluster or control_plane.start()
+    plane = cluster or control_plane.start(wiring=wiring)
     processes = Processes(plane.folder / "logs")
     farm_port = free_port()
     try:

@@ -45,17 +45,21 @@ _USERS = {
     "system:kube-scheduler": "",
     "kwok": "system:masters",
 }
-NODE_GRACE_SECONDS = 10
 HPA_SYNC_SECONDS = 2
 """Of the HPA controller, for 15 by default: the pace that the operator has in the testbed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """What real nodes need: an `address` of the API server that they reach, and users for what runs on them."""
+    """What real nodes need: an `address` of the API server that they reach, and users for what runs on them.
+
+    Simulated ones are noticed to be dead after `grace_seconds`, and renew their leases four times in `lease_seconds`.
+    """
 
     address: str = "127.0.0.1"
     nodes: tuple[str, ...] = ()
+    lease_seconds: int = 10
+    grace_seconds: int = 10
 
     def users(self) -> dict[str, str]:
         """Users and the group of each, beside those of every cluster."""
@@ -64,6 +68,8 @@ class Wiring:
 
 
 LOOPBACK = Wiring()
+USUAL = Wiring(lease_seconds=40, grace_seconds=50)
+"""Kubernetes' own defaults: what nodes ask of the API server when nobody waits for their death."""
 
 
 @dataclass
@@ -167,10 +173,10 @@ def _start(home: Path, processes: Processes, wiring: Wiring) -> Cluster:
     cluster = Cluster(
         folder=home, server=server, certificate=certificate, kubeconfig=configs["admin"], processes=processes
     )
-    manager = _controller_manager(home, configs["system:kube-controller-manager"], certificate)
+    manager = _controller_manager(home, configs["system:kube-controller-manager"], certificate, wiring)
     processes.start("kube-controller-manager", manager)
     processes.start("kube-scheduler", _scheduler(configs["system:kube-scheduler"]))
-    processes.start("kwok", _kwok(configs["kwok"]))
+    processes.start("kwok", _kwok(configs["kwok"], wiring))
     processes.wait_until(
         lambda: "default" in cluster.kubectl("get", "sa", "default", "-o=name", check=False),
         what="controllers at work",
@@ -234,13 +240,13 @@ def _towards_nodes(home: Path) -> list[str]:
     ]
 
 
-def _controller_manager(home: Path, kubeconfig: Path, certificate: Path) -> list[str | Path]:
+def _controller_manager(home: Path, kubeconfig: Path, certificate: Path, wiring: Wiring) -> list[str | Path]:
     return [
         tool("kube-controller-manager"),
         f"--kubeconfig={kubeconfig}",
         f"--service-account-private-key-file={home / 'sa.key'}",
         f"--root-ca-file={certificate}",
-        f"--node-monitor-grace-period={NODE_GRACE_SECONDS}s",
+        f"--node-monitor-grace-period={wiring.grace_seconds}s",
         "--node-monitor-period=2s",
         f"--horizontal-pod-autoscaler-sync-period={HPA_SYNC_SECONDS}s",
         "--bind-address=127.0.0.1",
@@ -266,13 +272,13 @@ def _scheduler(kubeconfig: Path) -> list[str | Path]:
     ]
 
 
-def _kwok(kubeconfig: Path) -> list[str | Path]:
+def _kwok(kubeconfig: Path, wiring: Wiring) -> list[str | Path]:
     return [
         tool("kwok"),
         f"--kubeconfig={kubeconfig}",
         "--manage-all-nodes=false",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-        "--node-lease-duration-seconds=10",
+        f"--node-lease-duration-seconds={wiring.lease_seconds}",
         "--cidr=10.244.0.0/16",
         f"--server-address=127.0.0.1:{free_port()}",
         f"--config={_HERE / 'stages.yaml'}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 from tokenservice.core.model import Json, ObjectKey
 from tokenservice.core.names import FIELD_MANAGER
-from tokenservice.edge.kube import Patch, key_of
+from tokenservice.edge.kube import Page, Patch, key_of
 from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound
 
@@ -58,6 +59,12 @@ class Server:
     async def find(self, key: ObjectKey) -> Json | None:
         self._call("find", key)
         return copy.deepcopy(self.objects.get(key))
+
+    async def list_pages(self, kind: str, namespace: str = "") -> AsyncIterator[Page]:
+        """One object a page."""
+        self._call("list", ObjectKey(kind, namespace, ""))
+        for key in [key for key in self.objects if (key.kind, key.namespace) == (kind, namespace)]:
+            yield Page((copy.deepcopy(self.objects[key]),), str(self.revision))
 
     async def create(self, kind: str, body: Json) -> Json:
         self._call("create", key_of(body), body)

@@ -23,7 +23,7 @@ from tokenservice.core.model import (
     SetServing,
 )
 from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL, PLACEMENT_GATE, SERVING_CONDITION
-from tokenservice.edge.apply import Applier, Result
+from tokenservice.edge.apply import MANY_OWNERS, Applier, Result
 from tokenservice.edge.kube import Patch
 from tokenservice.errors import ApiError, Conflict, Forbidden, Invalid, NotFound, Retryable
 
@@ -190,8 +190,8 @@ async def test_what_was_made_since_by_another_leader_is_not_written_over() -> No
     assert server.objects[key]["spec"] == {"replicas": 3}
 
 
-def child(name: str, owner_uid: str) -> Apply:
-    owner = {"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "name": "chat", "uid": owner_uid}
+def child(name: str, owner_uid: str, owner_name: str = "chat") -> Apply:
+    owner = {"apiVersion": "taas.dev/v1alpha1", "kind": "TokenService", "name": owner_name, "uid": owner_uid}
     made = manifest(name, labels=OURS, ownerReferences=[owner])
     return Apply(id=name, reason=Reason.CREATED, message="", manifest=made)
 
@@ -207,6 +207,19 @@ async def test_children_are_made_for_an_owner_that_is_there_and_it_is_asked_for_
     report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
     assert {outcome.result for outcome in report.outcomes} == {Result.DONE}
     assert [verb for verb, _, _ in server.calls].count("get") == 1
+
+
+def many_children() -> list[Apply]:
+    return [child(f"child-{number}", "u1", f"chat-{number}") for number in range(MANY_OWNERS)]
+
+
+async def test_many_owners_of_a_namespace_are_listed() -> None:
+    server, children = Server(), many_children()
+    for number in range(len(children)):
+        server.put(owner(name=f"chat-{number}"))
+    report = await make_applier(server).apply(children)
+    assert {outcome.result for outcome in report.outcomes} == {Result.DONE}
+    assert [verb for verb, _, _ in server.calls if verb != "apply"] == ["list"]
 
 
 GONE_OWNERS: dict[str, Json | None] = {
@@ -225,6 +238,25 @@ async def test_no_child_is_made_for_an_owner_that_is_gone(name: str) -> None:
     report = await make_applier(server).apply([child("a", "u1"), child("b", "u1")])
     assert {outcome.result for outcome in report.outcomes} == {Result.GONE}
     assert [verb for verb, _, _ in server.calls] == ["get"]
+
+
+@pytest.mark.parametrize("name", GONE_OWNERS)
+async def test_nor_where_owners_are_listed(name: str) -> None:
+    server, children = Server(), many_children()
+    for number in range(1, len(children)):
+        server.put(owner(name=f"chat-{number}"))
+    if (there := GONE_OWNERS[name]) is not None:
+        server.put({**there, "metadata": {**there["metadata"], "name": "chat-0"}})
+    report = await make_applier(server).apply(children)
+    assert [outcome.result for outcome in report.outcomes] == [Result.GONE] + [Result.DONE] * (len(children) - 1)
+
+
+async def test_a_list_of_owners_that_fails_makes_no_child() -> None:
+    server = Server()
+    server.failures = [Retryable("busy")]
+    report = await make_applier(server).apply(many_children())
+    assert {outcome.result for outcome in report.outcomes} == {Result.RETRYABLE}
+    assert [verb for verb, _, _ in server.calls] == ["list"]
 
 
 def owned_by(name: str) -> list[Json]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,16 +29,19 @@ from tokenservice.core.names import (
     PLACEMENT_GATE,
     SERVING_CONDITION,
 )
-from tokenservice.edge.kube import Patch, key_of
+from tokenservice.edge.kube import Page, Patch, key_of
 from tokenservice.edge.projections import belongs_to, is_sibling
 from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound, Retryable, Taken
 
 PARALLEL_WRITES = 32
-"""An API server with much to do answers each of us as often as we ask: with eight, the controllers that follow the first
-of a thousand services hold up the last. Its priority and fairness keep us from holding up others."""
+"""An API server with much to do answers each of us as often as we ask: with eight, the controllers that follow the
+first of a thousand services hold up the last. Its priority and fairness keep us from holding up others."""
 
 PATIENCE_SECONDS = 8.0
+
+MANY_OWNERS = 8
+"""From so many of a namespace on, owners are listed instead of asked for one by one."""
 
 _NEVER = "1"
 """A revision that no object ever has: an apply that carries it creates, and conflicts with whatever is there."""
@@ -49,6 +53,8 @@ class Writer(Protocol):
     async def get(self, key: ObjectKey) -> Json: ...
 
     async def find(self, key: ObjectKey) -> Json | None: ...
+
+    def list_pages(self, kind: str, namespace: str = "") -> AsyncIterator[Page]: ...
 
     async def apply(
         self, manifest: Json, *, manager: str = FIELD_MANAGER, force: bool = True, subresource: str = ""
@@ -145,11 +151,13 @@ class Applier:
         self._wall_clock = wall_clock
         self._parallel = parallel
         self._owners: dict[ObjectKey, asyncio.Future[Json]] = {}
+        self._listed: dict[tuple[str, str], asyncio.Future[dict[ObjectKey, Json]]] = {}
+        self._many: frozenset[tuple[str, str]] = frozenset()
 
     async def apply(self, actions: Sequence[Action]) -> Report:
         """Runs all actions in the order they ask for. Raises ValueError for a plan that has none."""
         run, until = _Run(actions), self._clock() + PATIENCE_SECONDS
-        self._owners = {}
+        self._owners, self._listed, self._many = {}, {}, _many_owners(actions)
         pending: set[asyncio.Task[Outcome]] = set()
         try:
             while run.active:
@@ -232,15 +240,29 @@ class Applier:
     async def _check_owner(self, manifest: Json) -> None:
         """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew.
 
-        The owner is asked for once a plan, however many children it lacks.
+        An owner is asked for once a plan, however many children it lacks.
         """
-        for owner in manifest["metadata"].get("ownerReferences") or ():
-            key = ObjectKey(owner["kind"], manifest["metadata"]["namespace"], owner["name"])
+        for key, uid in _owners_of(manifest):
+            live = (await self._owner(key))["metadata"]
+            if live["uid"] != uid or live.get("deletionTimestamp"):
+                raise NotFound(f"{key.kind} {key.name} is gone")
+
+    async def _owner(self, key: ObjectKey) -> Json:
+        """Raises NotFound when it is not there."""
+        if (place := (key.kind, key.namespace)) not in self._many:
             if key not in self._owners:
                 self._owners[key] = asyncio.ensure_future(self._writer.get(key))
-            live = (await self._owners[key])["metadata"]
-            if live["uid"] != owner["uid"] or live.get("deletionTimestamp"):
-                raise NotFound(f"{owner['kind']} {owner['name']} is gone")
+            return await self._owners[key]
+        if place not in self._listed:
+            self._listed[place] = asyncio.ensure_future(self._list(*place))
+        found = (await self._listed[place]).get(key)
+        if found is None:
+            raise NotFound(f"{key.kind} {key.name} is gone")
+        return found
+
+    async def _list(self, kind: str, namespace: str) -> dict[ObjectKey, Json]:
+        pages = self._writer.list_pages(kind, namespace)
+        return {key_of(item): {"metadata": item["metadata"]} async for page in pages for item in page.items}
 
     async def _over(self, manifest: Json, uid: str, revision: str) -> Json:
         return await self._writer.apply(_expecting(manifest, uid=uid, resourceVersion=revision))
@@ -274,6 +296,21 @@ class Applier:
             "reason": "Serving" if serving else "Shifted",
             "lastTransitionTime": now,
         }
+
+
+def _owners_of(manifest: Json) -> list[tuple[ObjectKey, str]]:
+    """Keys and uids."""
+    metadata = manifest["metadata"]
+    owners = metadata.get("ownerReferences") or ()
+    return [(ObjectKey(owner["kind"], metadata["namespace"], owner["name"]), owner["uid"]) for owner in owners]
+
+
+def _many_owners(actions: Sequence[Action]) -> frozenset[tuple[str, str]]:
+    """Kinds and namespaces of which so many will be asked for that one list is less to ask."""
+    made = (action.manifest for action in actions if isinstance(action, Apply) and action.resource_version is None)
+    owners = {key for manifest in made for key, _ in _owners_of(manifest)}
+    counts = Counter((key.kind, key.namespace) for key in owners)
+    return frozenset(place for place, count in counts.items() if count >= MANY_OWNERS)
 
 
 class _Run:
