@@ -119,7 +119,7 @@ def _bed(size: Size, options: argparse.Namespace, say: Say) -> Bed:
         say=lambda _: None,
     )
     try:
-        bed.cluster.apply(profile("vLLM"))
+        bed.cluster.apply(profile("vLLM"), measure.fleet(options.scrape_seconds))
         measure.furnish(bed, size)
         eventually(lambda: leads(bed), "the operator leads")
         time.sleep(_NEW_KINDS_SECONDS)

@@ -137,6 +137,7 @@ NOT_ENOUGH: dict[str, tuple[dict[str, float | str | None], str]] = {
     "an age that is no number": ({"age_seconds": "NaN"}, "Stale"),
     "no age": ({"age_seconds": None}, "Stale"),
     "scraped once": ({"requests_per_second": None, "output_tokens_per_second": None}, "TooFewSamples"),
+    "one rate is a scrape behind": ({"output_tokens_per_second": None}, "TooFewSamples"),
     "requests run and none is counted": ({"requests_per_second": None}, "NoCounters"),
     "arrivals are NaN": ({"requests_per_second": "NaN"}, "NotANumber"),
     "arrivals are infinite": ({"requests_per_second": "+Inf"}, "NotANumber"),
@@ -155,6 +156,12 @@ async def test_what_is_not_known_is_missing_and_never_zero(server: Prometheus, n
     missing = (await ask(server, healthy(**changes))).services[CHAT]
     assert isinstance(missing, Missing)
     assert missing.reason == want
+
+
+async def test_scrapes_that_are_too_far_apart_are_told_with_the_field_to_mend(server: Prometheus) -> None:
+    missing = (await ask(server, healthy(input_tokens_per_second=None))).services[CHAT]
+    assert isinstance(missing, Missing)
+    assert "prometheus.windowSeconds of the TokenFleet" in missing.message
 
 
 async def test_an_engine_that_restarted_once_is_measured(server: Prometheus) -> None:

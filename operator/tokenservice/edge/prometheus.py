@@ -231,8 +231,10 @@ def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Mi
     if "requests_per_second" not in own and own["running"] > 0 and "output_tokens_per_second" in own:
         fix = "check that their version names its metrics as `tokenservice engine check` expects"
         return Missing("NoCounters", f"engines of {model} in {namespace} run requests and count none: {fix}")
-    if "requests_per_second" not in own:
-        return Missing("TooFewSamples", f"{model} in {namespace} was scraped once; a rate needs two samples")
+    if not own.keys() >= _RATES:
+        fix = "scrape four times in prometheus.windowSeconds of the TokenFleet, or raise that"
+        found_in = f"{model} in {namespace} was scraped less than twice in {question.windows.rate} s"
+        return Missing("TooFewSamples", f"{found_in}, and a rate needs two samples: {fix}")
     if (resets := own.get("counter_resets", 0.0)) >= _RESETS:
         fix = "check that its engines do not restart, and that each of them is scraped at an address of its own"
         return Missing("CounterResets", f"counters of {model} in {namespace} began anew {resets:.0f} times: {fix}")
@@ -241,6 +243,8 @@ def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Mi
 
 _RESETS = 2
 """Within the window of rates: a restart is seen once and counted rightly, what begins anew all the time is not."""
+
+_RATES = {"requests_per_second", "output_tokens_per_second", "input_tokens_per_second"}
 
 _REQUIRED = (
     "requests_per_second",
