@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.edge.fakes import Clock
 from tests.support.build import make_metrics, make_service
 from tokenservice.api.token_fleet import TokenFleetSpec
-from tokenservice.app.metering import Metering, served_names
+from tokenservice.app.metering import Facts, Metering, served_names
 from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics
 from tokenservice.edge.prometheus import NO_QUERY, Answer, Question
 
@@ -49,6 +51,20 @@ async def test_a_round_is_good_until_it_is_stale() -> None:
     assert isinstance(missing, Missing)
     assert missing.reason == "Stale"
     assert isinstance(answer.utilization, Missing)
+
+
+async def test_nobody_is_asked_before_it_is_known_for_whom_and_by_which_policy() -> None:
+    metering, reader = make_metering(Clock())
+    fleet = TokenFleetSpec.model_validate({"prometheus": {"windowSeconds": 60}})
+    views: list[Facts | None] = [None, None, ((SERVICE,), fleet)]
+
+    def enough() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await metering.run(lambda: views.pop(0), enough)
+    assert [question.windows.rate for question in reader.questions] == [60]
+    assert metering.answered
 
 
 async def test_the_question_follows_the_fleet() -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from tests.edge.objects import container, deployment, node, pod, token_service
 from tests.support.build import SETTINGS
+from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.app.metering import Metering
 from tokenservice.app.observe import CHILD_KINDS, Observer
 from tokenservice.core.model import Json, Margin, Missing, ObjectKey, Plan, Proposal, ServiceKey
 from tokenservice.edge.projections import CHILDREN, PROJECTIONS, Complaint
-from tokenservice.edge.prometheus import Answer, Question
+from tokenservice.edge.prometheus import NO_QUERY, Answer, Question
 from tokenservice.edge.store import Store, Stores
 
 
 class NoMetrics:
     async def read(self, question: Question) -> Answer:
-        raise AssertionError("observing asks nobody")
+        nothing = Missing("Unreachable", "nobody answers")
+        return Answer(services=dict.fromkeys(question.services.values(), nothing), utilization=NO_QUERY)
 
 
 H100 = {
@@ -49,6 +52,7 @@ def make_observer(**objects: list[Json]) -> tuple[Observer, Stores]:
         architectures={},
         status_written_at=lambda: {ObjectKey("TokenService", "team", "chat"): 3.0},
     )
+    asyncio.run(metering.round(observer.services(), TokenFleetSpec()))
     return observer, stores
 
 
@@ -66,6 +70,14 @@ def test_what_is_said_of_a_pod_that_cannot_be_prepared_goes_with_it_while_it_is_
     snapshot = observer.snapshot()
     assert snapshot is not None
     assert [one.complaint for one in snapshot.pods] == ["FailedMount: no such secret", None]
+
+
+def test_there_is_no_snapshot_until_prometheus_was_asked() -> None:
+    """A first plan without metrics would tell every service that they are missing, and take that back in the next."""
+    observer, _ = make_observer()
+    assert observer.snapshot() is not None
+    observer.metering = Metering(NoMetrics(), default_address=None, interval_seconds=5)
+    assert observer.snapshot() is None
 
 
 def test_there_is_no_snapshot_until_every_kind_was_listed() -> None:

@@ -151,7 +151,7 @@ class Planner:
         lagging = await self.expects.settle()
         snapshot = self.observes.snapshot(lagging, self.plan)
         if snapshot is None:
-            _log.info("waiting for the first list of every kind")
+            _log.info("waiting for the first list of every kind, and for the first metrics")
             return
         refusals = remembered(snapshot.services) if self._refusals is None else self._refusals
         self.plan = await self._decide(replace(snapshot, refusals=refusals))

@@ -12,6 +12,12 @@ from tokenservice.core.model import Missing, Service, ServiceKey
 from tokenservice.core.windows import Windows
 from tokenservice.edge.prometheus import NO_QUERY, Answer, Question, Row
 
+Facts = tuple[tuple[Service, ...], TokenFleetSpec]
+"""Whose metrics are asked for, and by which policy."""
+
+LISTING_SECONDS = 0.1
+"""Between looks whether all was listed: what is asked before would be by another policy, of half of the services."""
+
 
 class MetricsReader(Protocol):
     """Asks Prometheus."""
@@ -36,15 +42,20 @@ class Metering:
         self._clock = clock
         self._last: tuple[float, Answer] | None = None
 
-    async def run(
-        self, facts: Callable[[], tuple[tuple[Service, ...], TokenFleetSpec]], on_round: Callable[[], None]
-    ) -> None:
-        """Rounds at a steady pace, for ever."""
+    @property
+    def answered(self) -> bool:
+        """Whether there was a round, whatever came of it."""
+        return self._last is not None
+
+    async def run(self, facts: Callable[[], Facts | None], on_round: Callable[[], None]) -> None:
+        """Rounds at a steady pace, for ever; none before there are facts to ask by."""
         while True:
             began = self._clock()
-            await self.round(*facts())
-            on_round()
-            await asyncio.sleep(max(0.0, began + self._interval - self._clock()))
+            if (known := facts()) is not None:
+                await self.round(*known)
+                on_round()
+            pause = LISTING_SECONDS if known is None else began + self._interval - self._clock()
+            await asyncio.sleep(max(0.0, pause))
 
     async def round(self, services: Iterable[Service], fleet: TokenFleetSpec) -> None:
         """One round. What was read counts from when it was asked for."""

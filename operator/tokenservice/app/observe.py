@@ -53,8 +53,11 @@ class Observer:
     _last_good: TokenFleetSpec | None = field(default=None, init=False)
 
     def snapshot(self, lagging: Iterable[str] = (), previous: Plan = NOTHING) -> Snapshot | None:
-        """None until every kind was listed once: a plan from half a view would take the missing half for gone."""
-        if not self.stores.synced:
+        """None until every kind was listed once: a plan from half a view would take the missing half for gone.
+
+        And until Prometheus was asked once: else a restart would tell every service that its metrics are missing.
+        """
+        if not (self.stores.synced and self.metering.answered):
             return None
         accelerators = self._readable("AcceleratorClass", Accelerator)
         resources = frozenset(accelerator.spec.resource_name for accelerator in accelerators)

@@ -22,17 +22,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenservice import collection
-from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.app.framework import Connection, connection_info, run_kopf
 from tokenservice.app.gatekeeper import Gatekeeper
 from tokenservice.app.handlers import Hooks
 from tokenservice.app.loop import Decide, Planner
-from tokenservice.app.metering import Metering
+from tokenservice.app.metering import Facts, Metering
 from tokenservice.app.observe import CHILD_KINDS, Observer
 from tokenservice.app.settings import Settings, identity, load
 from tokenservice.catalogue import accelerator_class_objects, architectures, capacity_profile_objects
 from tokenservice.core.memo import Memo
-from tokenservice.core.model import Json, ObjectKey, Plan, Pod, Service, Snapshot
+from tokenservice.core.model import Json, ObjectKey, Plan, Pod, Snapshot
 from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL
 from tokenservice.edge.apply import Applier
 from tokenservice.edge.catalogue import apply_catalogue
@@ -231,8 +230,8 @@ class Operator:
             await asyncio.sleep(_CATALOGUE_RETRY_SECONDS)
             left = await apply_catalogue(self._kube, left, self.lease)
 
-    def _asked(self) -> tuple[tuple[Service, ...], TokenFleetSpec]:
-        return self._observer.services(), self._observer.policy()
+    def _asked(self) -> Facts | None:
+        return (self._observer.services(), self._observer.policy()) if self.stores.synced else None
 
     def _make_webhook(self) -> Webhook | None:
         chosen = self._settings.webhook
