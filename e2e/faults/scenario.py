@@ -102,18 +102,21 @@ class Play:
 
     def outcome(self) -> Json:
         """The state at rest, and what was created and deleted since the last call."""
-        found = eventually(self._state_at_rest, "a state in which nothing is missing", pause=0.15)
+        (found,) = eventually(self._state_at_rest, "a state in which nothing is missing", pause=0.15)
         self.births.settle()
         counts = self.births.counts()
         fresh, self._before = counts - self._before, counts
         return {"state": found, "counts": dict(sorted(fresh.items()))}
 
-    def _state_at_rest(self) -> Json | None:
-        """On a busy machine a scrape may be late since it came to rest: that blip is not what it came to."""
+    def _state_at_rest(self) -> tuple[Json] | None:
+        """On a busy machine a scrape may be late since it came to rest: that blip is not what it came to.
+
+        Nothing at all may be what it came to.
+        """
         if self.missing():
             return None
         found = state(self.rig.api, self.site.namespace)
-        return None if self.missing() else found
+        return None if self.missing() else (found,)
 
 
 def _rolled_out(deployment: Json) -> bool:
