@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+import requests
 
 from e2e.faults.conftest import Stage
 from e2e.faults.faults import answering, beside_lease, every, lost, only, page, reset, slow
@@ -143,6 +144,7 @@ def test_the_api_server_restarts(faulty: Rig, stage: Stage, reference: Reference
         eventually(lambda: len(play.site.pods(None)) > 3, "a successor was started", 20, 0.05)
         play.births.records.clear()  # the tests' own watches break with the server: only the state is compared
         faulty.bed.cluster.restart_api_server()
+        eventually(lambda: _serves_ours(faulty), "kinds of CRDs are served again", 30)
         _revived(faulty, life, door, play)
         assert (
             wrong := reference.differs("move", {**play.outcome(), "counts": reference.outcomes["move"]["counts"]})
@@ -166,6 +168,14 @@ def test_etcd_hangs(faulty: Rig, stage: Stage, reference: Reference, log: Log) -
         assert (wrong := reference.differs("move", play.outcome())) == [], wrong
         _judge(door, play, log)
         faulty.end()
+
+
+def _serves_ours(rig: Rig) -> bool:
+    """Later than the API server calls itself ready."""
+    try:
+        return rig.api.list("tokenservices") is not None
+    except requests.HTTPError:
+        return False
 
 
 def _created(rig: Rig, play: Play) -> tuple[Door, Instance]:

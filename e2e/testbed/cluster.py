@@ -86,7 +86,7 @@ class Cluster:
     def restart_api_server(self) -> None:
         """It is killed and started again over the same etcd, and is ready."""
         self.processes.restart("kube-apiserver")
-        ready = lambda: "ok" in self.kubectl("get", "--raw=/readyz", check=False)  # noqa: E731
+        ready = lambda: self.kubectl("get", "--raw=/readyz", check=False).strip() == "ok"  # noqa: E731
         self.processes.wait_until(ready, what="API server ready", timeout_seconds=90)
 
     def kubectl(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
