@@ -75,6 +75,7 @@ tools: setup ## Fetch or build the control plane (once; about ten minutes when i
 	$(BIN)/python -m e2e.testbed.tools
 
 e2e: tools ## Tests on a real control plane, and a slice of the faults
+	$(BIN)/python -m e2e.testbed.tools lws # built before the tests, each of which has five minutes
 	$(BIN)/pytest e2e/tests
 	$(BIN)/pytest e2e/faults -m slice
 
