@@ -86,7 +86,6 @@ class Scenario:
         began = time.time()
         self._settle()
         self._count_running("steady", time.time() - began)
-        load.question = replace(load.question, busy=service.BUSY, longer_tokens=service.LONGER_TOKENS)
         with self._phase(load, "scale-up", HIGH):
             self._until(lambda: self._ready() == service.MAX_REPLICAS, "two replicas serving")
             self._settle(WINDOW_SECONDS)
@@ -101,6 +100,7 @@ class Scenario:
             self._drain(node)
             self._until(lambda: self._ready() == service.MAX_REPLICAS, "two replicas serving after the drain")
             self._kubectl("uncordon", node)
+        load.question = replace(load.question, busy=service.BUSY, longer_tokens=service.LONGER_TOKENS)
         with self._phase(load, "operator-restart", HIGH):
             self._restart_operator()
         with self._phase(load, "operator-upgrade", HIGH):

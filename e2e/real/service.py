@@ -22,11 +22,12 @@ OUTPUT_TOKENS = 256
 LOW, HIGH = 0.375, 2.0
 """Requests a second of 64 prompt tokens and such answers. The profile's capacity is 1.1 of them, and what is learned
 moves it between 0.55 and 2.2: LOW is always one replica at the target of 0.7, HIGH always two. Two cores carry HIGH and
-an engine that starts beside it: with answers of 512 tokens, one and all, one was not there within five minutes."""
+an engine that starts beside it, not replicas that are never idle: with answers of 512 tokens an engine was not there
+within five minutes."""
 
 BUSY, LONGER_TOKENS = 2 * MAX_REPLICAS, 896
-"""At HIGH, answers are as long while fewer than two requests run per replica. Longer ones than OUTPUT_TOKENS ask for no
-fewer replicas, and MAX_REPLICAS is what HIGH has already."""
+"""Where no engine starts, answers at HIGH are so long while fewer than two requests run per replica: a replica that is
+never idle takes a core, and there are two. Longer answers ask for no fewer replicas, and HIGH has all there may be."""
 
 WINDOW_SECONDS = 30
 """Over which the operator looks at rates."""
