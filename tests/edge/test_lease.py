@@ -215,3 +215,19 @@ async def test_a_leader_that_left_plans_no_more() -> None:
     assert server.objects[KEY]["metadata"]["annotations"] == {PLANNING_ANNOTATION: "false"}
     second._look(server.objects[KEY], clock.now)
     assert not second.planned()
+
+
+async def test_a_leader_whose_renewals_are_not_answered_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """On a machine with too much to do: it is its own last holder, and nobody else leads."""
+    server, clock = Server(), Clock()
+    lease = make_lease(server, clock, "a")
+    await lease.acquire()
+
+    async def late(*_: object, **__: object) -> object:
+        clock.now += 5
+        raise TimeoutError
+
+    server.patch = server.get = late  # type: ignore[assignment, method-assign]
+    with pytest.raises(LeaseLost, match="a leads no more: the Lease was not renewed in time"):
+        await lease.hold()
+    assert "Lease system/operator: no answer in time" in caplog.text

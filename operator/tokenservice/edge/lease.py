@@ -113,7 +113,8 @@ class Lease:
             renewed = await self._try()
             if self._taken or not (renewed or self.held()):
                 self._valid_until = float("-inf")
-                raise LeaseLost(f"{self.identity} leads no more: {self._holder or 'nobody'} does")
+                why = f"{self._holder} does" if self._taken else "the Lease was not renewed in time"
+                raise LeaseLost(f"{self.identity} leads no more: {why}")
 
     async def release(self) -> None:
         """Lets the next process lead at once, on a clean exit."""
@@ -140,7 +141,7 @@ class Lease:
             async with asyncio.timeout(self.terms.trust / 2):
                 won = await self._take(began)
         except (ApiError, TimeoutError) as error:
-            _log.warning("Lease %s/%s: %s", self.key.namespace, self.key.name, error or "no answer in time")
+            _log.warning("Lease %s/%s: %s", self.key.namespace, self.key.name, str(error) or "no answer in time")
             return False
         if won:
             self._valid_until = began + self.terms.trust
