@@ -150,14 +150,12 @@ class Applier:
         self._clock = clock
         self._wall_clock = wall_clock
         self._parallel = parallel
-        self._owners: dict[ObjectKey, asyncio.Future[Json]] = {}
-        self._listed: dict[tuple[str, str], asyncio.Future[dict[ObjectKey, Json]]] = {}
-        self._many: frozenset[tuple[str, str]] = frozenset()
+        self._owners = _Owners(writer, ())
 
     async def apply(self, actions: Sequence[Action]) -> Report:
         """Runs all actions in the order they ask for. Raises ValueError for a plan that has none."""
         run, until = _Run(actions), self._clock() + PATIENCE_SECONDS
-        self._owners, self._listed, self._many = {}, {}, _many_owners(actions)
+        self._owners = _Owners(self._writer, actions)
         pending: set[asyncio.Task[Outcome]] = set()
         try:
             while run.active:
@@ -238,31 +236,10 @@ class Applier:
             raise Taken(_in_the_way(there, manifest), status=conflict.status) from conflict
 
     async def _check_owner(self, manifest: Json) -> None:
-        """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew.
-
-        An owner is asked for once a plan, however many children it lacks.
-        """
+        """Nothing is made for who is gone: a view in which only the children's going is seen would make them anew."""
         for key, uid in _owners_of(manifest):
-            live = (await self._owner(key))["metadata"]
-            if live["uid"] != uid or live.get("deletionTimestamp"):
+            if await self._owners.uid(key) != uid:
                 raise NotFound(f"{key.kind} {key.name} is gone")
-
-    async def _owner(self, key: ObjectKey) -> Json:
-        """Raises NotFound when it is not there."""
-        if (place := (key.kind, key.namespace)) not in self._many:
-            if key not in self._owners:
-                self._owners[key] = asyncio.ensure_future(self._writer.get(key))
-            return await self._owners[key]
-        if place not in self._listed:
-            self._listed[place] = asyncio.ensure_future(self._list(*place))
-        found = (await self._listed[place]).get(key)
-        if found is None:
-            raise NotFound(f"{key.kind} {key.name} is gone")
-        return found
-
-    async def _list(self, kind: str, namespace: str) -> dict[ObjectKey, Json]:
-        pages = self._writer.list_pages(kind, namespace)
-        return {key_of(item): {"metadata": item["metadata"]} async for page in pages for item in page.items}
 
     async def _over(self, manifest: Json, uid: str, revision: str) -> Json:
         return await self._writer.apply(_expecting(manifest, uid=uid, resourceVersion=revision))
@@ -305,12 +282,39 @@ def _owners_of(manifest: Json) -> list[tuple[ObjectKey, str]]:
     return [(ObjectKey(owner["kind"], metadata["namespace"], owner["name"]), owner["uid"]) for owner in owners]
 
 
-def _many_owners(actions: Sequence[Action]) -> frozenset[tuple[str, str]]:
-    """Kinds and namespaces of which so many will be asked for that one list is less to ask."""
-    made = (action.manifest for action in actions if isinstance(action, Apply) and action.resource_version is None)
-    owners = {key for manifest in made for key, _ in _owners_of(manifest)}
-    counts = Counter((key.kind, key.namespace) for key in owners)
-    return frozenset(place for place, count in counts.items() if count >= MANY_OWNERS)
+class _Owners:
+    """Who is there of those that a plan makes children for: asked for once, however many children an owner lacks."""
+
+    def __init__(self, writer: Writer, actions: Sequence[Action]) -> None:
+        made = (action.manifest for action in actions if isinstance(action, Apply) and action.resource_version is None)
+        counts = Counter(_place(key) for key in {key for manifest in made for key, _ in _owners_of(manifest)})
+        self._writer = writer
+        self._many = {place for place, count in counts.items() if count >= MANY_OWNERS}
+        self._answers: dict[ObjectKey, asyncio.Future[dict[ObjectKey, str]]] = {}
+
+    async def uid(self, key: ObjectKey) -> str | None:
+        """None when it is not there, or is being deleted."""
+        asked = place if (place := _place(key)) in self._many else key
+        if asked not in self._answers:
+            self._answers[asked] = asyncio.ensure_future(self._ask(asked))
+        return (await self._answers[asked]).get(key)
+
+    async def _ask(self, asked: ObjectKey) -> dict[ObjectKey, str]:
+        """Uids of one owner, or of all of a place."""
+        if asked.name:
+            return _living([await self._writer.get(asked)])
+        pages = self._writer.list_pages(asked.kind, asked.namespace)
+        return {key: uid async for page in pages for key, uid in _living(page.items).items()}
+
+
+def _place(key: ObjectKey) -> ObjectKey:
+    """All of its kind and namespace."""
+    return key._replace(name="")
+
+
+def _living(objects: Iterable[Json]) -> dict[ObjectKey, str]:
+    """Uids of those that are not being deleted."""
+    return {key_of(it): it["metadata"]["uid"] for it in objects if not it["metadata"].get("deletionTimestamp")}
 
 
 class _Run:
