@@ -122,6 +122,7 @@ def _bed(size: Size, options: argparse.Namespace, say: Say) -> Bed:
         bed.cluster.apply(profile("vLLM"), measure.fleet(options.scrape_seconds))
         measure.furnish(bed, size)
         eventually(lambda: leads(bed), "the operator leads")
+        say(f"everything runs; its kinds are news for {_NEW_KINDS_SECONDS:.0f} s")
         time.sleep(_NEW_KINDS_SECONDS)
     except BaseException:
         bed.stop()

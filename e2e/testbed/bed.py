@@ -23,9 +23,7 @@ from e2e.testbed.nodes import Autoscaler, Pool
 from e2e.testbed.operator import Operator
 from e2e.testbed.processes import Processes, free_port
 from e2e.testbed.prometheus import Prometheus
-from tokenservice.api import GROUP, VERSION
-
-TOKEN_SERVICE = f"{GROUP}/{VERSION}"
+from tokenservice.api import API_VERSION
 
 
 @dataclass
@@ -70,7 +68,7 @@ class Bed:
         self.processes.wait_until(self._admits_children, what="children admitted", timeout_seconds=90, pause_seconds=1)
 
     def _admits_children(self) -> bool:
-        owner = {"apiVersion": TOKEN_SERVICE, "kind": "TokenService", "name": "any", "uid": "any"}
+        owner = {"apiVersion": API_VERSION, "kind": "TokenService", "name": "any", "uid": "any"}
         child = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
