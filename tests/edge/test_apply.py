@@ -358,6 +358,25 @@ async def test_a_placed_pod_may_serve_before_its_gate_is_lifted() -> None:
     assert report.written == ((POD, server.objects[POD]["metadata"]["resourceVersion"]),)
 
 
+@pytest.mark.parametrize("failures", [[], [Invalid("a webhook says no")]], ids=["placed", "refused"])
+async def test_pods_without_a_node_are_let_go_when_no_other_can_lose_its_room_to_them(failures: list[ApiError]) -> None:
+    """The scheduler knows nothing of what is planned: whoever is let go first takes what was meant for others."""
+    server = Server()
+    server.failures = list(failures)
+    pods = [ObjectKey("Pod", "team", f"chat-{number}") for number in range(4)]
+    for pod in pods:
+        server.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "team", "name": pod.name, "uid": "u"}})
+    nodes = [None, "node-1", None, "node-2"]
+    places = [
+        Place(id=f"p{number}", reason=Reason.PLACED, message="", pod=pods[number], uid="u", node=node)
+        for number, node in enumerate(nodes)
+    ]
+    report = await make_applier(server).apply([applied("a"), *places])
+    let_go = [key.name for _, key, detail in server.calls if key.kind == "Pod" and "spec" in detail["body"]]
+    assert set(let_go[-2:]) == {"chat-0", "chat-2"}
+    assert [o.result for o in report.outcomes].count(Result.DONE) == 5 - len(failures)
+
+
 async def test_a_pod_whose_status_cannot_be_written_keeps_its_gate() -> None:
     server = Server()
     uid = live_pod(server)

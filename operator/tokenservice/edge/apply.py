@@ -1,11 +1,13 @@
 """Carries a plan's actions out.
 
 Actions run as soon as those they come after have succeeded, 32 at a time, those that stand first in the plan before
-others. Before every write the fence is asked whether this process still leads; every write carries what it expects to
-find. Each action is safe to repeat, so a crash at any point needs no cleaning up, and nothing is retried in here: a
-conflict or a vanished object ends the action quietly, the next plan is made from what is then there. What stays in the
-way until somebody acts is no conflict but an outcome of its own, and told. What can wait is left to the next plan where
-this one takes long: when a thousand services come, pods of the first would wait for what nobody needs of the last.
+others. Pods for which no node has room are let go when all that are to have one were: the scheduler would give them
+what was meant for others. Before every write the fence is asked whether this process still leads; every write carries
+what it expects to find. Each action is safe to repeat, so a crash at any point needs no cleaning up, and nothing is
+retried in here: a conflict or a vanished object ends the action quietly, the next plan is made from what is then there.
+What stays in the way until somebody acts is no conflict but an outcome of its own, and told. What can wait is left to
+the next plan where this one takes long: when a thousand services come, pods of the first would wait for what nobody
+needs of the last.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ PATIENCE_SECONDS = 8.0
 
 MANY_OWNERS = 8
 """From so many of a namespace on, owners are listed instead of asked for one by one."""
+
+_ALL_PLACED = ""
+"""Stands in the order of a plan for all its pods that are given a node; no action has this id."""
 
 _NEVER = "1"
 """A revision that no object ever has: an apply that carries it creates, and conflicts with whatever is there."""
@@ -327,8 +332,7 @@ class _Run:
         self._ready: list[int] = []
         if len(self._places) < len(actions):
             raise ValueError("two actions of the plan have the same id")
-        known = self._places.keys()
-        self._sorter = TopologicalSorter({action.id: known & set(action.after) for action in actions})
+        self._sorter = TopologicalSorter(_order(actions))
         self._sorter.prepare()
 
     @property
@@ -337,8 +341,11 @@ class _Run:
 
     def next(self) -> Action | None:
         """The first action of the plan that nothing holds up any more, each once; None while all others wait."""
-        for id_ in self._sorter.get_ready():
-            heappush(self._ready, self._places[id_])
+        while ids := self._sorter.get_ready():
+            if _ALL_PLACED in ids:
+                self._sorter.done(_ALL_PLACED)
+            for id_ in set(ids) - {_ALL_PLACED}:
+                heappush(self._ready, self._places[id_])
         return self._actions[heappop(self._ready)] if self._ready else None
 
     def blocker(self, action: Action) -> str | None:
@@ -352,6 +359,18 @@ class _Run:
     def _succeeded(self, id_: str) -> bool:
         outcome = self.outcomes.get(id_)
         return outcome is not None and outcome.result is Result.DONE
+
+
+def _order(actions: Sequence[Action]) -> dict[str, set[str]]:
+    """Ids that have to be over before each begins; that one failed holds back only what comes `after` it."""
+    known = {action.id for action in actions}
+    order = {action.id: known & set(action.after) for action in actions}
+    places = [action for action in actions if isinstance(action, Place)]
+    if loose := [place.id for place in places if place.node is None]:
+        order[_ALL_PLACED] = {place.id for place in places if place.node is not None}
+        for id_ in loose:
+            order[id_].add(_ALL_PLACED)
+    return order
 
 
 def _in_the_way(there: Json, manifest: Json) -> str:
