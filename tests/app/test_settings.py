@@ -25,6 +25,7 @@ enginePodPatch: {spec: {runtimeClassName: nvidia}}
 gatewayPeers: [{podSelector: {}}]
 metricsPeers: []
 podMonitors: true
+monitorLabels: {release: stack}
 lease: {namespace: system, name: tokenservice}
 health: {port: 1}
 metrics: {port: 2}
@@ -49,6 +50,7 @@ def test_what_the_chart_writes_is_read(tmp_path: Path) -> None:
     assert core.images.allowed == ("example.org/",)
     assert core.pod_patch == {"spec": {"runtimeClassName": "nvidia"}}
     assert core.pod_monitors
+    assert core.monitor_labels == {"release": "stack"}
     assert core.status_interval_seconds == 30
 
 

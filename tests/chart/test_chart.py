@@ -281,6 +281,12 @@ def test_users_get_their_rights_through_the_roles_they_have() -> None:
     assert not [rule for rule in edit["rules"] if "tokenservices/status" in rule["resources"]]
 
 
+def test_without_aggregation_there_is_still_a_role_for_those_who_run_the_fleet() -> None:
+    names = {it["metadata"]["name"] for it in kinds(rendered(*values(rbac__aggregate=False)), "ClusterRole")}
+    assert "tokenservice-fleet-admin" in names
+    assert "tokenservice-edit" not in names
+
+
 # --- the webhook ----------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +355,15 @@ def test_monitoring_objects_appear_where_their_api_exists() -> None:
     assert kinds(with_api, "PodMonitor")
     assert kinds(with_api, "PrometheusRule")
     assert config(*MONITORING)["podMonitors"] is True
+
+
+def test_monitoring_objects_have_the_labels_that_prometheus_selects_by() -> None:
+    mine = {"release": "stack", "app.kubernetes.io/name": "another"}
+    arguments = (*MONITORING, *values(metrics__labels=mine))
+    for made in kinds(rendered(*arguments), "PodMonitor") + kinds(rendered(*arguments), "PrometheusRule"):
+        assert made["metadata"]["labels"]["release"] == "stack"
+        assert made["metadata"]["labels"]["app.kubernetes.io/name"] == "tokenservice"
+    assert config(*arguments)["monitorLabels"] == mine
 
 
 # --- settings and network -------------------------------------------------------------------------------------------

@@ -469,6 +469,15 @@ def test_a_pod_monitor_exists_only_where_its_kind_does() -> None:
     assert "taas.dev/service" in monitor["podTargetLabels"]
 
 
+def test_a_pod_monitor_has_the_labels_that_prometheus_selects_by_and_keeps_its_own() -> None:
+    asked = {"release": "stack", "taas.dev/service": "another"}
+    made = render(settings=replace(SETTINGS, pod_monitors=True, monitor_labels=asked))
+    labels = made["PodMonitor"]["metadata"]["labels"]
+    assert labels["release"] == "stack"
+    assert labels["taas.dev/service"] == render()["Service"]["metadata"]["labels"]["taas.dev/service"]
+    assert "release" not in made["Service"]["metadata"]["labels"]
+
+
 # --- quantities
 
 

@@ -77,6 +77,7 @@ class Settings(_Model):
     gateway_peers: tuple[Json, ...] = ()
     metrics_peers: tuple[Json, ...] = ()
     pod_monitors: bool = False
+    monitor_labels: dict[str, str] = Field(default_factory=dict)
     catalogue: bool = True
     lease: LeaseSettings = LeaseSettings()
     listen_address: str = "0.0.0.0"  # noqa: S104 - a pod's own network namespace
@@ -108,6 +109,7 @@ class Settings(_Model):
             gateway_peers=self.gateway_peers,
             metrics_peers=self.metrics_peers,
             pod_monitors=self.pod_monitors,
+            monitor_labels=self.monitor_labels,
             cluster_domain=self.cluster_domain,
             pod_patch=self.engine_pod_patch,
             status_interval_seconds=self.status_interval_seconds,

@@ -90,6 +90,7 @@ def shared_children(
     ]
     if settings.pod_monitors:
         monitor = shared(service, "monitoring.coreos.com/v1", "PodMonitor", key.name)
+        monitor["metadata"]["labels"] = {**settings.monitor_labels, **monitor["metadata"]["labels"]}
         found.append(monitor | {"spec": monitor_spec(key, spec)})
     if spec.model.runtime_adapters is not None:
         found.append(shared(service, "v1", "ConfigMap", adapters_name(key.name)) | {"data": wanted(spec)})

@@ -323,6 +323,7 @@ class Settings:
     gateway_peers: tuple[Json, ...] = ()
     metrics_peers: tuple[Json, ...] = ()
     pod_monitors: bool = False
+    monitor_labels: Mapping[str, str] = field(default_factory=dict)
     cluster_domain: str = "cluster.local"
     pod_patch: Json = field(default_factory=dict)
     status_interval_seconds: float = 60.0
