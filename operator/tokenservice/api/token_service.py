@@ -60,7 +60,7 @@ _SIGNATURE = matches(
 _WORD = matches(r"^[!-#%-~]+$", "one word without spaces or $, for example release@example.com")
 _ISSUER = matches(r"^https://[!-#%-~]+$", "write the URL of an OpenID Connect issuer, with https://")
 _VARIABLE = matches(
-    r"^[A-Z_][A-Z0-9_]*$", "not an environment variable: use capitals, digits and _, for example HF_HUB_OFFLINE"
+    r"^[A-Z_][A-Z0-9_]*$", "not an environment variable: use capitals, digits and _, for example NCCL_DEBUG"
 )
 
 
@@ -322,11 +322,11 @@ class EnvVar(ApiModel):
 
 
 class Resources(ApiModel):
-    """What a replica needs beside accelerators; requests and limits are equal for memory."""
+    """What each pod of a replica needs beside accelerators; requests and limits are equal for memory."""
 
     cpu: str | None = field(
         None,
-        "CPU of a replica",
+        "CPU of a pod",
         unit="cores, as a quantity",
         default_text="4 per accelerator",
         max_length=16,
@@ -335,7 +335,7 @@ class Resources(ApiModel):
     )
     memory: str | None = field(
         None,
-        "Host memory of a replica",
+        "Host memory of a pod",
         unit="bytes, as a quantity",
         default_text="16Gi and half the size of the weights",
         max_length=16,
@@ -353,7 +353,7 @@ class Resources(ApiModel):
     )
     ephemeral_storage: str | None = field(
         None,
-        "Local disk of a replica",
+        "Local disk of a pod",
         unit="bytes, as a quantity",
         default_text="20Gi and 1.2 times the weights",
         max_length=16,

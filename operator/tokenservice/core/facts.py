@@ -20,7 +20,6 @@ from tokenservice.core.names import (
     ENGINE_KINDS,
     LEADER_WORKER_SET,
     REGION_LABEL,
-    SERVICE_LABEL,
     SURGE_ANNOTATION,
     VARIANT_LABEL,
     ZONE_LABEL,
@@ -572,9 +571,3 @@ def allowed_location(service: Service, node: Node) -> bool:
         and (not placement.regions or region in placement.regions)
         and (not placement.zones or zone in placement.zones)
     )
-
-
-def owner_of(labels: Mapping[str, str], namespace: str) -> ServiceKey | None:
-    """The service that an object's labels name."""
-    name = labels.get(SERVICE_LABEL)
-    return ServiceKey(namespace, name) if name else None

@@ -301,8 +301,3 @@ def _held_if_partial(facts: Facts, seen: Outlook, scaling: Scaling, current: int
         f"{seen.metrics.engines_reporting} of {ready} engines reported for a whole window of rates: holding {current}"
     )
     return replace(scaling, replicas=current, reason=Reason.METRICS_MISSING, message=message)
-
-
-def primary_variant(seen: Outlook) -> Variant | None:
-    """The variant that a service is planned with."""
-    return seen.want.variant if seen.want is not None else None

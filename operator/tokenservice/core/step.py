@@ -4,9 +4,8 @@ An iteration with B running sequences, contexts c_i and p prefill tokens takes
 `alpha + beta*B + kappa*sum(c_i)/1000 + delta*p` milliseconds. alpha is the weight read and the launch
 overhead, beta the per-sequence work, kappa the KV-cache read, delta the prefill compute.
 
-The form and the fits of the shipped profiles come from 136 measured (model, engine, accelerator, TP, precision)
-groups of aiconfigurator's `silicon_sample.csv` (Apache-2.0): 2-10 % error on held-out shapes where six or more
-shapes were measured, against 21-31 % for the `alpha + beta*B` that other autoscalers use.
+The form and the fits of the shipped profiles come from aiconfigurator's `silicon_sample.csv` (Apache-2.0);
+docs/capacity.md has the errors on shapes that were held out.
 """
 
 from __future__ import annotations
