@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 30.0
 _ROUND_SECONDS = 5.0
+_AT_ONCE = 8
 
 
 class Lifts(Protocol):
@@ -46,14 +47,14 @@ class Gatekeeper:
 
     async def lift(self, *, older_than: float = 0.0) -> None:
         """Lifts every gate of ours that is this old; all of them on the way out."""
-        now = self.wall_clock()
-        for pod in self.pods():
-            if pod.gated and not pod.deleting and now - pod.created_at >= older_than:
-                await self._lift(pod)
+        now, slots = self.wall_clock(), asyncio.Semaphore(_AT_ONCE)
+        due = [pod for pod in self.pods() if pod.gated and not pod.deleting and now - pod.created_at >= older_than]
+        await asyncio.gather(*(self._lift(pod, slots) for pod in due))
 
-    async def _lift(self, pod: Pod) -> None:
+    async def _lift(self, pod: Pod, slots: asyncio.Semaphore) -> None:
         try:
-            await self.lifts.place(ObjectKey("Pod", pod.namespace, pod.name), pod.uid, None)
+            async with slots:
+                await self.lifts.place(ObjectKey("Pod", pod.namespace, pod.name), pod.uid, None)
             _log.info("lifted the gate of %s/%s", pod.namespace, pod.name)
         except ApiError as error:
             _log.warning("the gate of %s/%s stays: %s", pod.namespace, pod.name, error)

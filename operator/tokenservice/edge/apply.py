@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,7 +23,17 @@ from graphlib import TopologicalSorter
 from heapq import heappop, heappush
 from typing import Protocol
 
-from tokenservice.core.model import Action, Apply, Delete, Json, ObjectKey, Place, SetDeletionCost, SetServing
+from tokenservice.core.model import (
+    Action,
+    Apply,
+    Delete,
+    Json,
+    ObjectKey,
+    Place,
+    ServiceKey,
+    SetDeletionCost,
+    SetServing,
+)
 from tokenservice.core.names import (
     DELETION_COST_ANNOTATION,
     FIELD_MANAGER,
@@ -41,6 +51,10 @@ PARALLEL_WRITES = 32
 first of a thousand services hold up the last. Its priority and fairness keep us from holding up others."""
 
 PATIENCE_SECONDS = 8.0
+
+LATE_SECONDS = 10.0
+"""For so long a plan waits for the answer to one write. A webhook of one namespace that answers late, if ever, would
+else hold up what is decided for all."""
 
 MANY_OWNERS = 8
 """From so many of a namespace on, owners are listed instead of asked for one by one."""
@@ -156,28 +170,58 @@ class Applier:
         self._wall_clock = wall_clock
         self._parallel = parallel
         self._owners = _Owners(writer, ())
+        self._late: dict[str, asyncio.Task[Outcome]] = {}
 
     async def apply(self, actions: Sequence[Action]) -> Report:
-        """Runs all actions in the order they ask for. Raises ValueError for a plan that has none."""
-        run, until = _Run(actions), self._clock() + PATIENCE_SECONDS
-        self._owners = _Owners(self._writer, actions)
-        pending: set[asyncio.Task[Outcome]] = set()
-        try:
-            while run.active:
-                while len(pending) < self._parallel and (action := run.next()) is not None:
-                    pending.add(asyncio.create_task(self._act(run, action, until)))
-                finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
-                    run.finish(task.result())
-        finally:
-            for task in pending:
-                task.cancel()
-        report = Report(tuple(run.outcomes[action.id] for action in actions))
+        """Runs all actions in the order they ask for. Raises ValueError for a plan that has none.
+
+        Two services may want a child of the same name: the first in the plan makes it, the other is told.
+        """
+        first: dict[str, Action] = {}
+        for action in actions:
+            first.setdefault(action.id, action)
+        lacking = frozenset((action.id, action.service) for action in actions if first[action.id] is not action)
+        done = await self._carry_out(_Run(tuple(first.values()), lacking))
+        report = Report(tuple(done[a.id] if first[a.id] is a else _doubled(a, first[a.id]) for a in actions))
         if any(outcome.result is Result.LEFT for outcome in report.outcomes):
             self._again()
         return report
 
+    async def _carry_out(self, run: _Run) -> dict[str, Outcome]:
+        """Outcomes by id. A write without an answer is not waited for; until it has one, it is not made again."""
+        until = self._clock() + PATIENCE_SECONDS
+        self._owners = _Owners(self._writer, run.actions)
+        pending: dict[asyncio.Task[Outcome], tuple[Action, float]] = {}
+        try:
+            while run.active:
+                while self._has_slot(len(pending)) and (action := run.next()) is not None:
+                    task = asyncio.create_task(self._act(run, action, until))
+                    pending[task] = action, self._clock() + LATE_SECONDS
+                await asyncio.wait(pending, timeout=self._patience(pending), return_when=asyncio.FIRST_COMPLETED)
+                for task, (action, at) in list(pending.items()):
+                    if task.done() or at <= self._clock():
+                        del pending[task]
+                        run.finish(task.result() if task.done() else self._leave(action, task))
+        finally:
+            for task in pending:
+                task.cancel()
+        return run.outcomes
+
+    def _has_slot(self, pending: int) -> bool:
+        return pending == 0 or (pending < self._parallel and pending + len(self._late) < 2 * self._parallel)
+
+    def _patience(self, pending: Mapping[asyncio.Task[Outcome], tuple[Action, float]]) -> float:
+        return max(0.0, min(at for _, at in pending.values()) - self._clock())
+
+    def _leave(self, action: Action, task: asyncio.Task[Outcome]) -> Outcome:
+        self._late[action.id] = task
+        task.add_done_callback(lambda _: self._late.pop(action.id, None))
+        message = f"the API server did not answer within {LATE_SECONDS:.0f} s"
+        return Outcome(action=action, result=Result.RETRYABLE, message=message)
+
     async def _act(self, run: _Run, action: Action, until: float) -> Outcome:
+        if action.id in self._late:
+            return Outcome(action=action, result=Result.SKIPPED, message="the last try has no answer yet")
         if blocker := run.blocker(action):
             return Outcome(action=action, result=Result.SKIPPED, message=f"waits for {blocker}")
         if action.can_wait and self._clock() > until:
@@ -325,13 +369,13 @@ def _living(objects: Iterable[Json]) -> dict[ObjectKey, str]:
 class _Run:
     """The order of one plan, and how far it got."""
 
-    def __init__(self, actions: Sequence[Action]) -> None:
+    def __init__(self, actions: Sequence[Action], lacking: frozenset[tuple[str, ServiceKey | None]]) -> None:
+        """`lacking` are ids that are another service's, and the service that goes without."""
         self.outcomes: dict[str, Outcome] = {}
-        self._actions = actions
+        self.actions = actions
+        self._lacking = lacking
         self._places = {action.id: place for place, action in enumerate(actions)}
         self._ready: list[int] = []
-        if len(self._places) < len(actions):
-            raise ValueError("two actions of the plan have the same id")
         self._sorter = TopologicalSorter(_order(actions))
         self._sorter.prepare()
 
@@ -346,11 +390,12 @@ class _Run:
                 self._sorter.done(_ALL_PLACED)
             for id_ in set(ids) - {_ALL_PLACED}:
                 heappush(self._ready, self._places[id_])
-        return self._actions[heappop(self._ready)] if self._ready else None
+        return self.actions[heappop(self._ready)] if self._ready else None
 
     def blocker(self, action: Action) -> str | None:
         """The first action that had to succeed before and did not; one that was never planned did not."""
-        return next((id_ for id_ in action.after if not self._succeeded(id_)), None)
+        lacks = {id_ for id_ in action.after if (id_, action.service) in self._lacking}
+        return next((id_ for id_ in action.after if id_ in lacks or not self._succeeded(id_)), None)
 
     def finish(self, outcome: Outcome) -> None:
         self.outcomes[outcome.action.id] = outcome
@@ -371,6 +416,13 @@ def _order(actions: Sequence[Action]) -> dict[str, set[str]]:
         for id_ in loose:
             order[id_].add(_ALL_PLACED)
     return order
+
+
+def _doubled(action: Action, first: Action) -> Outcome:
+    """Of two actions with one id, the second: who made the first is the older one, or comes first by name."""
+    owner = f"TokenService {first.service.name}" if first.service is not None else "another TokenService"
+    message = f"{owner} makes a child of the same name: give one of the two another name"
+    return Outcome(action=action, result=Result.TAKEN, message=message)
 
 
 def _in_the_way(there: Json, manifest: Json) -> str:
