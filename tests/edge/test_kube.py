@@ -221,6 +221,20 @@ async def test_a_connection_that_breaks_within_the_answer_is_worth_another_try(k
         await kube.get(POD)
 
 
+async def test_so_is_one_that_breaks_within_an_error(kube: Kube, server: Scripted) -> None:
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=500, headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"kind":')
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    server.answers = [cut]
+    with pytest.raises(Retryable, match="broke off"):
+        await kube.get(POD)
+
+
 async def test_an_answer_that_is_no_json_is_worth_another_try(kube: Kube, server: Scripted) -> None:
     server.answers = [web.Response(text="<html>Log in</html>")]
     with pytest.raises(Retryable):

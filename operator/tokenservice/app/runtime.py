@@ -149,7 +149,7 @@ class Operator:
         complaints, hearing = _view(kube, settings, "Event", COMPLAINTS, self._mark_dirty)
         self._reflectors += hearing
         lease_key = ObjectKey("Lease", settings.lease.namespace, settings.lease.name)
-        self.lease = Lease(kube, lease_key, identity(), plans=lambda: self.planner.healthy)
+        self.lease = Lease(kube, lease_key, identity(), plans=self._plans)
         self._applier = Applier(kube, self.lease, self.stores, again=self._mark_dirty)
         self._gatekeeper = Gatekeeper(pods=self._pods, lifts=self._applier)
         reporter = Reporter(kube, Events(kube, self.lease.identity), self.lease, self.stores, again=self._mark_dirty)
@@ -249,6 +249,10 @@ class Operator:
 
     def _pods(self) -> list[Pod]:
         return [pod for pod in self.stores.values("Pod", Pod) if pod.service is not None]
+
+    def _plans(self) -> bool:
+        """Whether pods may be held back for the planner: who does not see them lets none go."""
+        return self.planner.healthy and "Pod" not in self.stores.stale_kinds()
 
     def _mark_dirty(self) -> None:
         self.planner.mark_dirty()

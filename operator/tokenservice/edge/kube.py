@@ -93,6 +93,9 @@ async def connect(kubeconfig: str | None = None, context: str | None = None) -> 
     except kubernetes_config.ConfigException as error:
         where = f"kubeconfig {kubeconfig}" if kubeconfig else "the pod's ServiceAccount (or give --kubeconfig)"
         raise ConfigurationError(f"no way to the API server through {where}: {error}") from error
+    # Each watch of a kind in a namespace holds a connection, and the Lease must never wait for one: writes are bounded
+    # by who makes them.
+    configuration.connection_pool_maxsize = 0
     client = kubernetes_client.ApiClient(configuration)
     client.user_agent = USER_AGENT
     return client
@@ -277,7 +280,10 @@ def key_of(manifest: Json) -> ObjectKey:
 
 
 async def _failure(response: aiohttp.ClientResponse) -> ApiError:
-    text = await response.text(errors="replace")
+    try:
+        text = await response.text(errors="replace")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return Retryable(f"{response.status} {response.reason}: the answer broke off: {error or type(error).__name__}")
     try:
         body = json.loads(text)
     except ValueError:
