@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.build import (
     H100_8B,
+    MODEL,
     NOW,
     make_deployment,
     make_metrics,
@@ -122,6 +123,25 @@ TEACHES_NOTHING: dict[str, dict[str, Any]] = {
     "nothing finished": {"mean_tpot_seconds": Missing("NothingFinished", "no request finished")},
     "lengths are not known": {"mean_output_tokens": Missing("NothingFinished", "no request finished")},
 }
+
+
+OTHER_ENGINES: dict[str, dict[str, Any]] = {
+    "an argument of its own": {"engine": {"name": "vLLM", "extraArgs": ["--enforce-eager"]}},
+    "a variable of its own": {"engine": {"env": [{"name": "NCCL_DEBUG", "value": "WARN"}]}},
+    "an image of its own": {"engine": {"name": "vLLM", "image": f"example.org/vllm@sha256:{'a' * 64}"}},
+    "adapters": {"model": {"uri": f"hf://{MODEL}", "adapters": [{"name": "legal", "uri": "hf://a/b"}]}},
+}
+
+
+@pytest.mark.parametrize("case", OTHER_ENGINES)
+def test_who_runs_something_else_teaches_nobody(case: str) -> None:
+    """All who use the profile decide by what it says: a tenant whose engine is slow on purpose would make them pay."""
+    seen = slow_engines()
+    service = make_service(**OTHER_ENGINES[case])
+    states, writes = learn({}, replace(seen, services=(service,)), NOW)
+    assert not writes
+    assert all(state.samples == 0 for state in states.values())
+    assert any(state.samples for state in learn({}, seen, NOW)[0].values())
 
 
 @pytest.mark.parametrize("case", TEACHES_NOTHING)

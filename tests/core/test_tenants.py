@@ -227,14 +227,37 @@ def test_a_secret_is_named_and_never_a_value_or_an_argument(uri: str) -> None:
     assert not [it for it in container["env"] if "my-" in it.get("value", "")]
 
 
-@pytest.mark.parametrize("words", [["--chat-template", "/credentials/credentials"], ["--generation-config=../x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--chat-template", "/credentials/credentials"],
+        ["--generation-config=../x"],
+        ["--hf-overrides", '{"a": [{"b": "/models/evil.py"}]}'],
+        ['--hf-overrides={"../x": 1}'],
+        ["--hf-overrides", '["/credentials/credentials"]'],
+    ],
+)
 def test_no_value_of_an_argument_is_a_path(words: list[str]) -> None:
     """An engine would take the file for a prompt template, and show it to who asks."""
     assert judged(make_service(engine={"name": "vLLM", "extraArgs": words}))
 
 
-def test_a_template_in_the_open_is_let_in() -> None:
-    words = ["--chat-template", "{% for m in messages %}{{ m.content }}</s>{% endfor %}"]
+@pytest.mark.parametrize("value", ['{"reasoning_parser_plugin": "evil.py"}', '{"backend": "xgrammar"}'])
+def test_no_field_of_a_flag_loads_code(value: str) -> None:
+    """--reasoning-parser-plugin is refused, and is a field of this one too."""
+    for words in (["--structured-outputs-config", value], ["--structured-outputs-config.reasoning_parser_plugin=evil"]):
+        assert judged(make_service(engine={"name": "vLLM", "extraArgs": words}))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--chat-template", "{% for m in messages %}{{ m.content }}</s>{% endfor %}"],
+        ["--hf-overrides", '{"rope_scaling": {"factor": 4.0, "rope_type": "yarn"}}'],
+        ["--limit-mm-per-prompt", '{"image": 2}'],
+    ],
+)
+def test_a_template_in_the_open_is_let_in(words: list[str]) -> None:
     assert judged(make_service(engine={"name": "vLLM", "extraArgs": words})) == ()
 
 

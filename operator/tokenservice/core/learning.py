@@ -153,13 +153,19 @@ def _observation(service: Service, pods: list[Pod], metrics: Any) -> Observation
 
 
 def _plain(service: Service) -> bool:
-    """Runs what the profile describes: another cache format or a draft model make another engine of it."""
+    """Runs what the profile describes, which all who use it learn from.
+
+    Another cache format, a draft model, adapters, or arguments of the user's own make another engine of it.
+    """
     spec = service.spec
     if spec is None or service.deleting:
         return False
     engine = spec.engine
     plain_cache = engine.kv_cache_dtype != KVCacheDtype.FP8
-    return plain_cache and engine.speculative is None and engine.pipeline_parallel_size == 1
+    own = engine.image is not None or engine.extra_args or engine.env
+    adapted = spec.model.adapters or spec.model.runtime_adapters is not None
+    plain = plain_cache and engine.speculative is None and engine.pipeline_parallel_size == 1
+    return plain and not own and not adapted
 
 
 def _even(pods: list[Pod], metrics: ServiceMetrics) -> bool:

@@ -7,8 +7,9 @@ make the capacity that is planned differ from the capacity that runs.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tokenservice.api.accelerator_class import Vendor
@@ -190,12 +191,32 @@ def argument_problems(vocabulary: Vocabulary, extra_args: Iterable[str]) -> tupl
 def _path_problem(word: str, at: str) -> Problem | None:
     """A value that may be a path: engines would read the file and show what is in it, credentials for one.
 
-    What has braces is a template or JSON.
+    Of JSON each text is looked at; what else has braces is a template.
     """
     value = word.partition("=")[2] if _is_flag(word) else word
-    if "/" not in value or "{" in value:
-        return None
-    return _not_allowed(value, "it may name a file of the engine's container", at)
+    named = next((text for text in _texts(value) if "/" in text), None)
+    return _not_allowed(named, "it may name a file of the engine's container", at) if named is not None else None
+
+
+def _texts(value: str) -> Iterator[str]:
+    """All texts of JSON; any other value is one, and none where it is a template."""
+    if "{" not in value and "[" not in value:
+        yield value
+        return
+    try:
+        left = [json.loads(value)]
+    except (ValueError, RecursionError):
+        if "{" not in value:
+            yield value
+        return
+    while left:
+        match left.pop():
+            case str(text):
+                yield text
+            case list(items):
+                left += items
+            case dict(fields):
+                left += [*fields, *fields.values()]
 
 
 def flag_name(word: str) -> str:
