@@ -121,6 +121,19 @@ def test_rollback_goes_back_to_the_template_that_served_and_stays_there() -> Non
     assert SAID in found["message"]
 
 
+@pytest.mark.parametrize("written", ["oops", "[]", "{", "[" * 100_000])
+def test_what_others_write_where_the_template_is_kept_stops_nobody(written: str) -> None:
+    story = Story()
+    story.change(BAD)
+    (key,) = [key for key in story.children if key.kind == "Deployment"]
+    child = story.children[key]
+    metadata = child.body["metadata"]
+    notes = metadata["annotations"] | {GOOD_TEMPLATE_ANNOTATION: written}
+    story.children[key] = replace(child, body=child.body | {"metadata": metadata | {"annotations": notes}})
+    story.plan(BAD | {"rollback": "Automatic"})
+    assert "65536" in story.args()
+
+
 def test_setting_rollback_is_the_request_to_go_back() -> None:
     story = Story()
     story.change(BAD)

@@ -14,7 +14,7 @@ from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import Capacity, Limit, Workload
 from tokenservice.core.demand import Demand
 from tokenservice.core.model import Missing, Reason
-from tokenservice.core.scaling import Scaling, desired
+from tokenservice.core.scaling import MOST_REPLICAS, Scaling, desired
 
 FLEET = TokenFleetSpec()
 TEN_PER_SECOND = Capacity(10.0, 50.0, 0.2, 0.03, Limit.TPOT)
@@ -91,6 +91,17 @@ def test_count(demand: Demand | Missing, current: int, spec: dict[str, Any], wan
     found = scaled(demand, current, **spec)
     assert (found.replicas, found.reason) == (wanted, reason)
     assert found.floor <= found.replicas <= max(found.ceiling, current)
+
+
+def test_a_volume_beyond_any_fleet_asks_for_as_much_as_one_service_may_have() -> None:
+    asked = scaled(asks(1.0), 1, **guaranteeing(1e9), scaling={"maxReplicas": 4})
+    assert asked.replicas == MOST_REPLICAS
+    assert asked.contradiction is not None
+    assert f"{MOST_REPLICAS} replicas or more" in asked.contradiction.message
+
+
+def test_a_rate_that_floats_cannot_count_up_to_ends() -> None:
+    assert scaled(asks(1e30), 1).replicas == make_spec().scaling.max_replicas
 
 
 def test_unreachable_objectives_hold() -> None:

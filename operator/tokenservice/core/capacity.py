@@ -144,6 +144,10 @@ def usable_share(capacity: Capacity, replicas: int) -> float:
     return 1 - capacity.pooling_loss * (1 / sqrt(max(1, replicas)) - 1 / sqrt(REFERENCE_REPLICAS))
 
 
+_BEYOND_ANY_FLEET = 1e9
+"""Replicas. A rate that asks for more is nonsense; counting up from a number that floats cannot hold would not end."""
+
+
 def replicas_for(requests_per_second: float, capacity: Capacity, target_utilization: float = 1.0) -> int:
     """Fewest replicas that take the rate at or below the target utilization and within the objectives.
 
@@ -154,7 +158,7 @@ def replicas_for(requests_per_second: float, capacity: Capacity, target_utilizat
         return 0
     if capacity.requests_per_second <= 0:
         raise ValueError("no number of replicas meets these objectives")
-    need = requests_per_second / capacity.requests_per_second
+    need = min(requests_per_second / capacity.requests_per_second, _BEYOND_ANY_FLEET)
     count = max(1, ceil(need / target_utilization - 1e-9))
     while count * min(target_utilization, usable_share(capacity, count)) < need - 1e-9:
         count += 1

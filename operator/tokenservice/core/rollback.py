@@ -72,13 +72,14 @@ def with_history(manifest: Json, live: Child | None, said: str | None, *, automa
     template, notes = manifest["spec"]["template"], _notes(live)
     wanted = _digest(template)
     good = _good(template, wanted, live)
+    restorable = _template(good)
     given_up = notes.get(FAILED_TEMPLATE_ANNOTATION) == wanted
     failing = said is not None and live is not None and rolling_out(live) and notes.get(TEMPLATE_ANNOTATION) == wanted
     kept = {TEMPLATE_ANNOTATION: wanted} | ({GOOD_TEMPLATE_ANNOTATION: good} if good else {})
-    if not (automatic and good and (given_up or failing)):
+    if not (automatic and restorable and (given_up or failing)):
         return _annotated(manifest, kept)
     words = notes.get(FAILURE_ANNOTATION, "") if given_up else said
-    restored = _with_template(manifest, json.loads(good))
+    restored = _with_template(manifest, restorable)
     return _annotated(restored, kept | {FAILED_TEMPLATE_ANNOTATION: wanted, FAILURE_ANNOTATION: words or ""})
 
 
@@ -93,6 +94,15 @@ def _good(template: Json, wanted: str, live: Child | None) -> str | None:
     changes = known != wanted if known is not None else stands is not None and differs(template, stands)
     serves = int(live.body.get("status", {}).get("readyReplicas", 0)) > 0
     return _compact(stands) if changes and serves and stands is not None else before
+
+
+def _template(text: str | None) -> Json | None:
+    """What was kept; None where that is no template, since others may write into annotations too."""
+    try:
+        kept = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+    return kept if isinstance(kept, dict) else None
 
 
 def _notes(live: Child | None) -> Json:

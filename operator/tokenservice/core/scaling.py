@@ -21,6 +21,10 @@ _SPARE = 1.05
 grid, so that its rounding cannot move the count to and fro."""
 
 
+MOST_REPLICAS = 10_000
+"""Of one service; maxReplicas may be no more either. A volume outranks what its own spec says and not the fleet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
     """A count and why: one sentence, the numbers behind it, and what was decided against.
@@ -99,12 +103,15 @@ def utilization_target(spec: TokenServiceSpec, fleet: TokenFleetSpec) -> float:
 
 
 def guaranteed_replicas(spec: TokenServiceSpec, capacity: Capacity, workload: Workload) -> int:
-    """Replicas whose full capacity covers the guaranteed volume; 0 without one or where nothing is known."""
+    """Replicas whose full capacity covers the guaranteed volume, as far as any service may have so many.
+
+    0 without one or where nothing is known.
+    """
     volume = spec.objectives.volume
     tokens = volume.guaranteed_tokens_per_second if volume is not None else None
     if tokens is None or capacity.requests_per_second <= 0:
         return 0
-    return replicas_for(tokens / workload.output_tokens, capacity)
+    return min(replicas_for(tokens / workload.output_tokens, capacity), MOST_REPLICAS)
 
 
 def _case(
@@ -199,10 +206,11 @@ def _contradiction(case: _Case) -> Problem | None:
 
 def outranked(most: int, needed: int) -> Problem:
     """That the guaranteed volume takes more replicas than there may be."""
+    more = " or more" if needed >= MOST_REPLICAS else ""
     return Problem(
         Reason.MAXIMUM_OUTRANKED,
         "spec.scaling.maxReplicas",
-        f"the guaranteed volume takes {needed} replicas and outranks maxReplicas {most}:"
+        f"the guaranteed volume takes {needed} replicas{more} and outranks maxReplicas {most}:"
         f" raise it to {needed}, or lower objectives.volume.guaranteedTokensPerSecond",
     )
 
