@@ -13,6 +13,7 @@ from tests.support.build import H100, H100_8B, make_metrics, make_node, make_pod
 from tests.support.world import World
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.capacity import DEFAULT
+from tokenservice.core.decide import decide
 from tokenservice.core.facts import Facts
 from tokenservice.core.model import (
     Apply,
@@ -26,6 +27,7 @@ from tokenservice.core.model import (
     SetDeletionCost,
     SetServing,
 )
+from tokenservice.core.moves import departures
 from tokenservice.core.outlook import outlook
 from tokenservice.core.repack import LEAVING
 
@@ -217,6 +219,55 @@ def test_a_move_whose_successor_finds_no_room_is_given_up() -> None:
     made.run(30)
     assert all(pod.deletion_cost > LEAVING for pod in made.pods.values())
     assert made.serving(CHAT.key) == 2
+
+
+def test_a_move_whose_successor_is_refused_is_given_up() -> None:
+    """No pod of it exists, so none is unschedulable; the quota may stay full for ever."""
+    made = world(nodes=2)
+    made.run(10)
+    pod = next(iter(made.pods.values()))
+    made.pods[pod.name] = replace(pod, deletion_cost=LEAVING)
+    (key,) = [key for key in made.children if key.kind == "Deployment"]
+    body = made.children[key].body
+    refused = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: x"}]}
+    child = replace(made.children[key], body=body | {"status": body["status"] | refused})
+    facts = Facts(replace(made.snapshot(), children=made.children | {key: child}))
+    marks, _ = departures(facts, {CHAT.key}, {}, {}, made.now)
+    assert [(a.pod.name, a.cost) for a in marks if isinstance(a, SetDeletionCost)] == [(pod.name, 0)]
+
+
+def test_a_move_of_a_paused_service_holds_up_no_other() -> None:
+    other = make_service("other", scaling={"minReplicas": 2})
+    made = world(CHAT, other)
+    made.run(10)
+    mine = next(pod for pod in made.pods.values() if pod.service == CHAT.key)
+    made.pods[mine.name] = replace(mine, deletion_cost=LEAVING)
+    paused = make_service("chat", paused=True, scaling={"minReplicas": 2})
+    made.services = [replace(s, spec=paused.spec) if s.key == CHAT.key else s for s in made.services]
+    theirs = [pod for pod in made.pods.values() if pod.service == other.key]
+    spare = next(node.name for node in made.nodes if node.name not in {pod.node for pod in made.pods.values()})
+    made.pods[theirs[0].name] = replace(theirs[0], node=spare)
+    made.now += 10_000
+    made.run(60)
+    assert len({pod.node for pod in made.pods.values() if pod.service == other.key}) == 1
+
+
+def test_counts_that_no_cluster_holds_are_not_imagined_one_by_one() -> None:
+    """`kubectl scale deployment` takes any number, and without metrics counts hold."""
+    made = world(nodes=1)
+    made.run(10)
+    (key,) = [key for key in made.children if key.kind == "Deployment"]
+    child = made.children[key]
+    body = child.body | {"spec": child.body["spec"] | {"replicas": 2_000_000_000}}
+    gated = make_pod("new", node=None, gated=True, ready=False)
+    snapshot = replace(
+        made.snapshot(),
+        metrics={},
+        children=made.children | {key: replace(child, body=body)},
+        pods=(*made.snapshot().pods, gated),
+    )
+    plan = decide(snapshot, made.now)
+    assert any(isinstance(action, Place) for action in plan.actions)
 
 
 def test_two_services_race_for_the_last_accelerators_and_the_guaranteed_one_wins() -> None:

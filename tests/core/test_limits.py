@@ -98,6 +98,19 @@ def test_a_limit_that_is_lowered_takes_nothing_that_runs() -> None:
     assert made.serving(made.services[0].key) == 3
 
 
+def test_what_serves_is_not_removed_for_a_variant_that_the_limit_does_not_let_be() -> None:
+    made = world(service(scaling={"minReplicas": 2}), limits=(TEAM,))
+    made.run(8)
+    shape = {"parameters": 8e9, "layers": 32, "heads": 32, "kvHeads": 8, "headDim": 128}
+    model = {"uri": "s3://bucket/m", "architecture": shape}
+    larger = service(scaling={"minReplicas": 2}, engine={"tensorParallelSize": 8}, model=model)
+    made.services = [replace(made.services[0], spec=larger.spec, generation=2)]
+    for _ in range(10):
+        made.round()
+        assert made.serving(made.services[0].key) == 2
+    assert condition(made, "chat", "CapacityAvailable")["reason"] == "NamespaceLimit"
+
+
 def test_a_limit_that_is_raised_is_used() -> None:
     made = world(service(scaling={"minReplicas": 5}), limits=(TEAM,))
     made.run(8)

@@ -7,8 +7,9 @@ from typing import Any
 
 from tests.support.build import VARIANT, make_deployment, make_node, make_pod, make_service, make_snapshot
 from tests.support.world import World
-from tokenservice.core.facts import Facts
+from tokenservice.core.facts import Facts, surge
 from tokenservice.core.model import Pod, Reason, SetDeletionCost, SetServing
+from tokenservice.core.names import SURGE_ANNOTATION
 from tokenservice.core.repack import LEAVING, VICTIM
 from tokenservice.core.rollout import Step, step
 
@@ -16,9 +17,15 @@ CHAT = make_service("chat")
 
 
 def next_step(
-    pods: list[Pod], current: int, wanted: int, *, status: dict[str, Any] | None = None, **facts: Any
+    pods: list[Pod],
+    current: int,
+    wanted: int,
+    *,
+    status: dict[str, Any] | None = None,
+    annotations: dict[str, str] | None = None,
+    **facts: Any,
 ) -> Step:
-    deployment = make_deployment(CHAT, current, **(status or {}))
+    deployment = make_deployment(CHAT, current, annotations=annotations, **(status or {}))
     snapshot = make_snapshot(CHAT, pods=tuple(pods), deployments=[deployment], **facts)
     return step(Facts(snapshot), CHAT.key, VARIANT, wanted, deployment)
 
@@ -88,6 +95,38 @@ def test_a_leaving_pod_is_replaced_before_it_goes() -> None:
 
     shifted = make_pod("old", node="n1", deletion_cost=LEAVING, serving=False, ready=False)
     assert next_step([shifted, make_pod("new", node="n2")], 2, 1).replicas == 1
+
+
+def test_who_need_not_go_any_more_serves_again() -> None:
+    """Taken out of the endpoints before the node was uncordoned, or the move given up, while demand rose."""
+    back = make_pod("old", node="n1", serving=False, ready=False)
+    pods = [back, make_pod("a", node="n2"), make_pod("b", node="n2")]
+    for current, wanted in ((3, 3), (3, 4)):
+        got = [action for action in next_step(pods, current, wanted).before if isinstance(action, SetServing)]
+        assert [(action.pod.name, action.serving) for action in got] == [("old", True)]
+    leaves, starts = replace(back, deletion_cost=LEAVING), replace(back, node=None, gated=True)
+    for pod, wanted in ((back, 2), (leaves, 3), (starts, 3)):  # not missed; still to go; not there yet
+        got = next_step([pod, *pods[1:]], 3, wanted)
+        assert [action for action in got.before if isinstance(action, SetServing)] == []
+
+
+def test_a_replica_that_stands_in_for_another_is_not_taken_for_one_that_is_wanted() -> None:
+    """Else the count would rise by one at each wait: what is not surge counts as asked for."""
+    leaving = make_pod("old", node="n1", deletion_cost=LEAVING, serving=False, ready=False)
+    pods = [leaving, make_pod("a", node="n2"), make_pod("b", node="n2")]
+    marks = {SURGE_ANNOTATION: "1"}
+    for waits in ({"stale_kinds": ("nodes",)}, {"status": {"updatedReplicas": 1}}):
+        got = next_step(pods, 3, 2, annotations=marks, **waits)
+        assert (got.replicas, got.surge) == (3, 1)
+    unready = [make_pod(name, node="n2", ready=name != "d") for name in "abcd"]
+    got = next_step(unready, 4, 2, annotations=marks)
+    assert (got.replicas, got.surge, got.reason) == (4, 1, Reason.HOLDING)
+
+
+def test_what_others_write_of_a_surge_is_no_count() -> None:
+    for text, count in {"2": 2, "-1": 0, "many": 0, "9" * 5000: 0, "": 0}.items():
+        deployment = make_deployment(CHAT, 3, annotations={SURGE_ANNOTATION: text})
+        assert surge(deployment) == count
 
 
 def test_a_pod_without_our_readiness_gate_leaves_without_a_shift() -> None:

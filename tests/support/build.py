@@ -116,7 +116,9 @@ def make_pod(name: str, *, node: str | None = "n1", service: str | None = "chat"
     return Pod(**(facts | changes))
 
 
-def make_deployment(service: Service, replicas: int, *, variant: str = VARIANT, **status: Any) -> Child:
+def make_deployment(
+    service: Service, replicas: int, *, variant: str = VARIANT, annotations: dict[str, str] | None = None, **status: Any
+) -> Child:
     """A live Deployment that has finished its last rollout."""
     name = deployment_name(service.key.name, variant)
     body = {
@@ -127,6 +129,7 @@ def make_deployment(service: Service, replicas: int, *, variant: str = VARIANT, 
             "namespace": service.key.namespace,
             "generation": 1,
             "labels": {VARIANT_LABEL: variant},
+            "annotations": annotations or {},
         },
         "spec": {"replicas": replicas},
         "status": {"observedGeneration": 1, "replicas": replicas, "updatedReplicas": replicas} | status,

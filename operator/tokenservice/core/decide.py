@@ -38,7 +38,7 @@ from tokenservice.core.moves import departures, placements
 from tokenservice.core.names import adapters_name
 from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.pace import turn
-from tokenservice.core.reporting import Decided, acting, told
+from tokenservice.core.reporting import Decided, told
 from tokenservice.core.rollback import failure, with_history
 from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, retired, step
 from tokenservice.core.scaling import utilization_target
@@ -59,12 +59,12 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     facts.memo.begin(service.key for service in snapshot.services)
     seen = _chosen(facts, outlooks(facts))
     grants = {grant.want.service.key: grant for grant in allocate([one.want for one in seen if one.want], facts)}
-    acted_on = {key: grant for key, grant in grants.items() if acting(facts, grant.want.service)}
+    acted_on = {key: grant for key, grant in grants.items() if facts.acting(grant.want.service)}
     actions: list[Action] = [*placements(facts, list(acted_on.values()), now), *_actions(facts, seen, acted_on)]
     suspects = stragglers(facts, seen)
     slow_since = since(facts, suspects, now)
     slow = lasting(facts, suspects, slow_since, now)
-    moves, proposals = departures(facts, _settled(seen, acted_on, actions), slow, now)
+    moves, proposals = departures(facts, acted_on, _settled(seen, acted_on, actions), slow, now)
     actions += moves
     warmed = warm_ups(facts, acted_on)
     actions += [action for one in warmed.values() for action in one.actions]
@@ -207,7 +207,16 @@ def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]
     """New demand alone gives no other manifests: those that were compared with the same objects need no second look."""
     key, ways = seen.service.key, [variant for variant, _ in seen.ranked]
     around = (facts.belongings(key), facts.snapshot.stale_kinds, facts.scope)
-    given = (seen.service.spec, seen.service.uid, ways, grant.counts, seen.needed, seen.owed, *around)
+    given = (
+        seen.service.spec,
+        seen.service.uid,
+        ways,
+        grant.counts,
+        grant.want.replicas,
+        seen.needed,
+        seen.owed,
+        *around,
+    )
     return facts.memo.recall("actions", key, given, lambda: _service_actions(facts, seen, grant), _nothing)
 
 
@@ -287,7 +296,7 @@ def _reason(next_step: Step) -> Reason:
 def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     if facts.snapshot.stale_kinds:
         return []
-    gone = retired(facts, seen.service.key, grant.counts)
+    gone = retired(facts, seen.service.key, grant.counts, grant.want.replicas)
     return [
         delete(child, seen.service.key, Reason.REMOVED, f"{child.key.name}: its variant is no longer used")
         for child in gone

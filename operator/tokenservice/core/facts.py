@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from tokenservice.api.token_fleet import NamespaceLimit, TokenFleetSpec
-from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.api.token_service import Mode, TokenServiceSpec
 from tokenservice.core.capacity import targets
 from tokenservice.core.groups import joined
 from tokenservice.core.hindsight import UNWATCHED, Advice, Hindsight, all_advice
@@ -369,8 +369,20 @@ class Facts:
 
     @cached_property
     def emptied(self) -> frozenset[str]:
-        """Names of nodes that a pod of ours is to leave: they take no other."""
-        return frozenset(pod.node for pod in self.engine_pods if pod.node is not None and self.leaving(pod))
+        """Names of nodes that a pod of ours is to leave: they take no other. Who may not be touched leaves none."""
+        leaving = [pod for pod in self.engine_pods if self.leaving(pod)]
+        owned = [(pod.node, self.services.get(pod.service)) for pod in leaving if pod.service is not None]
+        return frozenset(node for node, service in owned if node and service is not None and self.acting(service))
+
+    def acting(self, service: Service) -> bool:
+        """Whether the operator may change anything of this service."""
+        spec = service.spec
+        return (
+            spec is not None
+            and spec.mode is Mode.ACT
+            and not spec.paused
+            and service.key.namespace not in self.snapshot.fleet.never_touch.namespaces
+        )
 
     def leaving(self, pod: Pod) -> bool:
         """Whether the pod is to be replaced: marked by a move, or on a node that is cordoned or going."""
@@ -536,10 +548,14 @@ def replicas(deployment: Child) -> int:
     return int(deployment.body.get("spec", {}).get("replicas", 1))
 
 
+_DIGITS = 9
+"""Of the largest count that an API server takes, at least; Python refuses to read a number of thousands of them."""
+
+
 def surge(deployment: Child) -> int:
     """How many of the replicas stand in for others that are about to leave; others may have written nonsense there."""
     text = str((deployment.body.get("metadata", {}).get("annotations") or {}).get(SURGE_ANNOTATION, ""))
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else 0
 
 
 def spans_nodes(deployment: Child) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tokenservice.api.token_service import Mode, Tier
@@ -14,6 +14,7 @@ from tokenservice.core.locality import told
 from tokenservice.core.memo import column
 from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey, Variant
 from tokenservice.core.packing import place
+from tokenservice.core.refusal import refused_pods
 from tokenservice.core.repack import LEAVING, Rules, due, proposals
 from tokenservice.core.rollout import mark
 from tokenservice.core.room import Room
@@ -35,9 +36,10 @@ def placements(facts: Facts, grants: Sequence[Grant], now: float) -> tuple[Place
     if not gated:
         return ()
     left, reserved, placed = facts.rooms, False, list[Place]()
+    most = sum(count for room in left.values() for count in room.free.values() if count > 0)
     for tier in _TIERS:
         mine = [pod for pod in gated if _tier(facts, pod) is tier]
-        expected = [pod for grant in grants if _tier_of(grant) is tier for pod in _expected(facts, grant)]
+        expected = [pod for grant in grants if _tier_of(grant) is tier for pod in _expected(facts, grant, most)]
         chosen = place([*mine, *expected], left, facts.admits, avoid=facts.emptied, site=facts.site, held=facts.held)
         waits = reserved
         placed += [
@@ -63,12 +65,15 @@ def _tier_of(grant: Grant) -> Tier | None:
     return grant.want.service.spec.tier if grant.want.service.spec is not None else None
 
 
-def _expected(facts: Facts, grant: Grant) -> list[Pod]:
-    """Pods of replicas that were granted which do not exist yet, also those that a leader still waits for."""
+def _expected(facts: Facts, grant: Grant, most: int) -> list[Pod]:
+    """Pods of replicas that were granted which do not exist yet, also those that a leader still waits for.
+
+    No more than `most` of a variant: what finds no room anyway is not worth imagining, and counts may be anything.
+    """
     service, found = grant.want.service, list[Pod]()
     for variant, _ in grant.want.ranked:
         there = facts.pods.get((service.key, variant.name), ())
-        for number in range(grant.counts.get(variant.name, 0) - len(there)):
+        for number in range(min(most, grant.counts.get(variant.name, 0) - len(there))):
             absent = replica(service, variant, f"{service.uid}/{variant.name}/{number}")
             found += [replace(pod, images=there[0].images) for pod in absent] if there else absent
         if variant.pods > 1:
@@ -119,12 +124,17 @@ def _placed(facts: Facts, pod: Pod, node: str | None, now: float) -> Place:
 
 
 def departures(
-    facts: Facts, settled: Mapping[ServiceKey, Ranked], slow: Mapping[ServiceKey, Sequence[Straggler]], now: float
+    facts: Facts,
+    acted_on: Container[ServiceKey],
+    settled: Mapping[ServiceKey, Ranked],
+    slow: Mapping[ServiceKey, Sequence[Straggler]],
+    now: float,
 ) -> tuple[tuple[Action, ...], tuple[Proposal, ...]]:
     """Marks pods that should leave a node, and what is proposed for the next look.
 
-    `settled` holds the services that are as they should be, and the ways in which they may run. A slow replica goes
-    before nodes are emptied: it costs its users something now.
+    A move of a service that is not `acted_on` (paused, say) stands still, and holds up no other. `settled` holds
+    the services that are as they should be, and the ways in which they may run. A slow replica goes before nodes
+    are emptied: it costs its users something now.
     """
     policy = facts.snapshot.fleet.consolidation
     rules = Rules(
@@ -133,7 +143,7 @@ def departures(
         second_look_seconds=SECOND_LOOK_SECONDS,
         max_moves=policy.max_concurrent_moves,
     )
-    under_way = facts.moving
+    under_way = [pod for pod in facts.moving if pod.service in acted_on]
     cancelled = _cancellations(facts, under_way)
     if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
         return cancelled, ()
@@ -202,13 +212,20 @@ def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
 
 
 def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[Action, ...]:
-    """A move whose successor finds no room is given up: the pod stays where it is."""
+    """A move whose successor finds no room, or may not be, is given up: the pod stays where it is."""
     stuck = {(pod.service, pod.variant) for pod in facts.stuck}
     return tuple(
-        mark(pod, 0, Reason.MOVE_CANCELLED, "its successor found no room")
+        mark(pod, 0, Reason.MOVE_CANCELLED, why)
         for pod in under_way
-        if (pod.service, pod.variant) in stuck
+        if (why := "its successor found no room" if (pod.service, pod.variant) in stuck else _refused(facts, pod))
     )
+
+
+def _refused(facts: Facts, pod: Pod) -> str:
+    """That a quota, say, lets the Deployment of the pod have no more; empty where none does."""
+    deployments = facts.deployments.get(pod.service, {}) if pod.service is not None else {}
+    refused = refused_pods(deployments.get(pod.variant or "")) is not None
+    return "its successor is refused" if refused else ""
 
 
 WarmUps = Mapping[ServiceKey, Mapping[str, float]]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from tokenservice.api.accelerator_class import AcceleratorClassSpec
 from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.conditions import ConditionType
-from tokenservice.api.token_service import Mode
 from tokenservice.core.adapters import AdapterReport, reports
 from tokenservice.core.allocation import Grant
 from tokenservice.core.capacity import Capacity
@@ -236,10 +235,10 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         doubted=crew.doubted,
         cluster_domain=facts.snapshot.settings.cluster_domain,
         problems=seen.problems,
-        acting=acting(facts, service),
+        acting=facts.acting(service),
         changing=_changing(facts, service, mine),
         exchange=_exchange(facts, seen),
-        failure=_failure(facts, seen, grant, now) if acting(facts, service) else None,
+        failure=_failure(facts, seen, grant, now) if facts.acting(service) else None,
         contradiction=seen.scaling.contradiction if seen.scaling is not None else None,
         refused=_refused(facts, service.key, grant),
         slow=tuple(one.words for one in decided.slow.get(service.key, ())),
@@ -270,17 +269,6 @@ def _in_full(decided: Decided, seen: Outlook, report: ServiceReport) -> ServiceR
         joules_per_token=_energy(decided.facts, seen, report.utilization),
         forecast=_forecast(seen),
         decision=_decision(seen, decided.grants.get(seen.service.key)),
-    )
-
-
-def acting(facts: Facts, service: Service) -> bool:
-    """Whether the operator may change anything of this service."""
-    spec = service.spec
-    return (
-        spec is not None
-        and spec.mode is Mode.ACT
-        and not spec.paused
-        and service.key.namespace not in facts.snapshot.fleet.never_touch.namespaces
     )
 
 

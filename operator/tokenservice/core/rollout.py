@@ -9,10 +9,10 @@ falls back. All of this is read off the objects on every pass, so a restart in t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenservice.core.drift import differs
-from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
+from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes, surge
 from tokenservice.core.groups import ordinal
 from tokenservice.core.model import (
     Action,
@@ -45,8 +45,32 @@ class Step:
 
 def step(facts: Facts, service: ServiceKey, variant: str, wanted: int, deployment: Child | None) -> Step:
     """The next step of one (service, variant) towards `wanted` replicas."""
-    current = replicas(deployment) if deployment is not None else 0
     pods = facts.pods.get((service, variant), ())
+    found = _step(facts, service, variant, wanted, deployment, pods)
+    return replace(found, before=(*_taken_back(facts, pods, wanted), *found.before))
+
+
+def _taken_back(facts: Facts, pods: Sequence[Pod], wanted: int) -> Iterable[SetServing]:
+    """Puts pods back into the endpoints that were taken out to go and need not go any more, while they are missed."""
+    if sum(pod.ready for pod in pods) >= wanted:
+        return
+    for pod in pods:
+        if pod.serving is False and pod.node is not None and not pod.gated and not facts.leaving(pod):
+            yield SetServing(
+                id=f"serve/{pod.namespace}/{pod.name}",
+                service=pod.service,
+                reason=Reason.MOVE_CANCELLED,
+                message=f"{pod.name} serves again: it is not to go any more",
+                pod=_pod_key(pod),
+                uid=pod.uid,
+                serving=True,
+            )
+
+
+def _step(
+    facts: Facts, service: ServiceKey, variant: str, wanted: int, deployment: Child | None, pods: tuple[Pod, ...]
+) -> Step:
+    current = replicas(deployment) if deployment is not None else 0
     if deployment is None or wanted > current:
         return _grow(wanted, current, variant)
     if spans_nodes(deployment):
@@ -77,11 +101,11 @@ def _replace(
     """Surge, wait, shift, then shrink: never fewer than `wanted` that serve, as far as they served before."""
     successors = [pod for pod in pods if pod.ready and not facts.leaving(pod)]
     if len(successors) < wanted:
-        surge = max(current, wanted + len(leaving))
-        reason = Reason.SURGED if surge > current else Reason.STEADY
+        count = max(current, wanted + len(leaving))
+        reason = Reason.SURGED if count > current else Reason.STEADY
         return Step(
-            replicas=surge,
-            surge=min(len(leaving), surge - wanted),
+            replicas=count,
+            surge=min(len(leaving), count - wanted),
             reason=reason,
             message=f"{variant}: {len(leaving)} leaving, successors start before they go",
         )
@@ -117,16 +141,19 @@ def _shrink(
     excess = current - wanted
     if excess <= 0:
         return Step(replicas=current)
+    bridging = min(surge(deployment), excess)  # who stands in for others is still not wanted for good
     waits = _scale_in_waits(facts, current, deployment)
     if waits is not None:
-        return waits
+        return replace(waits, surge=bridging)
     if not _only_free_pods_go(facts, pods, current, wanted):
         homeless = sum(pod.node is None for pod in pods) + _refused(deployment, current, pods)
         if homeless:  # a ReplicaSet removes these before any other; they may wait for ever
             fewer = max(wanted, current - homeless)
             message = f"{variant}: {current} -> {fewer} replicas, of those without a node"
-            return Step(replicas=fewer, reason=Reason.SCALED_DOWN, message=message)
-        return Step(replicas=current, reason=Reason.HOLDING, message="not every replica is ready: scale-in waits")
+            left = min(bridging, fewer - wanted)
+            return Step(replicas=fewer, surge=left, reason=Reason.SCALED_DOWN, message=message)
+        message = "not every replica is ready: scale-in waits"
+        return Step(replicas=current, surge=bridging, reason=Reason.HOLDING, message=message)
     going = victims(pods, facts.rooms, excess)
     return Step(
         replicas=wanted,
@@ -210,9 +237,12 @@ def exchanged_in_place(deployment: Child, pods: Sequence[Pod], owed: int) -> boo
     return rolling_out(deployment) and waits and sum(pod.ready for pod in pods) > owed
 
 
-def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int]) -> tuple[Child, ...]:
-    """Deployments of variants that are wanted no more, once their successors serve what is wanted."""
-    wanted = sum(counts.values())
+def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int], asked: int) -> tuple[Child, ...]:
+    """Deployments of variants that are wanted no more, once their successors serve what is wanted.
+
+    Where replicas are `asked` for and none is granted, there will be no successors: what serves goes on.
+    """
+    wanted = sum(counts.values()) or asked
     serving = sum(pod.ready for variant in counts for pod in facts.pods.get((service, variant), ()))
     old = [child for variant, child in sorted(facts.deployments.get(service, {}).items()) if variant not in counts]
     return tuple(old) if serving >= wanted else tuple(child for child in old if replicas(child) == 0)
