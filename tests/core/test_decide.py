@@ -407,6 +407,10 @@ def test_a_budget_stops_growth_that_is_not_owed() -> None:
     made = world(extra={"fleet": TokenFleetSpec(budget_per_hour=0.01)}, rate=100.0)
     made.run(10)
     assert made.serving(CHAT.key) == 2
+    told = {one["type"]: one for one in made.services[0].status["conditions"]}
+    assert (told["CapacityAvailable"]["status"], told["CapacityAvailable"]["reason"]) == ("False", "BudgetLimit")
+    assert "budgetPerHour" in told["CapacityAvailable"]["message"]
+    assert told["Ready"]["status"] == "True", "what is owed serves"
 
 
 def test_a_fixed_count_that_grows_keeps_the_service_ready() -> None:

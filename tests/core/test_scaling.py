@@ -172,7 +172,8 @@ def test_never_below_the_floor(
     volume = spec.objectives.volume
     if volume is not None and volume.guaranteed_tokens_per_second is not None and isinstance(demand, Demand):
         covered = found.replicas * capacity.requests_per_second * demand.workload.output_tokens
-        assert covered >= volume.guaranteed_tokens_per_second * (1 - 1e-6)
+        owed = volume.guaranteed_tokens_per_second * (1 - 1e-6)
+        assert covered >= owed or found.replicas >= MOST_REPLICAS
 
 
 @given(specs(), counts, capacities)

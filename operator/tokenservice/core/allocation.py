@@ -16,7 +16,7 @@ from functools import cache
 from tokenservice.api.token_service import Tier
 from tokenservice.core.capacity import Capacity
 from tokenservice.core.facts import Facts
-from tokenservice.core.model import Pod, Service, Variant
+from tokenservice.core.model import Pod, Problem, Reason, Service, Variant
 from tokenservice.core.packing import Yard
 from tokenservice.core.room import usable
 
@@ -56,14 +56,14 @@ class Want:
 class Grant:
     """What it gets: replicas by variant name, and how many of them have no room yet.
 
-    `limited` says why it gets less than it wants where its namespace may hold no more; empty otherwise.
+    `limited` says why it gets less than it wants where a limit of the TokenFleet lets it have no more.
     """
 
     want: Want
     counts: Mapping[str, int]
     without_room: int = 0
     notes: tuple[str, ...] = ()
-    limited: str = ""
+    limited: Problem | None = None
 
 
 def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
@@ -146,11 +146,20 @@ class _Quota:
         return self.held + variant.accelerators <= self.limit
 
     @property
-    def message(self) -> str:
-        return (
+    def problem(self) -> Problem:
+        return Problem(
+            Reason.NAMESPACE_LIMIT,
+            "spec.namespaces",
             f"namespace {self.namespace} may hold {self.limit} accelerators, and {self.held} are given:"
-            " make do with fewer, or have maxAccelerators raised in the TokenFleet"
+            " make do with fewer, or have maxAccelerators raised in the TokenFleet",
         )
+
+
+_SPENT = Problem(
+    Reason.BUDGET_LIMIT,
+    "spec.budgetPerHour",
+    "the fleet's budgetPerHour is used up: make do with fewer, or have it raised in the TokenFleet",
+)
 
 
 def _quotas(wants: Sequence[Want], facts: Facts) -> dict[str, _Quota]:
@@ -176,19 +185,20 @@ def _quotas(wants: Sequence[Want], facts: Facts) -> dict[str, _Quota]:
 def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota | None) -> Grant:
     counts = _kept(want)
     deficit = want.replicas - _worth(want, counts)
-    without_room, notes, limited = 0, list[str](), ""
+    without_room, notes, limited = 0, list[str](), None
     while deficit > 1e-6:
         choice, has_room = _choice(want, left())
         if quota is not None and not quota.allows(choice[0]):
-            limited = quota.message
-            notes.append(limited)
+            limited = quota.problem
+            notes.append(limited.message)
             break
         if not has_room and choice[0].pods > 1 and (without_room or want.waiting):
             notes.append("a replica that spans nodes waits for room already, and two could each hold a part of it")
             break
         owed = _worth(want, counts) < want.owed
         if not budget.take(choice[0].price_per_hour, owed=owed):
-            notes.append("the fleet's budgetPerHour is used up")
+            limited = _SPENT
+            notes.append(limited.message)
             break
         counts[choice[0].name] = counts.get(choice[0].name, 0) + 1
         if quota is not None:

@@ -404,6 +404,7 @@ class Reason(StrEnum):
     AVAILABLE = "Available"
     INSUFFICIENT = "InsufficientCapacity"
     NAMESPACE_LIMIT = "NamespaceLimit"
+    BUDGET_LIMIT = "BudgetLimit"
     METRICS_FRESH = "MetricsFresh"
     METRICS_MISSING = "MetricsMissing"
     NOT_CHECKED = "NotChecked"

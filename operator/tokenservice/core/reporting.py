@@ -246,7 +246,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         loading=_loading(crew, seen, now),
         without_room=crew.stuck,
         room_message=_room_message(facts, seen, crew.stuck),
-        limited=grant.limited if grant is not None else "",
+        limited=grant.limited if grant is not None else None,
         metrics=seen.metrics if isinstance(seen.metrics, Missing) else None,
         tokens_per_second=metrics.output_tokens_per_second if metrics else _missing(seen),
         requests_per_second=metrics.requests_per_second if metrics else _missing(seen),

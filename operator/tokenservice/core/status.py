@@ -106,7 +106,7 @@ class ServiceReport:
     loading: LoadingReport | None = None
     without_room: int = 0
     room_message: str = "no node that the service may use has room"
-    limited: str = ""
+    limited: Problem | None = None
     refused: str = ""
     slow: Sequence[str] = ()
     metrics: Missing | None = None
@@ -237,7 +237,7 @@ def _ready(report: ServiceReport) -> Verdict:
         return Verdict(TRUE, Reason.SERVING, serving)
     if not report.acting:
         return Verdict(FALSE, _idle_reason(report), f"{serving}, and the operator only looks on")
-    if report.desired == 0 and not report.limited:
+    if report.desired == 0 and report.limited is None:
         return Verdict(FALSE, Reason.NOT_SERVING, "no replicas are asked for")
     return Verdict(FALSE, *_on_the_way(report, serving))
 
@@ -248,8 +248,8 @@ def _on_the_way(report: ServiceReport, serving: str) -> tuple[Reason, str]:
         return Reason.STARTING, shortened(f"{serving}, {report.loading.replicas} start{report.loading.aside}")
     if report.without_room:
         return Reason.INSUFFICIENT, f"{serving}: {report.room_message}"
-    if report.limited:
-        return Reason.NAMESPACE_LIMIT, f"{serving}: {report.limited}"
+    if report.limited is not None:
+        return report.limited.reason, f"{serving}: {report.limited.message}"
     if report.existing == 0:
         return Reason.PENDING, f"{serving}: they are being created"
     return Reason.NOT_SERVING, serving
@@ -316,8 +316,8 @@ def _capacity_available(report: ServiceReport) -> Verdict:
         )
     if report.refused:
         return Verdict(FALSE, Reason.REFUSED, shortened(f"not every replica can be created: {report.refused}"))
-    if report.limited:
-        return Verdict(FALSE, Reason.NAMESPACE_LIMIT, shortened(f"not every replica is asked for: {report.limited}"))
+    if (limit := report.limited) is not None:
+        return Verdict(FALSE, limit.reason, shortened(f"not every replica is asked for: {limit.message}"))
     return Verdict(TRUE, Reason.AVAILABLE, "every replica that is wanted has room")
 
 
