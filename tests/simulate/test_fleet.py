@@ -210,7 +210,12 @@ class Idle:
 
 
 def made_fleet(
-    arrivals: Steady, *, replicas: int = 1, seconds: float = 300.0, failures: Iterable[Failure] = ()
+    arrivals: Steady,
+    *,
+    replicas: int = 1,
+    seconds: float = 300.0,
+    failures: Iterable[Failure] = (),
+    longest: int = 10**6,
 ) -> Fleet:
     service, pool = make_service("chat"), Pool(BOUNDS)
     lane = Lane(
@@ -225,6 +230,7 @@ def made_fleet(
         tally=Tally(YARDSTICK, BOUNDS, seconds),
         lambda_star=10.0,
         load_seconds={VARIANT.name: LOAD_SECONDS},
+        longest=longest,
     )
     made = Fleet(
         lanes={service.key: lane},
@@ -344,6 +350,21 @@ def test_work_that_may_wait_fills_replicas_without_harm_to_those_who_may_not() -
     assert (tally.arrived, tally.met) == (tally_of(alone).arrived, tally_of(alone).met)
     assert tally.deferrable_arrived == 300
     assert tally.deferrable_attainment == 1.0
+
+
+def test_work_that_may_wait_is_sent_before_the_first_decision_too() -> None:
+    """A static fleet decides once an hour, and is sized for that work: it would stand idle until then."""
+    made = made_fleet(Steady(5, deferrable_every=5))
+    controller_of(made).period_seconds = 3600.0
+    made.run()
+    assert tally_of(made).deferrable_attainment == 1.0
+
+
+def test_what_is_longer_than_the_engine_takes_is_refused_and_missed() -> None:
+    for longest, met in ((199, 1200), (198, 0)):
+        made = made_fleet(Steady(4), longest=longest)
+        made.run()
+        assert (tally_of(made).arrived, tally_of(made).met) == (1200, met)
 
 
 def test_work_that_may_wait_is_demand_like_any_other_to_who_sends_it_as_it_comes() -> None:

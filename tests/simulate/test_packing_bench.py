@@ -233,6 +233,40 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert "no column" in output
 
 
+@pytest.mark.parametrize(
+    ("pods", "words"),
+    [
+        (PODS + "p3,4000,8192\n", "pods.csv:5: num_gpu: must be a whole number from 0 on, not ''"),
+        (PODS + "p3,4000,8192.5,1,500,\n", "pods.csv:5: memory_mib: must be a whole number"),
+        (PODS + "p3,-1,8192,1,500,\n", "pods.csv:5: cpu_milli: must be a whole number"),
+        ("name,cpu_milli,memory_mib,num_gpu,gpu_milli\np,1,1,0,0\n", "no pod asks for an accelerator"),
+        ("name,cpu_milli,memory_mib,num_gpu,gpu_milli\n", "there is nothing below the header"),
+    ],
+)
+def test_a_wrong_list_is_told_with_line_and_column(pods: str, words: str, tmp_path: Path) -> None:
+    code, output = invoke(tmp_path, "--seeds", "1", pods=pods)
+    assert code == 2
+    assert words in output
+
+
+def test_lists_are_read_however_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "pods.csv"
+    path.write_text("\ufeffcpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\r\n4000,1024.0,2,500,A | B\r\n")
+    found = read_pods(path, ("A", "B"))
+    assert found.requests.tolist() == [[4000, 1024, 2, 1000, 3]], "who asks for two takes whole ones"
+
+
+def test_policies_are_known_as_papers_spell_them(tmp_path: Path) -> None:
+    for name in ("FGD", "BestFit", "Random"):
+        assert invoke(tmp_path, "--seeds", "1", "--policy", name)[0] == 0
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
+    code, output = invoke(tmp_path, "--json", str(tmp_path / "missing" / "out.json"))
+    assert code == 2
+    assert "name a file in a folder that exists" in output
+
+
 # --- the published figures -----------------------------------------------------------------------------------------
 
 

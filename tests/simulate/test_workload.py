@@ -383,6 +383,11 @@ BROKEN = {
     "no date": (read_requests, AZURE + "yesterday,1,1\n", "f:2: TIMESTAMP: 'yesterday' is not a date"),
     "a short row": (read_requests, AZURE + "2023-11-16 18:17:03,1\n", "f:2: has 2 columns, the header 3"),
     "nothing but a header": (read_requests, AZURE, "f:1: there is nothing below the header"),
+    "nothing but blank lines": (read_requests, AZURE + "\n \n", "f:1: there is nothing below the header"),
+    "a rate that begins late": (read_rates, "t_s,rpm\n300,100\n900,1000\n", "f:2: t_s: begins at 300"),
+    "two rates": (read_rates, "t_s,rpm,tokens_per_minute\n0,1,2\n60,1,2\n", "f:1: tokens_per_minute: there are"),
+    "quantiles from 1": (read_quantiles, "cdf_pct,tokens\n1,10\n100,20\n", "f:2: cdf_pct: runs from 1 to 100"),
+    "quantiles to 99": (read_quantiles, "cdf_pct,tokens\n0,10\n99,20\n", "f:3: cdf_pct: runs from 0 to 99"),
     "no block hashes": (read_requests, '{"timestamp": 1, "input_length": 1, "output_length": 1}\n', "f:1: hash_ids"),
     "broken JSON": (read_requests, '{"timestamp": \n', "f:1: "),
     "a column amiss": (read_rates, "t_s,requests\n0,1\n", "f:1: requests_per_minute or rpm: there is no such column"),
@@ -402,6 +407,49 @@ def test_a_wrong_file_is_told_with_line_and_column(case: str, tmp_path: Path) ->
         read(path)
     assert str(error.value).startswith(f"{tmp_path}/")
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        "2023-11-16 18:17:03.9799600",
+        "2023-11-16T18:17:03.98Z",
+        "2023-11-16T10:17:03.98-08:00",
+        " 2023-11-16 18:17:03.98+0000",
+        "2023-11-16 18:17:03.98 UTC",
+    ],
+)
+def test_a_request_file_is_the_same_however_it_is_written(stamp: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    text = f'"GeneratedTokens","TIMESTAMP","ContextTokens","model"\r\n"7",{stamp},"374","x"\r\n\r\n8,{stamp},5,y\r\n'
+    path.write_text("\ufeff" + text)
+    found = read_requests(path)
+    assert (found.input_tokens.tolist(), found.output_tokens.tolist()) == ([374, 5], [7, 8])
+    assert found.at_s.tolist() == [0, 0]
+
+
+def test_stamps_of_several_zones_are_one_clock(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(AZURE + "2023-11-16T18:00:00,1,1\n2023-11-16T10:00:05-08:00,1,1\n")
+    assert read_requests(path).at_s.tolist() == [0, 5]
+
+
+def test_blocks_may_have_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    row = '{"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": [18446744073709551615, "b"]}\n'
+    path.write_text(row * 2)
+    first, second = read_requests(path).blocks or ()
+    assert first.tolist() == second.tolist()
+    assert len(set(first.tolist())) == 2
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08\x00packed", "t_s,rpm\n".encode("utf-16")])
+def test_what_is_no_text_is_told(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(content)
+    for read in (read_requests, read_rates):
+        with pytest.raises(InputError, match="is no text in UTF-8"):
+            read(path)
 
 
 def test_rates_may_be_called_rpm_or_by_their_full_name(tmp_path: Path) -> None:

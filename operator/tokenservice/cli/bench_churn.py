@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tokenservice.cli.files import JsonFile
 
 
 def churn(
@@ -15,7 +16,7 @@ def churn(
     walk: Annotated[float, typer.Option(help="Step of the random walk every five minutes.", min=0)] = 0.05,
     seed: Annotated[int, typer.Option(help="Seed of the day.")] = 42,
     moved: Annotated[float, typer.Option(help="Share of replicas moved within any hour, at most.", min=0)] = 0.02,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Scale services up and down for a simulated day, on nodes of eight accelerators, and consolidate.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenservice.cli.files import JsonFile
+
 if TYPE_CHECKING:
     from tokenservice.simulate.packing.openb import NodeList, PodList
     from tokenservice.simulate.packing.protocol import Report, Run
@@ -21,7 +23,7 @@ def packing(
     seeds: Annotated[str, typer.Option(help="Seeds: a range such as 42-51, or a list such as 42,45.")] = "42-51",
     policy: Annotated[str, typer.Option(help="Policy: ours, fgd, best-fit or random.")] = "ours",
     against: Annotated[str, typer.Option(help="A second policy on the same shuffles, for differences in pairs.")] = "",
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures there, the curve included.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Pack a list of pods onto a list of nodes until 130 % of the accelerators were asked for.
 
@@ -31,9 +33,7 @@ def packing(
     from tokenservice.simulate.packing.openb import read_nodes, read_pods
     from tokenservice.simulate.packing.policies import POLICIES
 
-    for name in filter(None, (policy, against)):
-        if name not in POLICIES:
-            raise typer.BadParameter(f"{name!r} is no policy; there are {', '.join(POLICIES)}")
+    policy, against = (_named(name, tuple(POLICIES)) if name else "" for name in (policy, against))
     numbers = _seeds(seeds)
     try:
         fleet = read_nodes(nodes)
@@ -43,6 +43,15 @@ def packing(
     figures = _figures(fleet, asked, numbers, policy, against)
     if output is not None:
         output.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _named(text: str, names: tuple[str, ...]) -> str:
+    """The policy, however it is spelt: FGD, BestFit."""
+    plain = {name.replace("-", ""): name for name in names}
+    found = plain.get(re.sub(r"[-_ ]", "", text.lower()))
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no policy; there are {', '.join(names)}")
+    return found
 
 
 def _figures(nodes: NodeList, pods: PodList, seeds: tuple[int, ...], policy: str, against: str) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tokenservice.catalogue import accelerator_classes, architectures
+from tokenservice.cli.files import JsonFile
 from tokenservice.cli.simulate import told
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def plan(
     accelerators: Annotated[int, typer.Option(help="Accelerators, eight a node.", min=80)] = 10_000,
     rounds: Annotated[int, typer.Option(help="Decisions of each kind.", min=2)] = 40,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 1,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Time whole decisions for a fleet, and compare the plan's cost with the linear-programming bound."""
     with told():

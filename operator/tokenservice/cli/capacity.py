@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from tokenservice.cli.files import JsonFile
 from tokenservice.cli.mlperf import mlperf
 from tokenservice.errors import ConfigurationError
 
@@ -35,7 +36,7 @@ def validate(
     validate: Annotated[
         Path | None, typer.Option(help="Measurements to predict from the fit; without it, shapes are held out in turn.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the result as JSON.")] = None,
+    json_file: JsonFile = None,
     strangers_only: Annotated[
         bool, typer.Option(help="Let other configurations of the same model say nothing: a model never seen before.")
     ] = False,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tokenservice.cli.simulate import JsonFile, ScenarioFile, told
+from tokenservice.cli.files import JsonFile, writable
+from tokenservice.cli.simulate import ScenarioFile, told
 
 
 def compare(
@@ -22,7 +23,9 @@ def compare(
     ] = None,
     oracle: Annotated[bool, typer.Option(help="Also search the fewest accelerator-hours with foresight.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    picture: Annotated[Path | None, typer.Option(help="Draw demand, capacity and the waterfalls to this PNG.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(callback=writable, help="Draw demand, capacity and the waterfalls to this PNG.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Run policies on the same requests and show utilization, attainment and cost of each."""

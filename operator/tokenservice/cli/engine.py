@@ -8,12 +8,13 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from tokenservice.cli.files import JsonFile
 
 if TYPE_CHECKING:
     from tokenservice.edge.engine_check import Outcome
@@ -36,7 +37,7 @@ def check(
         int | None, typer.Option(min=2, help="Its process, to try a graceful stop: it gets SIGTERM, last of all.")
     ] = None,
     requests_at_once: Annotated[int, typer.Option(min=1, max=4096, help="Requests of the overload check.")] = 64,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the outcomes as JSON.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Ask a running vLLM or SGLang for everything in the engine contract; it must have no other users meanwhile."""
     from tokenservice.edge import engine_check

@@ -24,6 +24,15 @@ NEEDED = (
 
 _ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 _FORM_FACTORS = ("_sxm", "_pcie", "_nvl", "_oam")
+_PRECISIONS = {
+    "bfloat16": "bf16",
+    "fp16": "bf16",
+    "float16": "bf16",
+    "half": "bf16",
+    "nvfp4": "fp4",
+}
+"""Other names of formats that take as many bytes and compute as fast."""
+
 _UNNAMED_PRECISION = "bf16"  # what rows without one were measured in, by their time to read the weights
 
 
@@ -54,7 +63,7 @@ class _Row:
         return ConfigurationError(f"{self.file}:{self.line}: column {column}: {fix}")
 
     def number(self, column: str) -> float:
-        """Above 0 and finite."""
+        """Above 0 and finite. Raises ConfigurationError."""
         try:
             value = float(self.text(column))
         except ValueError:
@@ -89,13 +98,14 @@ def read_measurements(file: Path) -> Measurements:
             left_out["repeats of a measurement"] = left_out.get("repeats of a measurement", 0) + 1
         points[point] = None
     if not found:
-        raise ConfigurationError(f"{file}: holds no measurement of an aggregated engine")
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise ConfigurationError(f"{file}: holds no measurement of an aggregated engine; left out: {why or 'nothing'}")
     return Measurements({configuration: tuple(found[configuration]) for configuration in sorted(found)}, left_out)
 
 
 def _rows(file: Path) -> Iterator[_Row]:
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             _complain_of_columns(file, reader.fieldnames or ())
             for cells in reader:
@@ -111,9 +121,18 @@ def _complain_of_columns(file: Path, columns: Iterable[str]) -> None:
 
 
 def _unusable(row: _Row) -> str | None:
-    if row.text("mode") != "agg":
-        return "disaggregated"
+    mode = row.text("mode").lower()
+    if mode not in ("", "agg", "ifb"):
+        return "disaggregated" if mode.startswith("disagg") else f"of mode {mode}"
+    precision = _precision(row)
+    if precision not in BYTES:
+        return f"in {precision}, which is not one of {', '.join(BYTES)}"
     return "pipelined" if row.size("pp_size") > 1 else None
+
+
+def _precision(row: _Row) -> str:
+    name = row.text("precision").lower() or _UNNAMED_PRECISION
+    return _PRECISIONS.get(name, name)
 
 
 def _measurement(row: _Row) -> Measurement:
@@ -121,15 +140,12 @@ def _measurement(row: _Row) -> Measurement:
         input_tokens=row.count("isl"),
         output_tokens=row.count("osl"),
         concurrency=row.count("batch_size"),
-        ttft_ms=row.number("silicon_ttft_ms") if row.text("silicon_ttft_ms") else 0.0,
+        ttft_ms=row.number("silicon_ttft_ms") if row.text("silicon_ttft_ms") not in ("", "0", "0.0") else 0.0,
         tpot_ms=row.number("silicon_tpot_ms"),
     )
 
 
 def _configuration(row: _Row) -> Configuration:
-    precision = row.text("precision") or _UNNAMED_PRECISION
-    if precision not in BYTES:
-        raise row.wrong("precision", f"{precision!r} is not one of {', '.join(BYTES)}")
     for column in ("model_path", "backend", "system"):
         if not row.text(column):
             raise row.wrong(column, "is empty")
@@ -142,7 +158,7 @@ def _configuration(row: _Row) -> Configuration:
         engine=_ENGINES.get(engine.lower(), engine),
         engine_version=row.text("backend_version"),
         accelerator=_accelerator(row.text("system")),
-        precision=precision,
+        precision=_precision(row),
         tensor_parallel=tensor,
         data_parallel=data,
         experts_parallel=experts,

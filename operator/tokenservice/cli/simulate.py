@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from tokenservice.cli.files import JsonFile
 from tokenservice.errors import InputError
 
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file; docs/scenarios/ has ready ones.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")]
 
 
 def simulate(

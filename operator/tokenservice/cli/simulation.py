@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tokenservice.errors import InputError
 from tokenservice.simulate.assemble import Setting, setting
 from tokenservice.simulate.result import Result
 from tokenservice.simulate.run import known, names, run
@@ -34,19 +33,12 @@ def simulate(scenario: Path, policy: str, seed: int | None, json_file: Path | No
             console.print(f"[bold]{name}[/]  {what}")
         return
     known(policy)
-    writable(json_file)
     with progress(console) as bar:
         found = run(prepared(scenario, seed, bar), policy, progress=Shown(bar, f"simulating {policy}"))
     console.print(summary(found))
     console.print(services(found))
     if json_file is not None:
         json_file.write_text(json.dumps(found.json(), indent=1) + "\n", encoding="utf-8")
-
-
-def writable(file: Path | None) -> None:
-    """Found out before the run, not after it. InputError says what is wrong with the place."""
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
-        raise InputError(f"--json {file}: name a file in a folder that exists")
 
 
 def prepared(scenario: Path, seed: int | None, bar: Progress) -> Setting:

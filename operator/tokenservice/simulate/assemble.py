@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
@@ -48,7 +48,8 @@ class Offer:
 
     `variant` is the one that policies of counts use: the cheapest for its tokens that the fleet has. `variants` keep
     the objectives at the mean lengths; `ways` are all, for the operator judges by the lengths that it measures, and
-    `weights` are capacities of those that keep the objectives, in units of that one's.
+    `weights` are capacities of those that keep the objectives, in units of that one's. Requests of more than `longest`
+    tokens are refused.
     """
 
     service: Service
@@ -61,6 +62,7 @@ class Offer:
     traffic: Traffic
     demand: Floats
     cold_start: ColdStart
+    longest: int
     deadline_seconds: float = inf
 
     @property
@@ -117,7 +119,13 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
     order, unreachable = ranked(spec, scenario.variants(service), lengths_on_average, goals)
     if not order:
         raise InputError(f"{service.key.name}: " + "; ".join(problem.message for problem in unreachable))
-    lengths = traffic.sample_lengths(_LENGTHS, 0)
+    longest = _longest(spec, every)
+    lengths = [one for one in traffic.sample_lengths(_LENGTHS, 0) if sum(one) - 1 <= longest]
+    if not lengths:
+        raise InputError(
+            f"{service.key.name}: no request has {longest} tokens or fewer, which is what its engines take:"
+            " raise maxModelLen, or name a reference variant with a larger KV cache"
+        )
     yardstick_variant, variant = scenario.reference(service), order[0][0]
     yardstick = reference(yardstick_variant, lengths, goals)
     same = variant.name == yardstick_variant.name
@@ -131,6 +139,7 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
         lambda_star=(yardstick if same else reference(variant, lengths, goals)).requests_per_second,
         traffic=traffic,
         demand=_demand(traffic.fresh(), seconds),
+        longest=longest,
         cold_start=scenario.cold_start,
         deadline_seconds=inf if service.workload.deferrable is None else service.workload.deferrable.deadline_seconds,
     )
@@ -138,6 +147,12 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
 
 def _weights(unit: Capacity, able: Ranked) -> dict[str, float]:
     return {variant.name: capacity.requests_per_second / unit.requests_per_second for variant, capacity in able}
+
+
+def _longest(spec: TokenServiceSpec, ways: Sequence[Variant]) -> int:
+    """Tokens of a request that every engine of the service takes: as its model or the smallest cache holds."""
+    room = min(variant.kv_capacity_tokens for variant in ways)
+    return min(room, spec.engine.max_model_len or room)
 
 
 def _service(service: ScenarioService) -> Service:
@@ -239,6 +254,7 @@ def _lane(setting: Setting, one: Offer) -> Lane:
         meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s, one.deadline_seconds),
         tally=Tally(one.yardstick, bounds_of(one.targets), setting.seconds),
         load_seconds={variant.name: one.cold_start.of(one.spec, variant) for variant in one.ways},
+        longest=one.longest,
     )
 
 

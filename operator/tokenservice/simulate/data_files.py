@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def read_requests(path: Path) -> Trace:
         first = next(lines, "")
     if first.lstrip().startswith("{"):
         return _mooncake(path)
-    header = tuple(name.strip() for name in first.strip().split(","))
+    header = _header(path)
     if set(_AZURE) <= set(header):
         return _azure(path)
     if set(_PLAIN) <= set(header):
@@ -64,9 +64,13 @@ def read_rates(path: Path) -> RateTable:
     """`t_s` and one of `requests_per_minute` (or `rpm`) and `tokens_per_minute`. Raises InputError."""
     header = _header(path)
     of_tokens = "tokens_per_minute" in header
+    if of_tokens and {"requests_per_minute", "rpm"} & set(header):
+        raise InputError(f"{path}:1: tokens_per_minute: there are requests per minute, too; leave one of the two out")
     rate = ("tokens_per_minute",) if of_tokens else ("requests_per_minute", "rpm")
     columns = _numbers(path, {"t_s": ("t_s",), "rate": rate}, at_least={"t_s": 0.0, "rate": 0.0})
     _check_order(path, "t_s", columns["t_s"])
+    if columns["t_s"][0] != 0:
+        raise InputError(f"{path}:2: t_s: begins at {columns['t_s'][0]:g}; give seconds from the start, the first 0")
     return RateTable(columns["t_s"], columns["rate"], of_tokens)
 
 
@@ -77,7 +81,10 @@ def read_quantiles(path: Path) -> tuple[Floats, Floats]:
         _check_order(path, name, columns[name])
     percent = columns["cdf_pct"]
     if percent[0] != 0 or percent[-1] != 100:
-        raise InputError(f"{path}: cdf_pct: runs from {percent[0]:g} to {percent[-1]:g}; give quantiles from 0 to 100")
+        line = 2 if percent[0] != 0 else len(percent) + 1
+        raise InputError(
+            f"{path}:{line}: cdf_pct: runs from {percent[0]:g} to {percent[-1]:g}; give quantiles from 0 to 100"
+        )
     return percent / 100, columns["tokens"]
 
 
@@ -92,25 +99,27 @@ def _azure(path: Path) -> Trace:
 
 def _stamp(path: Path, line: int, text: str) -> float:
     try:
-        return datetime.fromisoformat(text + ("" if text.endswith(("+00:00", "Z")) else "+00:00")).timestamp()
-    except ValueError:
+        found = datetime.fromisoformat(text.strip().removesuffix("UTC").rstrip())
+        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         raise InputError(f"{path}:{line}: {_AZURE[0]}: {text!r} is not a date and time") from None
 
 
 def _mooncake(path: Path) -> Trace:
-    rows = []
+    rows, names = [], dict[Any, int]()
     with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                rows.append(_mooncake_row(path, number, line))
+                rows.append(_mooncake_row(path, number, line, names))
     at, inputs, outputs, blocks = zip(*rows, strict=True)
     return _sorted(np.array(at) / 1000, np.array(inputs), np.array(outputs), blocks)
 
 
-def _mooncake_row(path: Path, line: int, text: str) -> tuple[float, int, int, Ints]:
+def _mooncake_row(path: Path, line: int, text: str, names: dict[Any, int]) -> tuple[float, int, int, Ints]:
+    """`names` numbers the blocks: some exporters hash them to more digits than an array holds."""
     try:
         row: dict[str, Any] = json.loads(text)
-        blocks = np.array(row["hash_ids"], dtype=np.int32)
+        blocks = np.array([names.setdefault(one, len(names)) for one in row["hash_ids"]], dtype=np.int32)
         return float(row["timestamp"]), max(int(row["input_length"]), 1), max(int(row["output_length"]), 1), blocks
     except KeyError as error:
         raise InputError(
@@ -158,15 +167,16 @@ def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[
     """Line and named cells of each row; there is at least one."""
     header = _header(path)
     places = {name: _place(path, header, names) for name, names in columns.items()}
-    line = 1
+    empty = True
     with _opened(path) as lines:
         for line, cells in enumerate(csv.reader(lines), start=1):
-            if line == 1 or not cells:
+            if line == 1 or not "".join(cells).strip():
                 continue
             if len(cells) != len(header):
                 raise InputError(f"{path}:{line}: has {len(cells)} columns, the header {len(header)}")
+            empty = False
             yield line, {name: cells[place] for name, place in places.items()}
-    if line == 1:
+    if empty:
         raise InputError(f"{path}:1: there is nothing below the header")
 
 
@@ -205,5 +215,7 @@ class _opened:  # noqa: N801 - reads as the verb that it is
             raise InputError(f"{self._path}: cannot be read: {error.strerror}") from None
         return iter(self._file)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._file.close()
+        if isinstance(error, UnicodeDecodeError | csv.Error):
+            raise InputError(f"{self._path}: is no text in UTF-8 ({error}); unpack or convert it first") from None

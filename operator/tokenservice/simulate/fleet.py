@@ -22,6 +22,7 @@ from tokenservice.simulate.policy import FleetView, ServiceView
 from tokenservice.simulate.pool import Pool
 from tokenservice.simulate.reference import Reference, limits_of
 from tokenservice.simulate.scenario_spec import Failure
+from tokenservice.simulate.sources import admitted
 from tokenservice.simulate.tally import Tally
 from tokenservice.simulate.traffic import Requests
 
@@ -46,7 +47,8 @@ class Lane:
     """One service: its traffic, its replicas, what is known of it and what is counted.
 
     `variants` are all that may run, `variant` is the one that policies of counts use. `weights` are capacities in
-    units of that one's; `lambda_star` is what a replica of that one holds, requests per second (see `steady`).
+    units of that one's; requests of more than `longest` tokens are refused, as engines do; `lambda_star` is what a
+    replica of that one holds, requests per second (see `steady`).
     """
 
     service: Service
@@ -60,6 +62,7 @@ class Lane:
     tally: Tally
     lambda_star: float
     load_seconds: Mapping[str, float]
+    longest: int
     slots: dict[str, int] = field(default_factory=dict)
     metrics: ServiceMetrics | Missing = NOT_READ
 
@@ -96,6 +99,7 @@ class Fleet:
         """From the start to the end of the scenario; the cluster is warm already."""
         look, control, sample = self.scrape_seconds, self.controller.period_seconds, 0.0
         failures = sorted(self.failures, key=lambda failure: failure.at_seconds)
+        self._let_wait()
         while self.now < self.seconds:
             failing = failures[0].at_seconds if failures else inf
             stop = min(look, control, sample, failing, max(self.now, self.cluster.next_due()), self.seconds)
@@ -119,7 +123,7 @@ class Fleet:
             for lane in self.lanes.values():
                 requests = lane.arrivals.stretch(self.now, until)
                 lane.tally.came(requests)
-                lane.tally.went(lane.pool.advance(requests, until))
+                lane.tally.went(lane.pool.advance(admitted(requests, lane.longest), until))
             self.now = until
         self.cluster.settle(until)
 
@@ -133,9 +137,13 @@ class Fleet:
         for lane in self.lanes.values():
             lane.metrics = lane.meter.metrics(self.now)
         self.controller.control(self.cluster, self)
+        self._let_wait()
+        self.cluster.reconcile()
+
+    def _let_wait(self) -> None:
+        """From the start, and after each decision: some policies first decide after an hour."""
         for key, lane in self.lanes.items():
             lane.pool.fill_to = self.controller.fill_to(key, lane.variant)
-        self.cluster.reconcile()
 
     def _scrape(self) -> None:
         for lane in self.lanes.values():

@@ -17,6 +17,7 @@ import numpy as np
 from tokenservice.simulate.assemble import Offer, Setting
 from tokenservice.simulate.pool import Pool
 from tokenservice.simulate.reference import bounds_of, limits_of
+from tokenservice.simulate.sources import admitted
 from tokenservice.simulate.tally import Tally
 from tokenservice.simulate.traffic import Floats
 
@@ -126,7 +127,7 @@ def _tried(setting: Setting, one: Offer, demand: Floats, factor: float, smoothed
         until = min(now + period, setting.seconds)
         requests = traffic.stretch(now, until)
         tally.came(requests)
-        tally.went(pool.advance(requests, until))
+        tally.went(pool.advance(admitted(requests, one.longest), until))
         now = until
     tally.went(pool.advance(traffic.stretch(now, now), now + _LINGER_SECONDS))
     hours = float(np.sum(counts)) * period * one.variant.accelerators / 3600

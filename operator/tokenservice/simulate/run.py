@@ -48,7 +48,7 @@ def decider(setting: Setting, policy: str, choice: int = 0) -> Policy | None:
     if policy == OPERATOR:
         return None
     if policy == "static-p99":
-        return Static(policy, setting.static)
+        return Static(policy, setting.static, period_seconds=_SOON_SECONDS)
     if policy == "static-pooled":
         demand = {key: one.demand for key, one in setting.offers.items()}
         sizes = pooled_sizes(demand, {key: one.lambda_star for key, one in setting.offers.items()})

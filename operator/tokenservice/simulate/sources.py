@@ -167,6 +167,12 @@ def nothing() -> Requests:
     return Requests(np.zeros(0), whole, whole, whole, np.zeros(0))
 
 
+def admitted(requests: Requests, longest: int) -> Requests:
+    """Those that an engine takes: it refuses what is longer than its model or its cache."""
+    fits = requests.input_tokens.astype(np.int64) + requests.output_tokens - 1 <= longest
+    return requests if fits.all() else picked(requests, np.flatnonzero(fits))
+
+
 def part(requests: Requests, first: int, last: int) -> Requests:
     """Those from `first` to `last`, without copying."""
     return picked(requests, slice(first, last))

@@ -7,13 +7,13 @@ Go code: requests of zero cores count as 100 millicores, a pod names the models 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tokenservice.core.fragmentation import COUNT, MILLI, Ints
+from tokenservice.core.fragmentation import COUNT, MILLI, WHOLE_MILLI, Ints
 
 DEVICES = 8
 """The most accelerators that a node of the benchmark has."""
@@ -61,15 +61,17 @@ class PodList:
 def read_nodes(path: Path) -> NodeList:
     """Nodes of `path` (sn, cpu_milli, memory_mib, gpu, model)."""
     rows = _rows(path, ("cpu_milli", "memory_mib", "gpu", "model"))
-    models = tuple(sorted({row["model"] for row in rows}))
-    counts = [int(row["gpu"]) for row in rows]
+    models = tuple(sorted({row.text("model") for row in rows}))
+    counts = [row.number("gpu") for row in rows]
     if max(counts) > DEVICES:
         raise ValueError(f"{path}: a node has {max(counts)} accelerators; the most that is supported is {DEVICES}")
+    if not any(counts):
+        raise ValueError(f"{path}: no node has an accelerator")
     return NodeList(
-        cpu=np.array([int(row["cpu_milli"]) for row in rows]),
-        memory=np.array([int(row["memory_mib"]) for row in rows]),
+        cpu=np.array([row.number("cpu_milli") for row in rows]),
+        memory=np.array([row.number("memory_mib") for row in rows]),
         free=np.array([[1000] * count + [0] * (DEVICES - count) for count in counts]),
-        model=np.array([models.index(row["model"]) for row in rows]),
+        model=np.array([models.index(row.text("model")) for row in rows]),
         models=models,
     )
 
@@ -77,10 +79,10 @@ def read_nodes(path: Path) -> NodeList:
 def read_pods(path: Path, models: Sequence[str]) -> PodList:
     """Pods of `path` (cpu_milli, memory_mib, num_gpu, gpu_milli, and gpu_spec where the list has it)."""
     rows = _rows(path, ("cpu_milli", "memory_mib", "num_gpu", "gpu_milli"))
-    return PodList(
-        requests=np.array([_request(row, models) for row in rows], dtype=np.int64),
-        spec=tuple((row.get("gpu_spec") or "") if int(row["num_gpu"]) else "" for row in rows),
-    )
+    requests = np.array([_request(row, models) for row in rows], dtype=np.int64)
+    if not (requests[:, COUNT] * requests[:, MILLI]).any():
+        raise ValueError(f"{path}: no pod asks for an accelerator, so the fleet would never be full")
+    return PodList(requests=requests, spec=tuple(row.text("gpu_spec") if row.number("num_gpu") else "" for row in rows))
 
 
 def arrivals(requests: Ints, capacity_milli: int, rng: np.random.Generator) -> Ints:
@@ -103,19 +105,49 @@ def arrivals(requests: Ints, capacity_milli: int, rng: np.random.Generator) -> I
     return np.array(order)
 
 
-def _rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    missing = [name for name in needed if not rows or name not in rows[0]]
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One line, with what an error needs to name it."""
+
+    path: Path
+    line: int
+    cells: Mapping[str, str | None]
+
+    def text(self, column: str) -> str:
+        return (self.cells.get(column) or "").strip()
+
+    def number(self, column: str) -> int:
+        """A whole number from 0 on. Raises ValueError, which names file, line and column."""
+        try:
+            value = float(self.text(column))
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 2**53 or value != int(value):
+            what = f"must be a whole number from 0 on, not {self.text(column)!r}"
+            raise ValueError(f"{self.path}:{self.line}: {column}: {what}")
+        return int(value)
+
+
+def _rows(path: Path, needed: tuple[str, ...]) -> list[_Row]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
+            rows = [_Row(path, reader.line_num, cells) for cells in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
     if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; is this a list of the openb benchmark?")
+        raise ValueError(f"{path}:1: no column {', '.join(missing)}; is this a list of the openb benchmark?")
+    if not rows:
+        raise ValueError(f"{path}:1: there is nothing below the header")
     return rows
 
 
-def _request(row: dict[str, str], models: Sequence[str]) -> tuple[int, int, int, int, int]:
-    count = int(row["num_gpu"])
-    named = {name for name in (row.get("gpu_spec") or "").split("|") if name} if count else set()
+def _request(row: _Row, models: Sequence[str]) -> tuple[int, int, int, int, int]:
+    """A share of an accelerator is asked for by pods of one; those of several take whole ones."""
+    count = row.number("num_gpu")
+    named = {name.strip() for name in row.text("gpu_spec").split("|") if name.strip()} if count else set()
     numbers = {models.index(name) if name in models else _NO_SUCH_MODEL for name in named}
     bits = sum(1 << number for number in numbers)
-    milli = min(int(row["gpu_milli"]), 1000) if count else 0
-    return int(row["cpu_milli"]) or _CPU_OF_ZERO, int(row["memory_mib"]), count, milli, bits
+    milli = 0 if not count else WHOLE_MILLI if count > 1 else min(row.number("gpu_milli"), WHOLE_MILLI)
+    return row.number("cpu_milli") or _CPU_OF_ZERO, row.number("memory_mib"), count, milli, bits
