@@ -166,6 +166,7 @@ ENGINES = {
     "older-1": Engine("older", 5, SGLANG + GAPS),
     "rolling-1": Engine("rolling", 5, SGLANG + GAPS),
     "rolling-2": Engine("rolling", 5, SGLANG + GAPS + PER_REQUEST),
+    "both-1": Engine("both", 6, VLLM + SGLANG),
     "uneven-1": Engine("uneven", 2),
     "uneven-2": Engine("uneven", 20),
     "uneven-3": Engine("uneven", 22),
@@ -229,6 +230,7 @@ WANT: dict[str, tuple[float, int, float]] = {
     "idle": (0.0, 1, 0.25),
     "queue": (13.0, 1, 0.5),
     "parallel": (12.0, 1, 0.5),
+    "both": (6.0, 1, 0.5),
 }
 """Arrivals per second, engines, KV usage."""
 

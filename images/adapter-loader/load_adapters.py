@@ -23,6 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Engine:
                 return
         except urllib.error.HTTPError as error:
             raise LoadError(_words(error)) from error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise LoadError(f"the engine does not answer: {_line(str(error))}") from error
 
 
@@ -142,7 +143,7 @@ class Loader:
         self.states = {it.name: self.states.get(it.name, State(it.uri, False)) for it in wanted}
         try:
             there = self.engine.adapters()
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):
             self.ready = False
             self.states = {it.name: State(it.uri, False) for it in wanted}
             return
@@ -199,7 +200,7 @@ class Loader:
             for name in names:
                 self._fetch(f"{repository}/resolve/{about['sha']}/{quote(name)}", partial / name)
             partial.rename(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{adapter.uri} could not be downloaded: {_line(str(error) or repr(error))}") from error
 
     def _fetched(self, path: str) -> bytes:

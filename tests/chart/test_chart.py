@@ -294,7 +294,10 @@ def test_the_webhook_can_never_hold_a_pod_up() -> None:
     (webhook,) = only(rendered(), "MutatingWebhookConfiguration")["webhooks"]
     assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Ignore", 1)
     assert (webhook["sideEffects"], webhook["reinvocationPolicy"]) == ("None", "Never")
-    assert webhook["objectSelector"] == {"matchExpressions": [{"key": SERVICE_LABEL, "operator": "Exists"}]}
+    assert webhook["objectSelector"] == {
+        "matchLabels": {"app.kubernetes.io/managed-by": "tokenservice-operator"},
+        "matchExpressions": [{"key": SERVICE_LABEL, "operator": "Exists"}],
+    }
     assert webhook["rules"] == [
         {
             "apiGroups": [""],

@@ -77,6 +77,44 @@ def test_the_fleets_status_has_the_means_that_prometheus_remembers() -> None:
     assert "utilization24h" not in status
 
 
+def test_a_fleet_of_which_nothing_is_measured_has_no_utilization_and_not_none_of_it() -> None:
+    made = world(extra={"fleet_object": {"metadata": {"name": "default", "uid": "u"}}})
+    made.run(8)
+    made.metrics = dict.fromkeys(made.metrics, NO_DATA)
+    made.now += 3600
+    plan = made.round()
+    (status,) = (write.status for write in plan.statuses if write.key.kind == "TokenFleet")
+    assert "utilization" not in status
+    assert "waterfall" not in status
+    assert "fleet_utilization_ratio" not in plan.metrics
+
+
+EXTREME = st.sampled_from([0.0, 1e-12, 1e-3, 1.0, 1e6, 1e12])
+
+
+@settings(max_examples=60)
+@given(st.lists(EXTREME, min_size=9, max_size=9))
+def test_no_numbers_of_one_service_keep_others_from_being_decided(figures: list[float]) -> None:
+    """Whoever is scraped for a service may export what he likes, up to what the reader lets through."""
+    other = make_service("other", scaling={"minReplicas": 2})
+    made = world(CHAT, other)
+    made.run(6)
+    names = (
+        "peak_requests_per_second",
+        "output_tokens_per_second",
+        "input_tokens_per_second",
+        "mean_input_tokens",
+        "mean_output_tokens",
+        "running",
+        "waiting",
+        "mean_tpot_seconds",
+    )
+    rate, *rest = figures
+    made.metrics[CHAT.key] = make_metrics(rate, engines_reporting=1000, **dict(zip(names, rest, strict=True)))
+    made.run(4)
+    assert made.serving(other.key) == 2
+
+
 def test_a_policy_that_cannot_be_read_stalls_the_fleet_with_the_field() -> None:
     problem = Problem(Reason.INVALID_SPEC, "spec.budgetPerHour", "no number: the last policy that could be read holds")
     made = world(extra={"fleet_object": {"metadata": {"name": "default", "uid": "u"}}, "fleet_problem": problem})

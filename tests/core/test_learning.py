@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.build import (
     H100_8B,
@@ -123,6 +125,24 @@ TEACHES_NOTHING: dict[str, dict[str, Any]] = {
     "nothing finished": {"mean_tpot_seconds": Missing("NothingFinished", "no request finished")},
     "lengths are not known": {"mean_output_tokens": Missing("NothingFinished", "no request finished")},
 }
+
+
+EXTREME = st.sampled_from([1e-12, 1e-3, 1.0, 1e6, 1e12])
+
+
+@given(st.lists(EXTREME, min_size=5, max_size=5), st.sampled_from([0.0, 0.5, 1.0]))
+def test_whatever_engines_export_what_is_learned_stays_within_its_bounds(figures: list[float], hits: float) -> None:
+    names = (
+        "output_tokens_per_second",
+        "mean_tpot_seconds",
+        "mean_input_tokens",
+        "mean_output_tokens",
+        "input_tokens_per_second",
+    )
+    seen = slow_engines(**dict(zip(names, figures, strict=True)), prefix_hit_rate=hits)
+    states, _ = taught(seen, LEAST_SAMPLES + 1)
+    for state in states.values():
+        assert all(0.5 <= factor <= 2 for factor in state.factors)
 
 
 OTHER_ENGINES: dict[str, dict[str, Any]] = {

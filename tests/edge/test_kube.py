@@ -343,6 +343,18 @@ async def test_a_watch_of_a_compacted_revision_says_so(kube: Kube, server: Scrip
         await watched(kube)
 
 
+async def test_an_event_may_be_as_long_as_an_object_can_become(
+    kube: Kube, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored in 1.5 MiB has six times as many bytes where JSON escapes them."""
+    large = {"type": "ADDED", "object": {"kind": "Pod", "args": ["\\u003c" * (1 << 20)]}}
+    server.answers = [lines(large), lines(large)]
+    assert len(await watched(kube)) == 1
+    monkeypatch.setattr(module, "_LONGEST_LINE", 1 << 20)
+    with pytest.raises(Gone, match="longer than 1 MiB"):
+        await watched(kube)
+
+
 async def test_a_watch_that_breaks_is_worth_another_try(kube: Kube, server: Scripted) -> None:
     def cut(request: web.Request) -> None:
         assert request.transport is not None

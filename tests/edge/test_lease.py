@@ -153,6 +153,15 @@ async def test_releasing_what_another_holds_does_nothing() -> None:
     assert server.objects[KEY]["spec"]["holderIdentity"] == "b"
 
 
+async def test_releasing_a_lease_that_was_taken_meanwhile_does_nothing() -> None:
+    server, clock = Server(), Clock()
+    lease = make_lease(server, clock, "a")
+    await lease.acquire()
+    server.objects[KEY]["spec"]["holderIdentity"] = "b"
+    await lease.release()
+    assert server.objects[KEY]["spec"]["holderIdentity"] == "b"
+
+
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.1, 8.0), st.booleans()), max_size=60))
 async def test_there_is_never_more_than_one_leader(steps: list[tuple[int, float, bool]]) -> None:
     server, clock = Server(), Clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -158,6 +159,27 @@ async def test_what_is_not_known_is_missing_and_never_zero(server: Prometheus, n
     assert missing.reason == want
 
 
+@pytest.mark.parametrize("name", ["requests_per_second", "waiting", "mean_output_tokens", "mean_tpot_seconds"])
+async def test_what_no_engine_can_have_counted_is_no_number(server: Prometheus, name: str) -> None:
+    """Whoever is scraped for a service may export anything: its squares would be beyond floats, in everybody's plan."""
+    metrics = (await ask(server, healthy(**{name: 1e300}))).services[CHAT]
+    assert isinstance(metrics if isinstance(metrics, Missing) else getattr(metrics, name), Missing)
+
+
+async def test_series_of_nobody_are_not_kept(server: Prometheus) -> None:
+    usual = healthy()
+
+    def answer(query: str) -> Reply:
+        status, kind, text = usual(query)
+        body = json.loads(text)
+        body["data"]["result"] += [{"metric": row(model_name=f"x{n}"), "value": [0, "1"]} for n in range(20)]
+        return status, kind, json.dumps(body)
+
+    answered = await ask(server, answer)
+    assert isinstance(answered.services[CHAT], ServiceMetrics)
+    assert set(answered.services) == {CHAT, CODE}
+
+
 async def test_scrapes_that_are_too_far_apart_are_told_with_the_field_to_mend(server: Prometheus) -> None:
     missing = (await ask(server, healthy(input_tokens_per_second=None))).services[CHAT]
     assert isinstance(missing, Missing)
@@ -279,8 +301,9 @@ async def test_an_address_where_nobody_is_says_so(address: str) -> None:
     assert address in missing.message
 
 
-async def test_an_address_that_is_none_says_so() -> None:
-    missing = (await PrometheusReader().read(question("nonsense"))).services[CHAT]
+@pytest.mark.parametrize("address", ["nonsense", "http://[fd00::1:9090"])
+async def test_an_address_that_is_none_says_so(address: str) -> None:
+    missing = (await PrometheusReader().read(question(address))).services[CHAT]
     assert isinstance(missing, Missing)
     assert missing.reason == "NotPrometheus"
 
@@ -314,6 +337,10 @@ async def test_the_token_is_read_anew_each_round(server: Prometheus, tmp_path: P
     token = tmp_path / "token"
     reader = PrometheusReader(bearer_token_file=str(token))
     server.answers = healthy()
+    missing = (await reader.read(question(server.address))).services[CHAT]
+    assert isinstance(missing, Missing)
+    assert missing.reason == "NoToken"
+    token.write_bytes(b"\xff\xfe")
     missing = (await reader.read(question(server.address))).services[CHAT]
     assert isinstance(missing, Missing)
     assert missing.reason == "NoToken"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from tests.edge.fakes import Server
 from tests.edge.objects import token_service
 from tokenservice.core.model import Event, Json, ObjectKey, Plan, Reason, StatusWrite
 from tokenservice.core.names import FIELD_MANAGER, STATUS_MANAGER
+from tokenservice.edge import report as module
 from tokenservice.edge.report import Reporter
 from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, Forbidden, NotFound, Retryable
@@ -47,6 +51,44 @@ def make_server() -> Server:
 
 def make_reporter(server: Server, sink: Sink | None = None, *, leads: bool = True) -> Reporter:
     return Reporter(server, sink or Sink(), Fence(held=leads), server, wall_clock=lambda: 1_800_000_000.0)
+
+
+async def test_a_status_that_nobody_answers_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LATE_SECONDS", 0.05)
+    server, answer, asked = make_server(), asyncio.Event(), list[str]()
+    server.put(token_service("other"))
+    apply = server.apply
+
+    async def hanging(manifest: Json, **more: Any) -> Json:
+        asked.append(manifest["metadata"]["name"])
+        if manifest["metadata"]["name"] == "chat":
+            await answer.wait()
+        return await apply(manifest, **more)
+
+    server.apply = hanging  # type: ignore[method-assign]
+    reporter = make_reporter(server)
+    other = StatusWrite(key=KEY._replace(name="other"), uid="uid-other", status={"replicas": 1})
+    plan = Plan(statuses=(STATUS, other))
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            assert [key.name for key, _ in await reporter.report(plan)] == ["other"]
+    assert asked == ["chat", "other", "other"], "what has no answer is not asked again"
+    answer.set()
+    await asyncio.sleep(0.01)
+    assert {key.name for key, _ in await reporter.report(plan)} == {"chat", "other"}
+
+
+async def test_who_was_tried_last_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else those whose statuses are refused would come first each time, and with enough of them nobody else."""
+    monkeypatch.setattr(module, "PARALLEL_WRITES", 1)
+    server = make_server()
+    server.put(token_service("other"))
+    server.failures = [Forbidden("no")]
+    reporter = make_reporter(server)
+    other = StatusWrite(key=KEY._replace(name="other"), uid="uid-other", status={"replicas": 1})
+    await reporter.report(Plan(statuses=(STATUS,)))
+    await reporter.report(Plan(statuses=(STATUS, other)))
+    assert [key.name for _, key, _ in server.calls] == ["chat", "other", "chat"]
 
 
 async def test_a_status_is_applied_under_its_own_manager_on_the_revision_that_was_seen() -> None:

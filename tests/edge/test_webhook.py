@@ -18,7 +18,7 @@ import pytest_asyncio
 from tests.edge.fakes import Server
 from tests.edge.objects import pod
 from tokenservice.core.model import Json, ObjectKey
-from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
+from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL, PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
 from tokenservice.edge.certificates import BUNDLE_LIMIT, Authority, load
 from tokenservice.edge.webhook import Webhook, gates, review
 from tokenservice.errors import ApiError, Conflict, Forbidden
@@ -32,12 +32,21 @@ def asked(obj: Json, operation: str = "CREATE") -> Json:
 
 
 def bare_pod(**spec: Any) -> Json:
-    return {"metadata": {"labels": {SERVICE_LABEL: "chat"}}, "spec": {"containers": [{"name": "engine"}]} | spec}
+    return {
+        "metadata": {"labels": {SERVICE_LABEL: "chat", MANAGED_BY_LABEL: FIELD_MANAGER}},
+        "spec": {"containers": [{"name": "engine"}]} | spec,
+    }
 
 
 def patched(response: Json) -> list[Json]:
     operations: list[Json] = json.loads(base64.b64decode(response["patch"]))
     return operations
+
+
+def test_a_pod_of_somebody_else_gets_none() -> None:
+    """A canary behind the same Service, say: the operator may not lift the gate of what it did not make."""
+    theirs = {"metadata": {"labels": {SERVICE_LABEL: "chat"}}, "spec": {"containers": [{"name": "engine"}]}}
+    assert gates(theirs) == []
 
 
 def test_a_new_engine_pod_gets_both_gates() -> None:

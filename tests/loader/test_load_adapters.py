@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -294,6 +295,20 @@ def test_a_download_that_breaks_off_is_no_adapter(engine: FakeEngine, tmp_path: 
     assert "could not be downloaded" in pod.look()["one"].error
     assert (engine.asked, (tmp_path / "downloads" / "abc").exists()) == ([], False)
     hub.cut = None
+    assert pod.look(120.0)["one"].loaded
+
+
+def test_an_answer_of_the_hub_that_breaks_off_keeps_no_adapter_from_being_loaded(
+    engine: FakeEngine, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object) -> bytes:
+        raise IncompleteRead(b"{", 100)
+
+    pod = Pod(engine, tmp_path, hub.url)
+    pod.wants(downloaded(tmp_path))
+    with monkeypatch.context() as during:
+        during.setattr(program.Loader, "_fetched", cut)
+        assert "could not be downloaded" in pod.look()["one"].error
     assert pod.look(120.0)["one"].loaded
 
 

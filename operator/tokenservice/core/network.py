@@ -72,12 +72,17 @@ def policy_spec(service: ServiceKey, spec: TokenServiceSpec, settings: Settings,
     } | {direction: opened for direction, opened in rules.items() if opened}
 
 
+_MOST_SAMPLES = 50_000
+"""Of one engine, which has a few thousand: who has more would fill the memory of all who ask Prometheus."""
+
+
 def monitor_spec(service: ServiceKey, spec: TokenServiceSpec) -> Json:
     """For the Prometheus operator; a series carries its service and variant as labels."""
     ports = ("http", *(("adapters",) if spec.model.runtime_adapters is not None else ()))
     return {
         "podMetricsEndpoints": [{"port": port, "path": "/metrics", "interval": f"{SCRAPE_SECONDS}s"} for port in ports],
         "podTargetLabels": [SERVICE_LABEL, VARIANT_LABEL],
+        "sampleLimit": _MOST_SAMPLES,
         "selector": {"matchLabels": {SERVICE_LABEL: service.name}},
     }
 

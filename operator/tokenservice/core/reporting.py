@@ -538,7 +538,8 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
     facts, found = decided.facts, decided.facts.snapshot.fleet_object
     counts = fleet_counts(facts)
     served = _all_served(decided)
-    parts = facts.memo.recall("waterfall", None, (served, counts), lambda: waterfall(served, counts))
+    unknown = _fleet_metrics(decided.outlooks)
+    parts = unknown or facts.memo.recall("waterfall", None, (served, counts), lambda: waterfall(served, counts))
     existing = [(facts.accelerators[name].spec, count) for name, count in facts.existing.items()]
     price: float = sum(count * spec.price_per_hour for spec, count in existing)
     output = _output(decided.outlooks)
@@ -555,8 +556,8 @@ def _fleet(decided: Decided, figures: dict[str, dict[Labels, float]], now: float
         accelerators_fragmented=counts.free_on_used_nodes,
         cost_per_hour=price,
         problems=() if facts.snapshot.fleet_problem is None else (facts.snapshot.fleet_problem,),
-        metrics=_fleet_metrics(decided.outlooks),
-        utilization=_fleet_utilization(facts, served, counts),
+        metrics=unknown,
+        utilization=_fleet_utilization(facts, served, counts, unknown),
         utilization_1h=facts.snapshot.fleet_means.hour,
         utilization_24h=facts.snapshot.fleet_means.day,
         waterfall=parts,
@@ -654,10 +655,12 @@ def _reference_order(pair: tuple[Variant, Capacity], seen: Outlook) -> tuple[flo
     return (cost_per_million_tokens(variant, capacity, seen.workload), variant.name)
 
 
-def _fleet_utilization(facts: Facts, served: Sequence[Served], counts: Counts) -> Figure:
-    """The user's own query if there is one, else ours: the lower end of the interval."""
+def _fleet_utilization(facts: Facts, served: Sequence[Served], counts: Counts, unknown: Missing | None) -> Figure:
+    """The user's own query if there is one, else ours: the lower end of the interval. `unknown` metrics are no zero."""
     if facts.snapshot.fleet.prometheus.utilization_query:
         return facts.snapshot.fleet_utilization
+    if unknown is not None:
+        return unknown
     found = facts.memo.recall("utilization", None, (served, counts), lambda: fleet_utilization(served, counts))
     return found if isinstance(found, Missing) else found.low
 

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 
@@ -49,6 +50,9 @@ SILENCE_SECONDS = 70.0
 """Bookmarks come every minute; a watch that is silent for longer is dead, whatever TCP believes."""
 
 _GOODBYE_SECONDS = 0.1
+
+_LONGEST_LINE = 32 << 20
+"""Bytes of an event. An object may have 1.5 MiB where it is stored, and six times as much in JSON that escapes it."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=2 * WATCH_SECONDS + 60, connect=10, sock_read=SILENCE_SECONDS)
@@ -264,11 +268,13 @@ def _typed(kind: str, items: Iterable[Json]) -> tuple[Json, ...]:
 
 async def _events(kind: str, response: aiohttp.ClientResponse) -> AsyncIterator[WatchEvent]:
     try:
-        while line := await response.content.readline():
+        while line := await response.content.readline(max_line_length=_LONGEST_LINE):
             event = json.loads(line)
             if event["type"] == "ERROR":
                 raise error_of(int(event["object"].get("code") or 0), event["object"])
             yield WatchEvent(event["type"], event["object"])
+    except HttpProcessingError as error:  # it would come again; a list has the object too, and no lines
+        raise Gone(f"an event of {kind} is longer than {_LONGEST_LINE >> 20} MiB") from error
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise Retryable(f"watch of {kind} broke: {error or type(error).__name__}") from error
 

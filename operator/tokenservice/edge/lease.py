@@ -122,7 +122,9 @@ class Lease:
             return
         self._valid_until = float("-inf")
         try:
-            await self._write(await self._api.get(self.key), holder="", duration=1)
+            lease = await self._api.get(self.key)
+            if (lease.get("spec") or {}).get("holderIdentity") == self.identity:  # it may have been taken meanwhile
+                await self._write(lease, holder="", duration=1)
         except ApiError as error:
             _log.warning("the Lease was not released, others wait %.0f s: %s", self.terms.duration, error)
 

@@ -127,12 +127,16 @@ class PrometheusReader:
 
     def _ask(self, question: Question, address: str) -> _Round:
         with _Client(address, self._headers(), self._timeout) as client:
-            figures = {name: _by_row(client.query(text)) for name, text in promql.figures(question.windows).items()}
+
+            def asked(text: str) -> list[Series]:
+                return [one for one in client.query(text) if _row(one[0]) in question.services]
+
+            figures = {name: _by_row(asked(text)) for name, text in promql.figures(question.windows).items()}
             ttft, tpot = (
-                _histograms(client.query(promql.buckets(histogram, question.windows)))
+                _histograms(asked(promql.buckets(histogram, question.windows)))
                 for histogram in (promql.TTFT, promql.TPOT)
             )
-            paces, query = _paces(client.query(promql.paces(question.windows))), question.utilization_query
+            paces, query = _paces(asked(promql.paces(question.windows))), question.utilization_query
             adapters = _adapters(client) if question.adapters else {}
             own, means = self._utilization(client, query), self._recent_means(client, query)
             return _Round(figures, ttft, tpot, paces, own, means, adapters)
@@ -157,7 +161,7 @@ class PrometheusReader:
             return {}
         try:
             return {"Authorization": f"Bearer {Path(self._token_file).read_text(encoding='utf-8').strip()}"}
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise _NoAnswer(Missing("NoToken", f"the bearer token for Prometheus cannot be read: {error}")) from error
 
 
@@ -166,9 +170,12 @@ class _Client:
 
     def __init__(self, address: str, headers: dict[str, str], timeout: int) -> None:
         self._address = address.rstrip("/")
-        self._connect = PrometheusConnect(
-            url=self._address, headers=headers, retry=Retry(0, read=False), timeout=timeout
-        )
+        try:
+            self._connect = PrometheusConnect(
+                url=self._address, headers=headers, retry=Retry(0, read=False), timeout=timeout
+            )
+        except ValueError as error:  # an address that is no URL
+            raise _NoAnswer(self._not_prometheus()) from error
 
     def __enter__(self) -> _Client:
         return self
@@ -340,8 +347,17 @@ def _mean(result: Sequence[Series], window: str, query: str | None) -> float | M
 def _series(result: Any) -> list[Series]:
     """A vector, a scalar as a series without labels; ranges and text hold no number and are left out."""
     if len(result) == 2 and not isinstance(result[0], dict):
-        return [({}, float(result[1]))]
-    return [(found["metric"], float(found["value"][1])) for found in result if "value" in found]
+        return [({}, _figure(result[1]))]
+    return [(found["metric"], _figure(found["value"][1])) for found in result if "value" in found]
+
+
+def _figure(text: str) -> float:
+    """A number, NaN where no engine can have counted so much: its squares would be beyond what floats hold."""
+    value = float(text)
+    return math.nan if _NONSENSE < abs(value) < math.inf else value
+
+
+_NONSENSE = 1e12
 
 
 def _adapters(client: _Client) -> PodAdapters:

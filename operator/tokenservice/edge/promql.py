@@ -1,6 +1,8 @@
 """The PromQL of one round: a constant number of queries, each grouped by service, whatever the size of the fleet.
 
-vLLM and SGLang name the same things differently; `{__name__=~...}` reads both, as one pod speaks only one of them.
+vLLM and SGLang name the same things differently; both names are read. Functions forget the name of a series, and an
+engine that spoke both dialects would then make two that are equal, at which Prometheus refuses the query, everybody's.
+So each is taken of one name at a time, and `or` keeps the first of two.
 
 Arrivals are counted when a request gets its first token, plus what the queue grew by: the sum is exact in the window
 whether or not the engine keeps up, and it moves long before requests finish. (SGLang counts the first token of a
@@ -44,6 +46,11 @@ class Dialects:
     def selector(self, suffix: str = "") -> str:
         return f'{{__name__=~"vllm:{self.vllm}{suffix}|sglang:{self.sglang}{suffix}",namespace!=""}}'
 
+    def of(self, function: str, window: str = "", suffix: str = "") -> str:
+        """A function of each series, of a window of it where one is given."""
+        names = (f"vllm:{self.vllm}{suffix}", f"sglang:{self.sglang}{suffix}")
+        return "(" + " or ".join(f'{function}({name}{{namespace!=""}}{window})' for name in names) + ")"
+
 
 RUNNING = Dialects("num_requests_running", "num_running_reqs")
 WAITING = Dialects("num_requests_waiting", "num_queue_reqs")
@@ -79,8 +86,8 @@ def figures(windows: Windows) -> dict[str, str]:
         "waiting": f"sum by ({BY}) ({WAITING.selector()})",
         "kv_usage": f"max by ({BY}) ({KV_USAGE.selector()})",
         "engines_reporting": _engines(windows),
-        "counter_resets": f"max by ({BY}) (resets({TTFT.selector('_count')}{rate}))",
-        "age_seconds": f"time() - max by ({BY}) (timestamp({RUNNING.selector()}))",
+        "counter_resets": f"max by ({BY}) {TTFT.of('resets', rate, '_count')}",
+        "age_seconds": f"time() - max by ({BY}) {RUNNING.of('timestamp')}",
     }
 
 
@@ -113,7 +120,7 @@ def paces(windows: Windows) -> str:
     fleet of thousands nothing to send and to read.
     """
     rate, by = f"[{windows.rate}s]", f"{BY}, pod"
-    tokens = f"sum by ({by}) (rate({OUTPUT_TOKENS.selector()}{rate}))"
+    tokens = f"sum by ({by}) {OUTPUT_TOKENS.of('rate', rate)}"
     busy = f"({_busy(by, rate)})"
     pace = f"({tokens} / {busy})"
     uneven = f"({_UNEVEN} * min by ({BY}) ({pace}) < quantile by ({BY}) (0.5, {pace}))"
@@ -132,7 +139,7 @@ _UNEVEN = 2
 
 def means(utilization: str | None) -> str:
     """Mean utilization by `window`; left out where less than half of the window has data. None: the operator's own."""
-    now = f"({utilization})" if utilization else f"avg({OWN_UTILIZATION})"
+    now = f"({utilization}\n)" if utilization else f"avg({OWN_UTILIZATION})"
     return " or ".join(_mean(now, window, step) for window, step in _MEANS.items())
 
 
@@ -144,12 +151,12 @@ def _mean(now: str, window: str, step: int) -> str:
 
 def _arrivals(rate: str, seconds: int) -> str:
     first_tokens = f"({_rate(TTFT, rate, '_count')} or ({_silent(rate)} unless {_busy(BY, rate)}))"
-    growth = f"sum by ({BY}) (delta({WAITING.selector()}{rate})) / {seconds}"
+    growth = f"sum by ({BY}) {WAITING.of('delta', rate)} / {seconds}"
     return f"clamp_min({first_tokens} + {growth}, 0)"
 
 
 def _rate(counter: Dialects, window: str, suffix: str = "") -> str:
-    return f"sum by ({BY}) (rate({counter.selector(suffix)}{window}))"
+    return f"sum by ({BY}) {counter.of('rate', window, suffix)}"
 
 
 def _mean_of(histogram: Dialects, window: str) -> str:
@@ -161,12 +168,12 @@ def _mean_of(histogram: Dialects, window: str) -> str:
 
 def _silent(rate: str) -> str:
     """Zero for services whose engines were scraped at least twice in the window."""
-    return f"0 * sum by ({BY}) (delta({RUNNING.selector()}{rate}))"
+    return f"0 * sum by ({BY}) {RUNNING.of('delta', rate)}"
 
 
 def _busy(by: str, rate: str) -> str:
     """What runs in the mean, where something does: without a first token all that time it is not silent, but mute."""
-    return f"sum by ({by}) (avg_over_time({RUNNING.selector()}{rate})) >= {_BUSY}"
+    return f"sum by ({by}) {RUNNING.of('avg_over_time', rate)} >= {_BUSY}"
 
 
 def _engines(windows: Windows) -> str:
@@ -177,7 +184,7 @@ def _engines(windows: Windows) -> str:
     reports several series under one instance and pod.
     """
     gauge, counter, before = RUNNING.selector(), TTFT.selector("_count"), f"offset {windows.rate}s"
-    fresh = f"(time() - timestamp({gauge})) < {windows.staleness}"
+    fresh = f"(time() - {RUNNING.of('timestamp')}) < {windows.staleness}"
     young = f"({counter} unless {counter} {before})"
     whole = f"{fresh} and ({gauge} {before}) unless on ({BY}, instance, pod) {young}"
     return f"count by ({BY}) (count by ({BY}, instance, pod) ({whole})) or 0 * count by ({BY}) ({fresh})"

@@ -20,13 +20,16 @@ from tokenservice.core.model import Event, Json, ObjectKey, Plan, StatusWrite
 from tokenservice.core.names import FIELD_MANAGER, STATUS_MANAGER
 from tokenservice.edge.resources import RESOURCES
 from tokenservice.edge.store import Version
-from tokenservice.errors import ApiError, Conflict, NotFound
+from tokenservice.errors import ApiError, Conflict, NotFound, Retryable
 
 _log = logging.getLogger(__name__)
 
 PARALLEL_WRITES = 8
 PARALLEL_EVENTS = 2
 PATIENCE_SECONDS = 2.0
+LATE_SECONDS = 10.0
+"""For so long a pass waits for the answer to one write: where one namespace's answers late, no other waits for it."""
+
 _KEPT_EVENTS = 4096
 
 
@@ -81,6 +84,8 @@ class Reporter:
         self._slots = asyncio.Semaphore(PARALLEL_WRITES)
         self._event_slots = asyncio.Semaphore(PARALLEL_EVENTS)
         self._written_at: dict[ObjectKey, float] = {}
+        self._tried_at: dict[ObjectKey, float] = {}
+        self._late: dict[ObjectKey, asyncio.Task[Json]] = {}
         self._untold: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._left = False
 
@@ -90,12 +95,14 @@ class Reporter:
         return dict(self._written_at)
 
     async def report(self, plan: Plan) -> tuple[tuple[ObjectKey, str], ...]:
-        """Writes the plan's statuses, those of longest ago first, and events; returns the revisions that it wrote."""
+        """Writes statuses, those tried longest ago first, and events; returns the revisions that it wrote."""
         until = self._clock() + PATIENCE_SECONDS
         events = [*self._untold, *plan.events]
         self._untold.clear()
         self._left = False
-        statuses = sorted(plan.statuses, key=lambda write: self._written_at.get(write.key, -math.inf))
+        known = {write.key for write in plan.statuses}
+        self._tried_at = {key: at for key, at in self._tried_at.items() if key in known}
+        statuses = sorted(plan.statuses, key=lambda write: self._tried_at.get(write.key, -math.inf))
         written, _ = await asyncio.gather(
             asyncio.gather(*(self._status(status, until) for status in statuses)),
             asyncio.gather(*(self._event(event, until) for event in events)),
@@ -114,11 +121,11 @@ class Reporter:
             if self._too_late(until):
                 return None
             seen = self._versions.version(write.key)
-            if seen is None or seen.uid != write.uid or not self._fence.held():
+            if seen is None or seen.uid != write.uid or write.key in self._late or not self._fence.held():
                 return None
+            self._tried_at[write.key] = self._clock()
             try:
-                manifest = _manifest(write, seen)
-                live = await self._api.apply(manifest, manager=STATUS_MANAGER, subresource="status")
+                live = await self._answer(write.key, _manifest(write, seen))
             except (Conflict, NotFound):
                 return None  # changed or deleted meanwhile: the next plan sees it
             except ApiError as error:
@@ -126,6 +133,20 @@ class Reporter:
                 return None
         self._written_at[write.key] = self._wall_clock()
         return write.key, str(live["metadata"]["resourceVersion"])
+
+    async def _answer(self, key: ObjectKey, manifest: Json) -> Json:
+        """Raises Retryable when there is none in time; the status is not written again until there is."""
+        applying = self._api.apply(manifest, manager=STATUS_MANAGER, subresource="status")
+        task = asyncio.ensure_future(applying)
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), LATE_SECONDS)
+        except TimeoutError:
+            self._late[key] = task
+            task.add_done_callback(lambda done: (self._late.pop(key, None), done.cancelled() or done.exception()))
+            raise Retryable(f"the API server did not answer within {LATE_SECONDS:.0f} s") from None
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
     async def _event(self, event: Event, until: float) -> None:
         async with self._event_slots:
@@ -135,10 +156,11 @@ class Reporter:
             if not self._fence.held():
                 return
             try:
-                await self._events.emit(event)
+                async with asyncio.timeout(LATE_SECONDS):
+                    await self._events.emit(event)
             except NotFound:
                 return  # its namespace is going, and nobody is left to be told
-            except ApiError as error:
+            except (ApiError, TimeoutError) as error:
                 _log.warning("event %s of %s %s/%s: %s", event.reason, *event.regarding, error)
 
 

@@ -21,7 +21,7 @@ from typing import Protocol
 from aiohttp import web
 
 from tokenservice.core.model import Json, ObjectKey
-from tokenservice.core.names import PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
+from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL, PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
 from tokenservice.edge.certificates import SERVER_LIFETIME, Authority, bundle, load
 from tokenservice.edge.kube import Patch
 from tokenservice.errors import ApiError, Conflict
@@ -59,7 +59,8 @@ def review(body: Json, *, active: bool) -> Json:
 def gates(pod: Json) -> list[Json]:
     """JSON patch that adds both gates; empty for pods that are not engines or already have a node."""
     spec, labels = pod.get("spec") or {}, (pod.get("metadata") or {}).get("labels") or {}
-    if SERVICE_LABEL not in labels or spec.get("nodeName"):
+    ours = SERVICE_LABEL in labels and labels.get(MANAGED_BY_LABEL) == FIELD_MANAGER
+    if not ours or spec.get("nodeName"):  # of others' pods the operator may not lift a gate
         return []
     return [
         *_appended(spec, "schedulingGates", {"name": PLACEMENT_GATE}),
