@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from tokenservice.cli.main import app
 from tokenservice.simulate.assemble import setting
-from tokenservice.simulate.compare import Row, Task, best
+from tokenservice.simulate.compare import Row, Task, best, with_cold_start
 from tokenservice.simulate.policies.static import Static
 from tokenservice.simulate.result import Result, ServiceResult, Waterfall
 from tokenservice.simulate.run import decider
 from tokenservice.simulate.run import run as simulated
 from tokenservice.simulate.scenario import load
+from tokenservice.simulate.scenario_spec import BySource, ColdStart
 
 QUICK = Path(__file__).parents[2] / "docs" / "scenarios" / "quick.yaml"
 NOTHING = Waterfall(
@@ -96,6 +97,14 @@ def test_a_pooled_static_fleet_has_its_own_sizes_soon() -> None:
     first, _, *later = (moment.asked for moment in simulated(read, "static-pooled").timeline)
     assert first["chat"] == 6
     assert later == [wanted] * len(later)
+
+
+def test_a_cold_start_for_all_is_for_all() -> None:
+    scenario = load(QUICK)
+    slow = scenario.model_copy(update={"cold_start": ColdStart(by_source=BySource(hf=300.0))})
+    made = setting(with_cold_start(slow, 10.0))
+    assert {one.cold_start.of(one.spec, one.variant) for one in made.offers.values()} == {10.0}
+    assert with_cold_start(slow, None) is slow
 
 
 def test_compare_prints_intervals_over_seeds(tmp_path: Path) -> None:

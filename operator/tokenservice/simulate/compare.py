@@ -20,6 +20,7 @@ from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import Result
 from tokenservice.simulate.run import label, run
 from tokenservice.simulate.scenario import Scenario, load
+from tokenservice.simulate.scenario_spec import ColdStart
 
 STATIC = "static-p99"
 POOLED = "static-pooled"
@@ -144,7 +145,7 @@ def with_cold_start(scenario: Scenario, seconds: float | None) -> Scenario:
     """The scenario with replicas that load for so long, all of them; as it is for None."""
     if seconds is None:
         return scenario
-    return scenario.model_copy(update={"cold_start": scenario.cold_start.model_copy(update={"seconds": seconds})})
+    return scenario.model_copy(update={"cold_start": ColdStart(seconds=seconds)})  # wherever models come from
 
 
 def _all(tasks: Iterable[Task], jobs: int, done: Callable[[int], None]) -> dict[Task, Result]:
