@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -148,4 +149,5 @@ def _keep(console: Console, bed: Bed) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m e2e.demo", description=__doc__).parse_args()
     main()

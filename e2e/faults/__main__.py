@@ -6,6 +6,7 @@ comes in lines, as it happens.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -21,6 +22,8 @@ ALONE = ("test_crash",)
 
 def main() -> int:
     """0 when every case held."""
+    description, *more = (__doc__ or "").split("\n", 1)
+    argparse.ArgumentParser("python -m e2e.faults", description=description, epilog="".join(more)).parse_args()
     RESULT.unlink(missing_ok=True)
     environment = os.environ | {RUN: begin()}
     halves = [list(ALONE), [module for module in PATTERNS if module not in ALONE]]
