@@ -30,7 +30,7 @@ from tokenservice.core.model import (
     SetServing,
     StatusWrite,
 )
-from tokenservice.core.names import MANAGED_BY_LABEL, PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
+from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL, PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
 from tokenservice.edge.apply import Applier, Report, Result
 from tokenservice.edge.catalogue import apply_catalogue
 from tokenservice.edge.events import Events
@@ -123,7 +123,7 @@ def pod(namespace: str, name: str, *, gates: tuple[str, ...] = (), labelled: boo
     spec: Json = {"containers": [_container()], "securityContext": _POD_SECURITY}
     if gates:
         spec["schedulingGates"] = [{"name": gate} for gate in gates]
-    labels = {SERVICE_LABEL: "chat"} if labelled else {}
+    labels = {SERVICE_LABEL: "chat", MANAGED_BY_LABEL: FIELD_MANAGER} if labelled else {}
     return {
         "apiVersion": "v1",
         "kind": "Pod",

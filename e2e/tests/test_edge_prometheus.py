@@ -24,7 +24,7 @@ from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WINDOWS = Windows(rate=6, peak=20, staleness=5)
-NAMES = ("chat", "code", "mixed", "idle", "asleep", "queue", "parallel", "older", "rolling", "uneven", "mute")
+NAMES = ("chat", "code", "mixed", "idle", "asleep", "queue", "parallel", "older", "rolling", "uneven", "mute", "both")
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
 VLLM = """
