@@ -56,15 +56,8 @@ def _taken_back(facts: Facts, pods: Sequence[Pod], wanted: int) -> Iterable[SetS
         return
     for pod in pods:
         if pod.serving is False and pod.node is not None and not pod.gated and not facts.leaving(pod):
-            yield SetServing(
-                id=f"serve/{pod.namespace}/{pod.name}",
-                service=pod.service,
-                reason=Reason.MOVE_CANCELLED,
-                message=f"{pod.name} serves again: it is not to go any more",
-                pod=_pod_key(pod),
-                uid=pod.uid,
-                serving=True,
-            )
+            why = f"{pod.name} serves again: it is not to go any more"
+            yield _set_serving("serve", pod, Reason.MOVE_CANCELLED, why, serving=True)
 
 
 def _step(
@@ -117,14 +110,19 @@ def _replace(
 
 
 def _shift(pod: Pod) -> SetServing:
+    why = f"{pod.name} finishes its requests; its successor serves"
+    return _set_serving("shift", pod, Reason.MOVE_SHIFTED, why, serving=False)
+
+
+def _set_serving(verb: str, pod: Pod, reason: Reason, why: str, *, serving: bool) -> SetServing:
     return SetServing(
-        id=f"shift/{pod.namespace}/{pod.name}",
+        id=f"{verb}/{pod.namespace}/{pod.name}",
         service=pod.service,
-        reason=Reason.MOVE_SHIFTED,
-        message=f"{pod.name} finishes its requests; its successor serves",
+        reason=reason,
+        message=why,
         pod=_pod_key(pod),
         uid=pod.uid,
-        serving=False,
+        serving=serving,
     )
 
 
