@@ -97,9 +97,10 @@ def test_what_pod_security_refuses_is_told_and_what_serves_goes_on(site: Site) -
 
 
 def test_a_namespace_that_goes_takes_its_services_along_without_an_error(site: Site) -> None:
+    """Grace is short: pods still there after five seconds are looked at again only after half their grace."""
     site.node()
-    site.serving()
-    site.apply("waiting", scaling={"minReplicas": 20})
+    site.serving(scaling={"maxRequestSeconds": 1})
+    site.apply("waiting", scaling={"minReplicas": 20, "maxRequestSeconds": 1})
     log = site.bed.cluster.folder / "logs/operator.log"
     before = len(log.read_text())
     site.kubectl("delete", "namespace", site.namespace, "--wait=false")
