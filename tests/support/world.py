@@ -7,6 +7,7 @@ the same in `e2e/`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +53,7 @@ class World:
     written_at: dict[ObjectKey, float] = field(default_factory=dict)
     history: list[Action] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    decides: Callable[[Snapshot, float], Plan] = decide
     _serial: int = 0
 
     def snapshot(self) -> Snapshot:
@@ -69,7 +71,7 @@ class World:
 
     def round(self, seconds: float = 5.0) -> Plan:
         """One pass: decide, carry out, let the cluster live for `seconds`."""
-        plan = decide(self.snapshot(), self.now)
+        plan = self.decides(self.snapshot(), self.now)
         self.proposals, self.slow_since = plan.proposals, dict(plan.slow_since)
         for action in plan.actions:
             self.carry_out(action)

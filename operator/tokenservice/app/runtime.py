@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenservice import collection
+from tokenservice.app.bulkhead import Bulkhead
 from tokenservice.app.framework import Connection, connection_info, run_kopf
 from tokenservice.app.gatekeeper import Gatekeeper
 from tokenservice.app.handlers import Hooks
@@ -77,10 +78,9 @@ def run(options: Options, decide: Decide | None = None) -> int:
 
 
 def _core_decide() -> Decide:
-    """The decision, with a memo of its own: one process plans one fleet, one pass at a time."""
-    decide: Callable[[Snapshot, float, Memo | None], Plan] = importlib.import_module("tokenservice.core.decide").decide
-    memo = Memo()
-    return lambda snapshot, now: decide(snapshot, now, memo)
+    """The decision, one service's failure kept from the others."""
+    decide: Callable[[Snapshot, float, Memo], Plan] = importlib.import_module("tokenservice.core.decide").decide
+    return Bulkhead(decide)
 
 
 async def _main(options: Options, decide: Decide) -> None:

@@ -65,7 +65,7 @@ def problems(
 ) -> tuple[Problem, ...]:
     """Everything that is wrong with a service; `found` is what choosing its variants brought to light."""
     if service.spec is None:
-        return (Problem(Reason.INVALID_SPEC, "spec", service.error or "spec could not be read"),)
+        return (_undecided(service) if service.undecided else _unread(service),)
     given = Input(
         key=service.key,
         spec=service.spec,
@@ -76,6 +76,19 @@ def problems(
         limit=facts.limit_of(service.key.namespace),
     )
     return _unique([problem for check in CHAIN for problem in check(given)] + list(found))
+
+
+def _unread(service: Service) -> Problem:
+    return Problem(Reason.INVALID_SPEC, "spec", service.error or "spec could not be read")
+
+
+def _undecided(service: Service) -> Problem:
+    return Problem(
+        Reason.DECISION_FAILED,
+        "spec",
+        f"the operator failed over it ({service.error}) and leaves it as it is; this is a fault of the operator's: "
+        "please report it with its log. It tries again when the spec changes, and every ten minutes",
+    )
 
 
 def static_problems(

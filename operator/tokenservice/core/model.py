@@ -54,7 +54,10 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A TokenService as read. `spec` is None when it could not be parsed; `error` then says which field and why."""
+    """A TokenService as read. `spec` is None when it could not be parsed; `error` then says which field and why.
+
+    Or when the decision about it failed (`undecided`): `error` is then what it failed with.
+    """
 
     key: ServiceKey
     uid: str
@@ -65,6 +68,7 @@ class Service:
     status: Json = field(default_factory=dict)
     error: str | None = None
     deleting: bool = False
+    undecided: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,6 +418,7 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     REFUSED = "Refused"
     VERIFICATION_FAILED = "VerificationFailed"
+    DECISION_FAILED = "DecisionFailed"
     # what is wrong with a spec
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_ACCELERATOR = "UnknownAccelerator"
