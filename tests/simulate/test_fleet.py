@@ -229,7 +229,7 @@ def made_fleet(
         meter=Meter(Windows(rate=15, peak=60, staleness=30), pool.ttft_edges_s, pool.tpot_edges_s),
         tally=Tally(YARDSTICK, BOUNDS, seconds),
         lambda_star=10.0,
-        load_seconds={VARIANT.name: LOAD_SECONDS},
+        load_seconds=lambda name, cached: LOAD_SECONDS,
         longest=longest,
     )
     made = Fleet(
@@ -303,6 +303,13 @@ def test_a_crashed_replica_loses_its_requests_and_is_back_after_its_load() -> No
     assert 3 * (LOAD_SECONDS - 2) <= tally.finished - tally.ttft_met <= 3 * (LOAD_SECONDS + 2)
     assert made.cluster.ledger.nodes_started == 1
     assert [moment.ready["chat"] for moment in made.timeline if 100 < moment.at < 125] == [0, 0]
+
+
+def test_a_replica_that_comes_back_to_its_node_finds_the_weights_in_its_cache() -> None:
+    made = made_fleet(Steady(3), failures=[at(100.2, service="chat")])
+    lane_of(made).load_seconds = lambda name, cached: 8.0 if cached else 500.0
+    made.run()
+    assert [moment.ready["chat"] for moment in made.timeline if 100 < moment.at < 125] == [1, 1]
 
 
 def test_while_no_engine_is_there_prometheus_knows_nothing() -> None:

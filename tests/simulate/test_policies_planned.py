@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -15,7 +16,7 @@ from tokenservice.core.model import ServiceKey
 from tokenservice.core.step import StepModel
 from tokenservice.simulate.policies.aegaeon import pooled_accelerators
 from tokenservice.simulate.policies.melange import FixedRate, allocate, allocate_variants, melange
-from tokenservice.simulate.policies.static import Static, p99_sizes, pooled_sizes, smallest_size
+from tokenservice.simulate.policies.static import Static, p99_sizes, pooled_sizes, smallest_sizes
 
 A, B, C = (ServiceKey("default", name) for name in "abc")
 
@@ -57,18 +58,24 @@ def test_pooling_shares_out_exactly_what_the_sum_needs(levels: list[float]) -> N
     assert min(sizes.values()) >= 1
 
 
-def test_the_smallest_size_is_found_by_bisection() -> None:
-    asked: list[int] = []
+@given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=6))
+def test_the_smallest_sizes_are_found_for_all_services_at_once(given: list[tuple[int, int]]) -> None:
+    need = {ServiceKey("default", f"s{n}"): enough for n, (enough, _) in enumerate(given)}
+    asked = list[int]()
 
-    def attainment(count: int) -> float:
-        asked.append(count)
-        return min(1.0, count / 37)
+    def attained(sizes: Mapping[ServiceKey, int]) -> dict[ServiceKey, float]:
+        asked.append(1)
+        return {key: 0.99 if size >= need[key] else 0.9 for key, size in sizes.items()}
 
-    assert smallest_size(attainment, 64) == 37
-    assert len(asked) == 7
-    assert smallest_size(attainment, 36) is None
-    assert smallest_size(lambda count: 1.0, 64) == 1
-    assert smallest_size(lambda count: 0.99 if count >= 5 else 0.9, 64) == 5
+    first = {key: size for key, (_, size) in zip(need, given, strict=True)}
+    assert smallest_sizes(attained, first) == need
+    assert len(asked) <= 18
+
+
+def test_a_service_that_no_size_serves_gets_the_most() -> None:
+    lost, easy = ServiceKey("default", "lost"), ServiceKey("default", "easy")
+    found = smallest_sizes(lambda sizes: {lost: 0.0, easy: 1.0}, {lost: 3, easy: 5}, most=40)
+    assert found == {lost: 40, easy: 1}
 
 
 # --- Mélange -------------------------------------------------------------------------------------------------------

@@ -160,6 +160,11 @@ WRONG = {
         "coldStart: {bySource: {ftp: 3}}\nfleet:",
         ":2: coldStart.bySource.ftp: unknown field; known are hf, oci, s3, pvc",
     ),
+    "a cold start by its parts and as a whole": (
+        "fleet:",
+        "coldStart: {seconds: 60, stages: {compileSeconds: 10}}\nfleet:",
+        ":2: coldStart.stages: says it all: leave out seconds and bySource",
+    ),
     "a class twice": (
         "h100\n",
         "h100\n- acceleratorClass: h100\n",
@@ -210,6 +215,16 @@ def test_cold_starts_come_from_the_variant_unless_the_scenario_says_otherwise(tm
         variant = scenario.reference(scenario.services[0])
         wanted = variant.cold_start_seconds if seconds is None else seconds
         assert scenario.cold_start.of(scenario.services[0].spec, variant) == wanted
+
+
+STAGES = "coldStart: {stages: {bootstrapSeconds: 10, compileSeconds: 20, bytesPerSecond: {hf: 1.0e9, cached: 4.0e9}}}\n"
+
+
+def test_a_cold_start_by_its_parts_follows_the_bytes_and_where_they_are(tmp_path: Path) -> None:
+    scenario = load(written(tmp_path, STAGES + SOUND))
+    spec, variant = scenario.services[0].spec, scenario.reference(scenario.services[0])
+    assert scenario.cold_start.of(spec, variant) == pytest.approx(30 + variant.weight_bytes / 1e9)
+    assert scenario.cold_start.of(spec, variant, cached=True) == pytest.approx(30 + variant.weight_bytes / 4e9)
 
 
 def test_static_is_the_same_as_no_numbers(tmp_path: Path) -> None:

@@ -78,21 +78,19 @@ CUTS = st.lists(st.floats(0, 900), max_size=12)
 
 @pytest.mark.parametrize("deferred", DEFERRED)
 @settings(deadline=None, max_examples=25)
-@given(cuts=CUTS, cv=st.sampled_from([0.5, 1.0, 4.0]), kept=st.sampled_from([1.0, 0.4]), seed=st.integers(0, 99))
+@given(cuts=CUTS, cv=st.sampled_from([0.5, 1.0, 4.0]), seed=st.integers(0, 99))
 def test_drawn_requests_do_not_depend_on_how_time_is_cut(
-    deferred: str, cuts: list[float], cv: float, kept: float, seed: int
+    deferred: str, cuts: list[float], cv: float, seed: int
 ) -> None:
-    work = drawn(seed, burstCv=cv, **DEFERRED[deferred]).thin(kept)
+    work = drawn(seed, burstCv=cv, **DEFERRED[deferred])
     assert same(whole(work), in_pieces(work, cuts))
 
 
 @pytest.mark.parametrize("deferred", DEFERRED)
 @settings(deadline=None, max_examples=10)
-@given(cuts=st.lists(st.floats(0, 3600), max_size=12), kept=st.sampled_from([1.0, 0.4]))
-def test_replayed_requests_do_not_depend_on_how_time_is_cut(
-    deferred: str, trace: Path, cuts: list[float], kept: float
-) -> None:
-    work = workload(requests={"file": trace}, copies={"count": 3}, **DEFERRED[deferred]).thin(kept)
+@given(cuts=st.lists(st.floats(0, 3600), max_size=12))
+def test_replayed_requests_do_not_depend_on_how_time_is_cut(deferred: str, trace: Path, cuts: list[float]) -> None:
+    work = workload(requests={"file": trace}, copies={"count": 3}, **DEFERRED[deferred])
     cuts = [min(cut, work.duration_s) for cut in cuts]
     assert same(whole(work), in_pieces(work, cuts))
 
@@ -282,17 +280,9 @@ def test_one_copy_is_the_trace_itself(trace: Path) -> None:
     assert np.array_equal(found.output_tokens, original.output_tokens)
 
 
-def test_scale_and_thinning_keep_their_share(trace: Path) -> None:
+def test_scale_keeps_its_share(trace: Path) -> None:
     copies = {"count": 100}
     assert len(whole(workload(requests={"file": trace}, copies=copies, scale=0.3))) == pytest.approx(6000, rel=0.05)
-    thinned = drawn(rate=FLAT).thin(0.5).thin(0.5)
-    assert len(whole(thinned)) == pytest.approx(50_000, rel=0.03)
-    assert thinned.expected_total == pytest.approx(50_000)
-
-
-def test_thinned_requests_are_some_of_all() -> None:
-    everything, some = whole(drawn()), whole(drawn().thin(0.3))
-    assert set(some.at_s.tolist()) < set(everything.at_s.tolist())
 
 
 # --- Work that may wait --------------------------------------------------------------------------------------------

@@ -253,9 +253,14 @@ def _lane(setting: Setting, one: Offer) -> Lane:
         pool=pool,
         meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s, one.deadline_seconds),
         tally=Tally(one.yardstick, bounds_of(one.targets), setting.seconds),
-        load_seconds={variant.name: one.cold_start.of(one.spec, variant) for variant in one.ways},
+        load_seconds=_loading(one),
         longest=one.longest,
     )
+
+
+def _loading(one: Offer) -> Callable[[str, bool], float]:
+    variants = {variant.name: variant for variant in one.ways}
+    return lambda name, cached: one.cold_start.of(one.spec, variants[name], cached=cached)
 
 
 def _warm(setting: Setting, cluster: Cluster) -> None:

@@ -48,7 +48,8 @@ class Lane:
 
     `variants` are all that may run, `variant` is the one that policies of counts use. `weights` are capacities in
     units of that one's; requests of more than `longest` tokens are refused, as engines do; `lambda_star` is what a
-    replica of that one holds, requests per second (see `steady`).
+    replica of that one holds, requests per second (see `steady`). `load_seconds` is asked for a variant's name and
+    whether the node has read those weights before.
     """
 
     service: Service
@@ -61,7 +62,7 @@ class Lane:
     meter: Meter
     tally: Tally
     lambda_star: float
-    load_seconds: Mapping[str, float]
+    load_seconds: Callable[[str, bool], float]
     longest: int
     slots: dict[str, int] = field(default_factory=dict)
     metrics: ServiceMetrics | Missing = NOT_READ
@@ -90,6 +91,7 @@ class Fleet:
     failures: Sequence[Failure] = ()
     timeline: list[Moment] = field(default_factory=list)
     now: float = 0.0
+    _read: set[tuple[str | None, str, str]] = field(default_factory=set)
     cluster: Cluster = field(init=False)
     """Set once it exists: it tells this fleet of its pods."""
 
@@ -184,11 +186,18 @@ class Fleet:
 
     def load_seconds(self, pod: Pod) -> float:
         """Time from being bound until it serves."""
-        return self._lane(pod).load_seconds[pod.variant]
+        return self._lane(pod).load_seconds(pod.variant, self._weights_of(pod) in self._read)
+
+    def _weights_of(self, pod: Pod) -> tuple[str | None, str, str]:
+        """A node and the files on it."""
+        lane = self._lane(pod)
+        assert lane.service.spec is not None
+        return pod.node, lane.service.spec.model.uri, lane.variants[pod.variant].precision
 
     def started(self, pod: Pod) -> None:
-        """A replica joins its pool."""
+        """A replica joins its pool. What its node has read stays in the cache for as long as the node is there."""
         lane = self._lane(pod)
+        self._read.add(self._weights_of(pod))
         variant = lane.variants[pod.variant]
         weight = lane.weights.get(pod.variant, 1.0)
         lane.slots[pod.name] = lane.pool.add(variant.step, limits_of(variant), weight=weight)
@@ -258,7 +267,7 @@ def _view(lane: Lane, asked: int, ready: int) -> ServiceView:
         metrics=known,
         duty_cycle=lane.meter.duty_cycle(),
         concurrency=lane.meter.concurrency(),
-        cold_start_seconds=lane.load_seconds[lane.variant.name],
+        cold_start_seconds=lane.load_seconds(lane.variant.name, False),
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tokenservice.core.model import ServiceKey
 from tokenservice.errors import InputError
 from tokenservice.simulate.assemble import Setting, fleet
+from tokenservice.simulate.fleet import Fleet
 from tokenservice.simulate.policies import POLICIES
-from tokenservice.simulate.policies.static import Static, pooled_sizes
+from tokenservice.simulate.policies.static import Sizes, Static, pooled_sizes, smallest_sizes
 from tokenservice.simulate.policy import Policy
 from tokenservice.simulate.result import Result, result
 
@@ -15,6 +17,7 @@ OPERATOR = "operator"
 _STATIC = {
     "static-p99": "each service at ceil(p99 of its 10 s demand / lambda*), for the whole time",
     "static-pooled": "the p99 of the summed demand, shared out, for the whole time",
+    "static-smallest": "each service at the fewest replicas that keep 99 %, found by runs, for the whole time",
 }
 
 _SOON_SECONDS = 10.0
@@ -33,6 +36,10 @@ def run(
     """Runs the scenario once. `choice` is a peer's setting, its published default first. InputError for no policy."""
     running = fleet(setting, decider(setting, policy, choice))
     running.run(progress)
+    return _told(setting, running, policy, choice)
+
+
+def _told(setting: Setting, running: Fleet, policy: str, choice: int = 0) -> Result:
     return result(running, scenario=setting.scenario.name, policy=label(policy, choice), seed=setting.seed)
 
 
@@ -53,7 +60,21 @@ def decider(setting: Setting, policy: str, choice: int = 0) -> Policy | None:
         demand = {key: one.demand for key, one in setting.offers.items()}
         sizes = pooled_sizes(demand, {key: one.lambda_star for key, one in setting.offers.items()})
         return Static(policy, sizes, period_seconds=_SOON_SECONDS)
+    if policy == "static-smallest":
+        return Static(policy, _smallest(setting), period_seconds=_SOON_SECONDS)
     return POLICIES[known(policy)].sweep[choice].make()
+
+
+def _smallest(setting: Setting) -> dict[ServiceKey, int]:
+    """By about ten runs of the scenario, from the sizes of static-p99."""
+
+    def attained(sizes: Sizes) -> dict[ServiceKey, float]:
+        running = fleet(setting, Static("static", sizes, period_seconds=_SOON_SECONDS))
+        running.run(lambda _: None)
+        found = _told(setting, running, "static").services
+        return {key: found[key.name].attainment for key in sizes}
+
+    return smallest_sizes(attained, setting.static)
 
 
 def known(policy: str) -> str:

@@ -18,6 +18,7 @@ from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.api.validation import stored
 from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
+from tokenservice.core.engines.sources import DISK_BYTES_PER_SECOND, REMOTE_BYTES_PER_SECOND
 from tokenservice.core.model import Accelerator, Problem, Profile, ServiceKey, Variant
 from tokenservice.core.variants import candidates
 from tokenservice.simulate.workload import Workload
@@ -57,15 +58,52 @@ class BySource(ScenarioModel):
     pvc: float | None = field(None, "From a volume", unit="seconds", gt=0)
 
 
+class Bandwidths(ScenarioModel):
+    """How fast weights are read, by the scheme of the model's uri, and where the node has read them before."""
+
+    hf: float = field(REMOTE_BYTES_PER_SECOND, "From Hugging Face", unit="bytes per second", gt=0)
+    oci: float = field(DISK_BYTES_PER_SECOND, "From an image volume on the node", unit="bytes per second", gt=0)
+    s3: float = field(REMOTE_BYTES_PER_SECOND, "From object storage", unit="bytes per second", gt=0)
+    pvc: float = field(DISK_BYTES_PER_SECOND, "From a volume", unit="bytes per second", gt=0)
+    cached: float | None = field(
+        None, "From the node's own cache", unit="bytes per second", default_text="nodes keep nothing", gt=0
+    )
+
+
+class Stages(ScenarioModel):
+    """A start by its parts: the process, the weights, the graphs."""
+
+    bootstrap_seconds: float = field(15.0, "Until weights are read", unit="seconds", ge=0)
+    bytes_per_second: Bandwidths = field(Bandwidths(), "How fast they are read", default_text="as sources usually are")
+    compile_seconds: float = field(30.0, "Compilation and graph capture", unit="seconds", ge=0)
+
+    def of(self, source: str, variant: Variant, *, cached: bool) -> float:
+        """Seconds for these weights from this source; `cached` where the node has read them before."""
+        speeds = self.bytes_per_second
+        speed: float = getattr(speeds, source)
+        if cached and speeds.cached is not None:
+            speed = max(speed, speeds.cached)
+        return self.bootstrap_seconds + variant.weight_bytes / speed + self.compile_seconds
+
+
 class ColdStart(ScenarioModel):
     """How long a replica takes from its place on a node to serving."""
 
     seconds: float | None = field(None, "The same for all", unit="seconds", default_text="the variant's", gt=0)
     by_source: BySource = field(BySource(), "By where the model comes from", default_text="seconds")
+    stages: Stages | None = field(None, "By its parts, from the bytes of the weights", default_text="seconds")
 
-    def of(self, spec: TokenServiceSpec, variant: Variant) -> float:
-        """Seconds for one service on one variant."""
+    @model_validator(mode="after")
+    def _one_way(self) -> ColdStart:
+        if self.stages is not None and (self.seconds is not None or self.by_source != BySource()):
+            raise wrong("stages", "says it all: leave out seconds and bySource")
+        return self
+
+    def of(self, spec: TokenServiceSpec, variant: Variant, *, cached: bool = False) -> float:
+        """Seconds for one service on one variant, on a node that has read its weights before or not."""
         source = spec.model.uri.partition("://")[0]
+        if self.stages is not None:
+            return self.stages.of(source, variant, cached=cached)
         return getattr(self.by_source, source) or self.seconds or variant.cold_start_seconds
 
 

@@ -35,7 +35,6 @@ class Draw(IntEnum):
     ADDED_LENGTHS = 4
     COPIES = 5
     SCALE = 6
-    THINNING = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from tokenservice.simulate.sources import (
     Source,
     merged,
     part,
-    picked,
 )
 from tokenservice.simulate.traffic import Requests
 from tokenservice.simulate.workload_spec import Deferrable, DeferrableMode, WorkloadSpec
@@ -30,11 +29,10 @@ class Workload:
     `arrived_total` counts those handed out so far.
     """
 
-    def __init__(self, sources: tuple[Source, ...], interactive: float, seeds: Seeds, kept: float = 1.0) -> None:
-        """`interactive` is the share of the first source that may not wait; of the others all may. `kept` is of all."""
-        self._sources, self._interactive, self._seeds, self._kept = sources, interactive, seeds, kept
+    def __init__(self, sources: tuple[Source, ...], interactive: float, seeds: Seeds) -> None:
+        """`interactive` is the share of the first source that may not wait; of the others all may."""
+        self._sources, self._interactive, self._seeds = sources, interactive, seeds
         self._readers = [Reader(source) for source in sources]
-        self._thinning = seeds.generator(Draw.THINNING)
         self._until_s = 0.0
         self.arrived_total = 0
 
@@ -58,15 +56,11 @@ class Workload:
     @property
     def expected_total(self) -> float:
         """Requests expected over the whole duration."""
-        return self._kept * sum(source.expected(0.0, self.duration_s) for source in self._sources)
+        return sum(source.expected(0.0, self.duration_s) for source in self._sources)
 
     def fresh(self) -> Workload:
         """The same requests from the start; files are not read again."""
-        return Workload(self._sources, self._interactive, self._seeds, self._kept)
-
-    def thin(self, factor: float) -> Workload:
-        """From the start, with each request kept by this probability (0 to 1)."""
-        return Workload(self._sources, self._interactive, self._seeds, self._kept * factor)
+        return Workload(self._sources, self._interactive, self._seeds)
 
     def stretch(self, start_s: float, end_s: float) -> Requests:
         """Arrivals in [start_s, end_s). Stretches follow each other; what lies between two of them is skipped.
@@ -76,7 +70,7 @@ class Workload:
         if not self._until_s <= start_s <= end_s:
             raise ValueError(f"stretch [{start_s}, {end_s}) does not follow {self._until_s}: ask in order, or fresh()")
         self._until_s = end_s
-        found = self._thinned(merged([reader.until(end_s) for reader in self._readers]))
+        found = merged([reader.until(end_s) for reader in self._readers])
         found = part(found, int(np.searchsorted(found.at_s, start_s)), len(found))
         self.arrived_total += len(found)
         return found
@@ -101,12 +95,7 @@ class Workload:
     def _rate(self, start_s: float, end_s: float, sources: tuple[Source, ...], share: float) -> float:
         beyond = max(end_s - self.duration_s, 0.0)
         start_s, end_s = max(start_s - beyond, 0.0), end_s - beyond
-        return self._kept * share * sum(source.expected(start_s, end_s) for source in sources) / (end_s - start_s)
-
-    def _thinned(self, found: Requests) -> Requests:
-        if self._kept >= 1:
-            return found
-        return picked(found, np.flatnonzero(self._thinning.random(len(found)) < self._kept))
+        return share * sum(source.expected(start_s, end_s) for source in sources) / (end_s - start_s)
 
 
 def _added(source: Source, deferrable: Deferrable, seeds: Seeds) -> Drawn:

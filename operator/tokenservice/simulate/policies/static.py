@@ -22,13 +22,16 @@ BIN_SECONDS = 10.0
 
 _PERCENTILE = 99.0
 
+Sizes = Mapping[ServiceKey, int]
+"""Replicas of each service."""
+
 
 @dataclass(slots=True)
 class Static:
     """`sizes` replicas, within each service's bounds; a service without a size keeps its count."""
 
     name: str
-    sizes: Mapping[ServiceKey, int]
+    sizes: Sizes
     period_seconds: float = 3600.0
 
     def replicas(self, view: FleetView) -> Mapping[ServiceKey, int]:
@@ -60,17 +63,27 @@ def pooled_sizes(
     return _shared(max(total, len(loads)), {key: _percentile(load) for key, load in loads.items()})
 
 
-def smallest_size(attainment: Callable[[int], float], most: int, *, target: float = 0.99) -> int | None:
-    """The fewest replicas at which `attainment(n)` (0 to 1) reaches the target; None when `most` does not.
+def smallest_sizes(
+    attained: Callable[[Sizes], Mapping[ServiceKey, float]], first: Sizes, *, target: float = 0.99, most: int = 10_000
+) -> dict[ServiceKey, int]:
+    """The fewest replicas at which each service reaches the target, at least 1; `most` where that does not.
 
-    By bisection, so attainment must not fall with n; it is asked about log2(most) + 1 times.
+    `attained(sizes)` (0 to 1) is asked for all services at once, log2 of the largest size times or so: a static fleet's
+    services do not take from each other. By doubling from `first`, then bisection, so it must not fall with a size.
     """
-    if attainment(most) < target:
-        return None
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if attainment(middle) >= target else (middle, high)
+    low, high = dict.fromkeys(first, 0), {key: max(1, size) for key, size in first.items()}
+    short = dict(high)
+    while short:
+        found = attained(high)
+        short = {key: size for key, size in high.items() if found[key] < target and size < most}
+        low |= short
+        high |= {key: min(2 * size, most) for key, size in short.items()}
+    while any(high[key] - low[key] > 1 for key in high):
+        middle = {key: max(1, (low[key] + high[key]) // 2) for key in high}
+        found = attained(middle)
+        for key, size in middle.items():
+            if high[key] - low[key] > 1:
+                (high if found[key] >= target else low)[key] = size
     return high
 
 
