@@ -401,6 +401,11 @@ def _without(body: Json, *where: str) -> Json:
 
 
 HOST = {"name": "host", "hostPath": {"path": "/"}}
+OF_THE_NODE: dict[str, Json] = {
+    "privileged": {"securityContext": {"privileged": True}},
+    "a capability": {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}},
+    "a port of the node": {"ports": [{"containerPort": 8000, "hostPort": 8000}]},
+}
 TOKEN = {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 
 
@@ -457,20 +462,26 @@ def test_with_the_operators_token_only_engines_can_be_made(neighbours: Site) -> 
     """Of a TokenService, without a token, and with nothing of the node."""
     site = neighbours
     sound = engine(site)
-    volumes = sound["spec"]["template"]["spec"]["volumes"]
+    spec = sound["spec"]["template"]["spec"]
+    volumes, container = spec["volumes"], spec["containers"][0]
+    nothing = "engines get nothing of their node"
     cases = {
-        NOT_MINE: _without(sound, "labels"),
-        "not owned by the TokenService": _without(sound, "ownerReferences"),
-        "without its token": engine(site, automountServiceAccountToken=True),
-        "run as their own ServiceAccount": engine(site, serviceAccountName="default"),
-        "nothing of their node": engine(site, hostNetwork=True),
-        "neither its namespaces nor its files": engine(site, volumes=[*volumes, HOST]),
-        "engines get nothing": engine(site, volumes=[*volumes, TOKEN]),
+        "no labels": (NOT_MINE, _without(sound, "labels")),
+        "no owner": ("not owned by the TokenService", _without(sound, "ownerReferences")),
+        "a token": ("without its token", engine(site, automountServiceAccountToken=True)),
+        "another account": ("run as their own ServiceAccount", engine(site, serviceAccountName="default")),
+        "the node's network": (nothing, engine(site, hostNetwork=True)),
+        "the node's files": (nothing, engine(site, volumes=[*volumes, HOST])),
+        "a projected token": (nothing, engine(site, volumes=[*volumes, TOKEN])),
     }
+    for what, change in OF_THE_NODE.items():
+        cases[f"{what}, engine"] = (nothing, engine(site, containers=[{**container, **change}]))
+        first = {"name": "first", "image": container["image"], **change}
+        cases[f"{what}, before it"] = (nothing, engine(site, initContainers=[first]))
     with trespasser(site.bed) as http:
         assert attempt(http, site.bed, "POST", "deployments", site.namespace, body=sound) == ""
-        for said, body in cases.items():
-            assert said in attempt(http, site.bed, "POST", "deployments", site.namespace, body=body), said
+        for what, (said, body) in cases.items():
+            assert said in attempt(http, site.bed, "POST", "deployments", site.namespace, body=body), what
 
 
 def test_with_the_operators_token_a_pod_can_be_placed_and_drained_and_no_more(neighbours: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ class Scripted:
     def __init__(self) -> None:
         self.answers: list[Answer | web.Response] = []
         self.requests: list[tuple[str, str, dict[str, str], Any, str]] = []
+        self.address = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
@@ -55,7 +57,7 @@ async def connected() -> AsyncIterator[tuple[Kube, Scripted, Clock]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     configuration = kubernetes_client.Configuration()
-    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    configuration.host = server.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
     configuration.api_key = {"BearerToken": "Bearer secret"}
     client = Kube(kubernetes_client.ApiClient(configuration), sleep=clock.sleep)
     yield client, server, clock
@@ -376,3 +378,35 @@ async def test_a_watch_that_falls_silent_is_given_up(
 async def test_no_way_to_the_cluster_is_a_matter_of_configuration(path: str | None) -> None:
     with pytest.raises(ConfigurationError, match="kubeconfig"):
         await module.connect(path)
+
+
+async def test_the_lease_never_waits_for_a_connection_that_a_watch_holds(server: Scripted, tmp_path: Path) -> None:
+    """Ten watched namespaces hold a hundred watches; a client has a hundred connections where nothing is said."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return web.json_response({"kind": "Lease"})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        begun.release()
+        await over.wait()
+        return response
+
+    begun, over = asyncio.Semaphore(0), asyncio.Event()
+    server.answers = [answer]
+    kubeconfig = tmp_path / "config"
+    address = server.address
+    named = {"clusters": [{"name": "c", "cluster": {"server": address}}], "users": [{"name": "u", "user": {}}]}
+    context = {"contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}], "current-context": "x"}
+    kubeconfig.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **named, **context}))
+    client = Kube(await module.connect(str(kubeconfig)))
+    watches = [asyncio.create_task(watched(client)) for _ in range(110)]
+    try:
+        async with asyncio.timeout(10):
+            for _ in watches:
+                await begun.acquire()
+            assert await client.get(ObjectKey("Lease", "system", "operator"))
+    finally:
+        over.set()
+        await asyncio.gather(*watches)
+        await client.close()
