@@ -121,6 +121,19 @@ class Record:
         """Every state of the object of that name, or of all."""
         return [body for _, body in self.events if name is None or body["metadata"]["name"] == name]
 
+    def has_seen(self, listed: Json) -> bool:
+        """Whether it is as far as this list: a list may show what the watch has yet to say."""
+        there = {it["metadata"]["name"]: _revision(it) for it in listed["items"]}
+        last = {it["metadata"]["name"]: (type_, _revision(it)) for type_, it in [*self.events]}
+        gone = (last[name] for name in last.keys() - there.keys())
+        return all(type_ == "DELETED" or revision > _revision(listed) for type_, revision in gone) and all(
+            name in last and last[name][1] >= revision for name, revision in there.items()
+        )
+
+
+def _revision(obj: Json) -> int:
+    return int(obj["metadata"]["resourceVersion"])
+
 
 @contextmanager
 def watched(cluster: Cluster, kind: str, namespace: str) -> Iterator[Record]:
@@ -149,6 +162,8 @@ def watched(cluster: Cluster, kind: str, namespace: str) -> Iterator[Record]:
     opened.wait(10)
     try:
         yield record
+        now = http.get(cluster.server + path(kind, namespace), timeout=30).json()
+        eventually(lambda: record.has_seen(now), f"the watch of {kind} shows what is there by now", 30, 0.05)
     finally:
         connection = answer.raw.connection
         if connection is not None and connection.sock is not None:
