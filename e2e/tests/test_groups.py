@@ -96,7 +96,7 @@ def test_replicas_that_span_nodes_from_the_absence_of_their_api_to_their_end(
     pods = {pod["metadata"]["name"]: pod for pod in site.wait_ready_pods(2)}
     assert sorted(pods) == [f"{name}-0", f"{name}-0-1"]
     assert len(set(site.nodes_of())) == 2
-    site.eventually(lambda: serving(site) == [f"{name}-0"], "the leader is asked")
+    assert site.eventually(lambda: serving(site), "requests go somewhere") == [f"{name}-0"], "workers are asked nothing"
     assert _environment(pods[f"{name}-0-1"])["LWS_WORKER_INDEX"] == "1"
     assert _environment(pods[f"{name}-0-1"])["LWS_LEADER_ADDRESS"] == f"{name}-0.{name}.{site.namespace}"
     status = site.status()
