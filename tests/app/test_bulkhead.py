@@ -50,6 +50,22 @@ def test_where_no_service_is_to_blame_the_pass_fails() -> None:
         Bulkhead(broken)(SNAPSHOT, 0.0)
 
 
+def test_what_only_the_memo_broke_is_no_services_fault_and_goes_with_it() -> None:
+    used = list[Memo]()
+
+    def forgetful(snapshot: Snapshot, now: float, memo: Memo) -> Plan:
+        if any(memo is one for one in used):
+            raise KeyError("what is no more")
+        used.append(memo)
+        return cast(Plan, breaks_over()(snapshot, now, memo))
+
+    bulkhead = Bulkhead(forgetful)
+    assert taken(bulkhead(SNAPSHOT, 0.0)) == NAMES
+    with pytest.raises(KeyError):
+        bulkhead(SNAPSHOT, 1.0)
+    assert taken(bulkhead(SNAPSHOT, 2.0)) == NAMES
+
+
 def test_more_than_a_few_fail_the_pass_and_go_on_at_the_next() -> None:
     bulkhead = Bulkhead(breaks_over(*NAMES[: AT_ONCE + 3]))
     with pytest.raises(KeyError):
@@ -88,7 +104,8 @@ def test_a_service_that_breaks_the_real_decision_keeps_its_replicas_and_is_told_
     serving = made.serving(bad.key)
     made.metrics[bad.key] = cast(Any, "no figures")
     made.metrics[good.key] = make_metrics(60.0, engines_reporting=1000, peak_requests_per_second=60.0)
-    made.run(4)
+    plans = made.run(4)
+    assert not [action for plan in plans for action in plan.actions if action.service == bad.key], "it is left alone"
     assert made.serving(bad.key) == serving
     assert made.serving(good.key) > serving
     (stalled,) = (one for one in _service(made, bad).status["conditions"] if one["type"] == "Stalled")

@@ -46,19 +46,20 @@ class Bulkhead:
         self._aside = {
             uid: aside for uid, aside in self._aside.items() if here.get(uid) == aside.generation and now < aside.until
         }
-        for _ in range(AT_ONCE):
-            left = self._without(snapshot, ())
+        left = AT_ONCE
+        while True:
+            known = self._without(snapshot, ())
             try:
-                return self.decide(left, now, self._memo)
+                return self.decide(known, now, self._memo)
             except Exception as error:
-                self._memo = Memo()  # what a decision that broke off left in it is worth nothing
-                culprit = self._culprit(left, now)
+                self._memo = Memo()  # what a decision that broke off left in it, or found there, is worth nothing
+                culprit = self._culprit(known, now) if left else None
                 if culprit is None:
                     raise
                 _log.exception("the decision failed for %s, which is set aside", culprit.key)
                 words = f"{type(error).__name__}: {error}"
                 self._aside[culprit.uid] = _Aside(culprit.generation, words, now + AGAIN_SECONDS)
-        return self.decide(self._without(snapshot, ()), now, self._memo)
+                left -= 1
 
     def _without(self, snapshot: Snapshot, others: Iterable[Service]) -> Snapshot:
         """The same with these, and those set aside, held as they are, whatever their figures say."""
@@ -74,18 +75,21 @@ class Bulkhead:
         )
 
     def _culprit(self, snapshot: Snapshot, now: float) -> Service | None:
-        """The service without which, and without those before it, a decision can be taken; None where there is none."""
+        """The service without which, and without those before it, a decision can be taken; None where there is none.
+
+        There is none either where it can be taken with all of them: then it was what the memo held.
+        """
         able = [service for service in snapshot.services if service.spec is not None]
-        fails, succeeds = 0, len(able)
-        if self._raises(self._without(snapshot, able), now):
+        if not self._raises(snapshot, now) or self._raises(self._without(snapshot, able), now):
             return None
+        fails, succeeds = 0, len(able)
         while succeeds - fails > 1:
             middle = (fails + succeeds) // 2
             if self._raises(self._without(snapshot, able[:middle]), now):
                 fails = middle
             else:
                 succeeds = middle
-        return able[fails] if able else None
+        return able[fails]
 
     def _raises(self, snapshot: Snapshot, now: float) -> bool:
         try:
