@@ -12,12 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tokenservice.cli.main import app
-from tokenservice.simulate.assemble import fleet, setting
+from tokenservice.simulate.assemble import setting
 from tokenservice.simulate.compare import Row, Task, best, with_cold_start
 from tokenservice.simulate.policies.static import Static
 from tokenservice.simulate.result import Result, ServiceResult, Waterfall
-from tokenservice.simulate.result import result as added_up
-from tokenservice.simulate.run import decider
+from tokenservice.simulate.run import carried_out, decider
 from tokenservice.simulate.run import run as simulated
 from tokenservice.simulate.scenario import load
 from tokenservice.simulate.scenario_spec import BySource, ColdStart
@@ -107,9 +106,7 @@ def test_the_smallest_static_fleet_keeps_99_percent_and_one_replica_less_does_no
     assert all(one.attainment >= 0.99 for one in simulated(read, "static-smallest").services.values())
     code = next(key for key in sizes.sizes if key.name == "code")
     fewer = Static("fewer", {**sizes.sizes, code: sizes.sizes[code] - 1}, period_seconds=10.0)
-    running = fleet(read, fewer)
-    running.run(lambda _: None)
-    assert added_up(running, scenario="quick", policy="fewer", seed=0).services["code"].attainment < 0.99
+    assert carried_out(read, fewer, fewer.name).services["code"].attainment < 0.99
 
 
 def test_a_cold_start_for_all_is_for_all() -> None:

@@ -29,7 +29,7 @@ from tokenservice.simulate.reference import Reference
 from tokenservice.simulate.result import Result, result
 from tokenservice.simulate.run import decider, run
 from tokenservice.simulate.scenario import load
-from tokenservice.simulate.scenario_spec import Failure
+from tokenservice.simulate.scenario_spec import Bandwidths, ColdStart, Failure, Stages
 from tokenservice.simulate.tally import Tally
 from tokenservice.simulate.traffic import Requests
 from tokenservice.simulate.workload_spec import Deferrable
@@ -229,7 +229,7 @@ def made_fleet(
         meter=Meter(Windows(rate=15, peak=60, staleness=30), pool.ttft_edges_s, pool.tpot_edges_s),
         tally=Tally(YARDSTICK, BOUNDS, seconds),
         lambda_star=10.0,
-        load_seconds=lambda name, cached: LOAD_SECONDS,
+        cold_start=ColdStart(seconds=LOAD_SECONDS),
         longest=longest,
     )
     made = Fleet(
@@ -307,7 +307,9 @@ def test_a_crashed_replica_loses_its_requests_and_is_back_after_its_load() -> No
 
 def test_a_replica_that_comes_back_to_its_node_finds_the_weights_in_its_cache() -> None:
     made = made_fleet(Steady(3), failures=[at(100.2, service="chat")])
-    lane_of(made).load_seconds = lambda name, cached: 8.0 if cached else 500.0
+    speeds = Bandwidths(hf=VARIANT.weight_bytes / 500, cached=VARIANT.weight_bytes / 8)
+    stages = Stages(bootstrap_seconds=0, compile_seconds=0, bytes_per_second=speeds)
+    lane_of(made).cold_start = ColdStart(stages=stages)
     made.run()
     assert [moment.ready["chat"] for moment in made.timeline if 100 < moment.at < 125] == [1, 1]
 

@@ -253,14 +253,9 @@ def _lane(setting: Setting, one: Offer) -> Lane:
         pool=pool,
         meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s, one.deadline_seconds),
         tally=Tally(one.yardstick, bounds_of(one.targets), setting.seconds),
-        load_seconds=_loading(one),
+        cold_start=one.cold_start,
         longest=one.longest,
     )
-
-
-def _loading(one: Offer) -> Callable[[str, bool], float]:
-    variants = {variant.name: variant for variant in one.ways}
-    return lambda name, cached: one.cold_start.of(one.spec, variants[name], cached=cached)
 
 
 def _warm(setting: Setting, cluster: Cluster) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import DEFAULT, Workload, targets
 from tokenservice.core.model import Missing, Pod, Service, ServiceKey, ServiceMetrics, Variant
 from tokenservice.simulate.cluster import Cluster
@@ -21,7 +22,7 @@ from tokenservice.simulate.metering import Meter, scrape
 from tokenservice.simulate.policy import FleetView, ServiceView
 from tokenservice.simulate.pool import Pool
 from tokenservice.simulate.reference import Reference, limits_of
-from tokenservice.simulate.scenario_spec import Failure
+from tokenservice.simulate.scenario_spec import ColdStart, Failure
 from tokenservice.simulate.sources import admitted
 from tokenservice.simulate.tally import Tally
 from tokenservice.simulate.traffic import Requests
@@ -48,8 +49,7 @@ class Lane:
 
     `variants` are all that may run, `variant` is the one that policies of counts use. `weights` are capacities in
     units of that one's; requests of more than `longest` tokens are refused, as engines do; `lambda_star` is what a
-    replica of that one holds, requests per second (see `steady`). `load_seconds` is asked for a variant's name and
-    whether the node has read those weights before.
+    replica of that one holds, requests per second (see `steady`).
     """
 
     service: Service
@@ -62,10 +62,16 @@ class Lane:
     meter: Meter
     tally: Tally
     lambda_star: float
-    load_seconds: Callable[[str, bool], float]
+    cold_start: ColdStart
     longest: int
     slots: dict[str, int] = field(default_factory=dict)
     metrics: ServiceMetrics | Missing = NOT_READ
+
+    @property
+    def spec(self) -> TokenServiceSpec:
+        """The contract."""
+        assert self.service.spec is not None
+        return self.service.spec
 
 
 @dataclass(slots=True)
@@ -186,13 +192,13 @@ class Fleet:
 
     def load_seconds(self, pod: Pod) -> float:
         """Time from being bound until it serves."""
-        return self._lane(pod).load_seconds(pod.variant, self._weights_of(pod) in self._read)
+        lane = self._lane(pod)
+        return lane.cold_start.of(lane.spec, lane.variants[pod.variant], cached=self._weights_of(pod) in self._read)
 
     def _weights_of(self, pod: Pod) -> tuple[str | None, str, str]:
         """A node and the files on it."""
         lane = self._lane(pod)
-        assert lane.service.spec is not None
-        return pod.node, lane.service.spec.model.uri, lane.variants[pod.variant].precision
+        return pod.node, lane.spec.model.uri, lane.variants[pod.variant].precision
 
     def started(self, pod: Pod) -> None:
         """A replica joins its pool. What its node has read stays in the cache for as long as the node is there."""
@@ -251,13 +257,12 @@ NOBODY = empty()
 
 
 def _view(lane: Lane, asked: int, ready: int) -> ServiceView:
-    assert lane.service.spec is not None
     known = lane.metrics
     return ServiceView(
         key=lane.service.key,
-        spec=lane.service.spec,
+        spec=lane.spec,
         variant=lane.variant,
-        targets=targets(lane.service.spec.objectives),
+        targets=targets(lane.spec.objectives),
         workload=DEFAULT if isinstance(known, Missing) else _lengths(known),
         usual=Workload(lane.reference.mean_input_tokens, lane.reference.mean_output_tokens),
         reference_rate=lane.lambda_star,
@@ -267,7 +272,7 @@ def _view(lane: Lane, asked: int, ready: int) -> ServiceView:
         metrics=known,
         duty_cycle=lane.meter.duty_cycle(),
         concurrency=lane.meter.concurrency(),
-        cold_start_seconds=lane.load_seconds(lane.variant.name, False),
+        cold_start_seconds=lane.cold_start.of(lane.spec, lane.variant),
     )
 
 

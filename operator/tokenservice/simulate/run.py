@@ -7,7 +7,6 @@ from collections.abc import Callable
 from tokenservice.core.model import ServiceKey
 from tokenservice.errors import InputError
 from tokenservice.simulate.assemble import Setting, fleet
-from tokenservice.simulate.fleet import Fleet
 from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.policies.static import Sizes, Static, pooled_sizes, smallest_sizes
 from tokenservice.simulate.policy import Policy
@@ -34,13 +33,16 @@ def run(
     setting: Setting, policy: str = OPERATOR, choice: int = 0, progress: Callable[[float], None] = lambda _: None
 ) -> Result:
     """Runs the scenario once. `choice` is a peer's setting, its published default first. InputError for no policy."""
-    running = fleet(setting, decider(setting, policy, choice))
+    return carried_out(setting, decider(setting, policy, choice, progress), label(policy, choice), progress)
+
+
+def carried_out(
+    setting: Setting, decides: Policy | None, name: str, progress: Callable[[float], None] = lambda _: None
+) -> Result:
+    """Runs the scenario once under a policy that is at hand; None stands for the operator."""
+    running = fleet(setting, decides)
     running.run(progress)
-    return _told(setting, running, policy, choice)
-
-
-def _told(setting: Setting, running: Fleet, policy: str, choice: int = 0) -> Result:
-    return result(running, scenario=setting.scenario.name, policy=label(policy, choice), seed=setting.seed)
+    return result(running, scenario=setting.scenario.name, policy=name, seed=setting.seed)
 
 
 def label(policy: str, choice: int = 0) -> str:
@@ -50,7 +52,9 @@ def label(policy: str, choice: int = 0) -> str:
     return f"{policy} ({POLICIES[policy].sweep[choice].label})"
 
 
-def decider(setting: Setting, policy: str, choice: int = 0) -> Policy | None:
+def decider(
+    setting: Setting, policy: str, choice: int = 0, progress: Callable[[float], None] = lambda _: None
+) -> Policy | None:
     """A new policy; None stands for the operator."""
     if policy == OPERATOR:
         return None
@@ -61,17 +65,16 @@ def decider(setting: Setting, policy: str, choice: int = 0) -> Policy | None:
         sizes = pooled_sizes(demand, {key: one.lambda_star for key, one in setting.offers.items()})
         return Static(policy, sizes, period_seconds=_SOON_SECONDS)
     if policy == "static-smallest":
-        return Static(policy, _smallest(setting), period_seconds=_SOON_SECONDS)
+        return Static(policy, _smallest(setting, progress), period_seconds=_SOON_SECONDS)
     return POLICIES[known(policy)].sweep[choice].make()
 
 
-def _smallest(setting: Setting) -> dict[ServiceKey, int]:
-    """By about ten runs of the scenario, from the sizes of static-p99."""
+def _smallest(setting: Setting, progress: Callable[[float], None]) -> dict[ServiceKey, int]:
+    """By about ten runs of the scenario, from the sizes of static-p99; each is told from 0 to 1."""
 
     def attained(sizes: Sizes) -> dict[ServiceKey, float]:
-        running = fleet(setting, Static("static", sizes, period_seconds=_SOON_SECONDS))
-        running.run(lambda _: None)
-        found = _told(setting, running, "static").services
+        static = Static("static", sizes, period_seconds=_SOON_SECONDS)
+        found = carried_out(setting, static, static.name, progress).services
         return {key: found[key.name].attainment for key in sizes}
 
     return smallest_sizes(attained, setting.static)
