@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -317,6 +317,20 @@ async def test_an_error_is_survived_counted_and_followed_by_pauses_that_double()
     assert world.slept == [1, 2, 4, 8, 16, 32, 60, 60]
     assert world.counted == [("error", "ValueError")] * 8
     assert not planner.healthy
+
+
+async def test_what_no_decision_rests_on_fails_without_ending_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object) -> NoReturn:
+        raise KeyError("factors")
+
+    monkeypatch.setattr(loop, "learn", defect)
+    monkeypatch.setattr(_Measures, "show", defect)
+    world = World(plan=Plan(actions=(applied(),)))
+    planner = world.planner()
+    await planner.turn()
+    assert world.seen == ["settle", "observe", "decide", "apply", "report"]
+    assert world.counted[-2:] == [("error", "KeyError")] * 2
+    assert planner.healthy
 
 
 async def test_a_good_pass_ends_the_pauses() -> None:

@@ -19,9 +19,12 @@ class Reader:
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
+        self.error: Exception | None = None
 
     async def read(self, question: Question) -> Answer:
         self.questions.append(question)
+        if self.error is not None:
+            raise self.error
         return Answer(services=dict.fromkeys(question.services.values(), make_metrics()), utilization=0.5)
 
 
@@ -51,6 +54,18 @@ async def test_a_round_is_good_until_it_is_stale() -> None:
     assert isinstance(missing, Missing)
     assert missing.reason == "Stale"
     assert isinstance(answer.utilization, Missing)
+
+
+async def test_a_reading_that_fails_leaves_all_missing_and_says_why_and_the_next_counts() -> None:
+    metering, reader = make_metering(Clock())
+    reader.error = AttributeError("'str' object has no attribute 'get'")
+    await metering.round([SERVICE], TokenFleetSpec())
+    missing = metering.answer([SERVICE], TokenFleetSpec()).services[SERVICE.key]
+    assert metering.answered
+    assert missing == Missing("NotRead", "reading failed: AttributeError: 'str' object has no attribute 'get'")
+    reader.error = None
+    await metering.round([SERVICE], TokenFleetSpec())
+    assert isinstance(metering.answer([SERVICE], TokenFleetSpec()).services[SERVICE.key], ServiceMetrics)
 
 
 async def test_nobody_is_asked_before_it_is_known_for_whom_and_by_which_policy() -> None:

@@ -11,7 +11,7 @@ from tokenservice.core.model import Json, ObjectKey
 from tokenservice.core.names import FIELD_MANAGER
 from tokenservice.edge.kube import Page, Patch, key_of
 from tokenservice.edge.store import Version
-from tokenservice.errors import ApiError, Conflict, NotFound
+from tokenservice.errors import Conflict, NotFound
 
 
 class Clock:
@@ -38,7 +38,7 @@ class Server:
     def __init__(self) -> None:
         self.objects: dict[ObjectKey, Json] = {}
         self.calls: list[tuple[str, ObjectKey, Any]] = []
-        self.failures: list[ApiError] = []
+        self.failures: list[Exception] = []
         self.revision = 1  # no object has ever the first: it is the empty store's
 
     def put(self, obj: Json) -> ObjectKey:

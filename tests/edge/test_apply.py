@@ -450,9 +450,13 @@ async def test_a_pod_of_the_same_name_is_not_the_pod_that_was_meant(action: Acti
     assert report.outcomes[0].result is Result.CONFLICT
 
 
-async def test_an_unknown_action_is_a_defect_and_not_a_failure() -> None:
-    with pytest.raises(TypeError, match="Action"):
-        await make_applier(Server()).apply([Action(id="a", reason=Reason.STEADY, message="")])
+async def test_a_defect_of_ours_that_one_action_shows_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    unknown = Action(id="x", reason=Reason.UPDATED, message="")
+    report = await make_applier(server).apply([unknown, applied("a"), applied("b", "x")])
+    assert [outcome.result for outcome in report.outcomes] == [Result.FAILED, Result.DONE, Result.SKIPPED]
+    assert report.outcomes[0].message.startswith("an error of the operator's own: TypeError: Action is not")
+    assert caplog.records[0].exc_info
 
 
 @settings(max_examples=40)

@@ -14,7 +14,7 @@ from tokenservice.core.names import FIELD_MANAGER, STATUS_MANAGER
 from tokenservice.edge import report as module
 from tokenservice.edge.report import Reporter
 from tokenservice.edge.store import Version
-from tokenservice.errors import ApiError, Conflict, Forbidden, NotFound, Retryable
+from tokenservice.errors import Conflict, Forbidden, NotFound, Retryable
 
 KEY = ObjectKey("TokenService", "team", "chat")
 STATUS = StatusWrite(key=KEY, uid="uid-chat", status={"replicas": 2})
@@ -33,7 +33,7 @@ class Fence:
 class Sink:
     """Keeps events; raises for those told to."""
 
-    def __init__(self, *errors: ApiError) -> None:
+    def __init__(self, *errors: Exception) -> None:
         self.events: list[Event] = []
         self.errors = list(errors)
 
@@ -133,8 +133,11 @@ async def test_who_does_not_lead_says_nothing() -> None:
     assert sink.events == []
 
 
-@pytest.mark.parametrize("error", [Conflict("changed"), NotFound("gone"), Forbidden("no right"), Retryable("busy")])
-async def test_one_status_that_fails_does_not_stop_the_others(error: ApiError) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [Conflict("changed"), NotFound("gone"), Forbidden("no right"), Retryable("busy"), TypeError("a defect of ours")],
+)
+async def test_one_status_that_fails_does_not_stop_the_others(error: Exception) -> None:
     server = make_server()
     other = server.put(token_service("code"))
     server.failures = [error]
@@ -143,8 +146,9 @@ async def test_one_status_that_fails_does_not_stop_the_others(error: ApiError) -
     assert [key for key, _ in written] == [other]
 
 
-async def test_one_event_that_fails_does_not_stop_the_others() -> None:
-    sink = Sink(Retryable("busy"))
+@pytest.mark.parametrize("error", [Retryable("busy"), TypeError("a defect of ours")])
+async def test_one_event_that_fails_does_not_stop_the_others(error: Exception) -> None:
+    sink = Sink(error)
     await make_reporter(make_server(), sink).report(Plan(events=(EVENT, EVENT)))
     assert sink.events == [EVENT]
 

@@ -157,7 +157,9 @@ class Planner:
         self.plan = await self._decide(replace(snapshot, refusals=refusals))
         report = await self._apply(self.plan)
         self._refusals = _refusals(report)
-        self._refinements, taught = learn(self._refinements, snapshot, self.wall_clock())
+        known = self._refinements
+        learned = self._beside("learning", lambda: learn(known, snapshot, self.wall_clock()))
+        self._refinements, taught = learned or (known, ())
         done = _of_what_was_done(self.plan.events, report)
         told = (*done, *_complaints(report, snapshot), *_unreadable(self.observes.unreadable()))
         self.expects.add(
@@ -165,7 +167,7 @@ class Planner:
                 "report", self.reports.report(replace(self.plan, events=told, statuses=(*self.plan.statuses, *taught)))
             )
         )
-        self.measures.show(self.plan)
+        self._beside("exporting figures", lambda: self.measures.show(self.plan))
         self.passed_at = self.clock()
         self._settle_pace(report)
 
@@ -191,6 +193,15 @@ class Planner:
         self._log(report)
         left = (Outcome(action=action, result=Result.SKIPPED, message="rests after it failed") for action in resting)
         return Report((*report.outcomes, *left))
+
+    def _beside(self, what: str, work: Callable[[], T]) -> T | None:
+        """Does what no decision of this pass rests on; where that fails, by a fault of ours, the pass goes on."""
+        try:
+            return work()
+        except Exception as error:
+            _log.exception("%s failed", what)
+            self.measures.count_error(type(error).__name__)
+            return None
 
     def _let_rest(self, report: Report, resting: Sequence[Action]) -> None:
         """What failed and may succeed later is tried less and less often, each action at its own pace."""

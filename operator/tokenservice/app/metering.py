@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -10,7 +11,9 @@ from typing import Protocol
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.model import Missing, Service, ServiceKey
 from tokenservice.core.windows import Windows
-from tokenservice.edge.prometheus import NO_QUERY, Answer, Question, Row
+from tokenservice.edge.prometheus import Answer, Question, Row, nothing
+
+_log = logging.getLogger(__name__)
 
 Facts = tuple[tuple[Service, ...], TokenFleetSpec]
 """Whose metrics are asked for, and by which policy."""
@@ -58,21 +61,25 @@ class Metering:
             await asyncio.sleep(max(0.0, pause))
 
     async def round(self, services: Iterable[Service], fleet: TokenFleetSpec) -> None:
-        """One round. What was read counts from when it was asked for."""
-        began = self._clock()
-        self._last = (began, await self._reader.read(self._question(services, fleet)))
+        """One round. What was read counts from when it was asked for; where reading fails, all is missing."""
+        began, question = self._clock(), self._question(services, fleet)
+        try:
+            answer = await self._reader.read(question)
+        except Exception as error:  # it was to be Missing: without this, one odd answer would end the process each time
+            _log.exception("reading metrics failed")
+            answer = nothing(question, Missing("NotRead", f"reading failed: {type(error).__name__}: {error}"))
+        self._last = (began, answer)
 
     def answer(self, services: Iterable[Service], fleet: TokenFleetSpec) -> Answer:
         """The last round, or Missing for everyone once it is too old to decide on."""
-        if self._last is None:
-            return _all_missing(services, Missing("NotRead", "metrics were not read yet"))
-        at, answer = self._last
-        age, limit = self._clock() - at, fleet.prometheus.staleness_seconds
-        if age <= limit:
-            return answer
-        return _all_missing(
-            services, Missing("Stale", f"metrics were last read {age:.0f} s ago, {limit} s are allowed")
-        )
+        missing = Missing("NotRead", "metrics were not read yet")
+        if self._last is not None:
+            at, answer = self._last
+            age, limit = self._clock() - at, fleet.prometheus.staleness_seconds
+            if age <= limit:
+                return answer
+            missing = Missing("Stale", f"metrics were last read {age:.0f} s ago, {limit} s are allowed")
+        return nothing(self._question(services, fleet), missing)
 
     def _question(self, services: Iterable[Service], fleet: TokenFleetSpec) -> Question:
         known = tuple(services)
@@ -93,8 +100,3 @@ def served_names(services: Iterable[Service]) -> dict[Row, ServiceKey]:
         for service in youngest_first
         if service.spec is not None
     }
-
-
-def _all_missing(services: Iterable[Service], missing: Missing) -> Answer:
-    found = {service.key: missing for service in services}
-    return Answer(services=found, utilization=missing if missing.reason == "Stale" else NO_QUERY)

@@ -13,6 +13,7 @@ needs of the last.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -45,6 +46,8 @@ from tokenservice.edge.kube import Page, Patch, key_of
 from tokenservice.edge.projections import belongs_to, is_sibling
 from tokenservice.edge.store import Version
 from tokenservice.errors import ApiError, Conflict, NotFound, Retryable, Taken
+
+_log = logging.getLogger(__name__)
 
 PARALLEL_WRITES = 32
 """An API server with much to do answers each of us as often as we ask: with eight, the controllers that follow the
@@ -243,6 +246,10 @@ class Applier:
             return Outcome(action=action, result=Result.RETRYABLE, message=error.message, after_seconds=error.after)
         except ApiError as error:
             return Outcome(action=action, result=Result.FAILED, message=f"{error.reason}: {error.message}")
+        except Exception as error:  # a fault of ours that one action shows: the others are carried out
+            _log.exception("%s failed", action.id)
+            message = f"an error of the operator's own: {type(error).__name__}: {error}"
+            return Outcome(action=action, result=Result.FAILED, message=message)
 
     async def _write(self, action: Action) -> Iterable[tuple[ObjectKey, str]]:
         match action:

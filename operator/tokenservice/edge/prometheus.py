@@ -115,12 +115,12 @@ class PrometheusReader:
     async def read(self, question: Question) -> Answer:
         """One round."""
         if not question.address:
-            return _nothing(question, _NO_ADDRESS)
+            return nothing(question, _NO_ADDRESS)
         try:
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._thread, self._ask, question, question.address)
         except _NoAnswer as error:
-            return _nothing(question, error.missing)
+            return nothing(question, error.missing)
         read = {key: _metrics(row, found, question) for row, key in sorted(question.services.items())}
         services = self._peaks.held(read, question.windows.peak)
         return Answer(services=services, utilization=found.utilization, means=found.means, adapters=found.adapters)
@@ -217,7 +217,8 @@ class _Client:
 # --- from results to metrics ---------------------------------------------------------------------------------------
 
 
-def _nothing(question: Question, missing: Missing) -> Answer:
+def nothing(question: Question, missing: Missing) -> Answer:
+    """The answer to all of it where there is none."""
     utilization = NO_QUERY if question.utilization_query is None else missing
     services = dict.fromkeys(question.services.values(), missing)
     return Answer(services=services, utilization=utilization, means=Means(hour=missing, day=missing))

@@ -131,6 +131,9 @@ class Reporter:
             except ApiError as error:
                 _log.warning("status of %s %s/%s: %s", *write.key, error)
                 return None
+            except Exception:  # a fault of ours that one object shows: the others are told
+                _log.exception("status of %s %s/%s", *write.key)
+                return None
         self._written_at[write.key] = self._wall_clock()
         return write.key, str(live["metadata"]["resourceVersion"])
 
@@ -162,6 +165,8 @@ class Reporter:
                 return  # its namespace is going, and nobody is left to be told
             except (ApiError, TimeoutError) as error:
                 _log.warning("event %s of %s %s/%s: %s", event.reason, *event.regarding, error)
+            except Exception:  # likewise
+                _log.exception("event %s of %s %s/%s", event.reason, *event.regarding)
 
 
 def _manifest(write: StatusWrite, seen: Version) -> Json:
