@@ -24,7 +24,21 @@ from tokenservice.edge.prometheus import Answer, PrometheusReader, Question
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WINDOWS = Windows(rate=6, peak=20, staleness=5)
-NAMES = ("chat", "code", "mixed", "idle", "asleep", "queue", "parallel", "older", "rolling", "uneven", "mute", "both")
+NAMES = (
+    "chat",
+    "code",
+    "mixed",
+    "idle",
+    "asleep",
+    "queue",
+    "parallel",
+    "older",
+    "rolling",
+    "uneven",
+    "mute",
+    "both",
+    "framed",
+)
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
 VLLM = """
@@ -70,6 +84,10 @@ sglang:inter_token_latency_seconds_sum{{{labels}}} {output}
 sglang:inter_token_latency_seconds_count{{{labels}}} {output}
 sglang:inter_token_latency_seconds_bucket{{{labels},le="0.06"}} {output}
 sglang:inter_token_latency_seconds_bucket{{{labels},le="+Inf"}} {output}
+"""
+LENGTHS = """
+vllm:request_prompt_tokens_sum{{{labels}}} {prompt}
+vllm:request_prompt_tokens_count{{{labels}}} 1
 """
 PER_REQUEST = """
 sglang:request_time_per_output_token_seconds_sum{{{labels}}} {half}
@@ -167,6 +185,8 @@ ENGINES = {
     "rolling-1": Engine("rolling", 5, SGLANG + GAPS),
     "rolling-2": Engine("rolling", 5, SGLANG + GAPS + PER_REQUEST),
     "both-1": Engine("both", 6, VLLM + SGLANG),
+    "framed-1": Engine("framed", 5),
+    "forger": Engine("framed", 5, LENGTHS),
     "uneven-1": Engine("uneven", 2),
     "uneven-2": Engine("uneven", 20),
     "uneven-3": Engine("uneven", 22),
@@ -295,6 +315,21 @@ async def test_an_engine_that_runs_requests_and_counts_none_is_not_idle(scraped:
     await read_until(prometheus, lambda found: known(found, "mute").engines_reporting == 1)
     assert time.monotonic() - came >= WINDOWS.rate - 1, "its share in the rates was not whole"
     farm.engines["mute-1"] = ENGINES["mute-1"]
+
+
+async def test_who_speaks_in_the_name_of_a_service_is_counted_and_teaches_nothing(
+    scraped: tuple[Farm, Prometheus],
+) -> None:
+    """A pod of a tenant's may export a length or a duration under the name of a model whose profile all decide by."""
+    farm, prometheus = scraped
+    answer = await settled(prometheus)
+    own = {name: known(answer, name) for name in ("chat", "mixed", "parallel", "older", "both")}
+    assert all(metrics.engines_heard == metrics.engines_reporting for metrics in own.values())
+    assert (known(answer, "framed").engines_reporting, known(answer, "framed").engines_heard) == (1, 2)
+    del farm.engines["forger"]
+    await asyncio.sleep(WINDOWS.rate)
+    assert known(await read(prometheus), "framed").engines_heard == 2  # its figures are in the means still
+    await read_until(prometheus, lambda found: known(found, "framed").engines_heard == 1, WINDOWS.mean + 20)
 
 
 async def test_the_peak_outlives_the_load(scraped: tuple[Farm, Prometheus]) -> None:

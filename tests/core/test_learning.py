@@ -37,6 +37,7 @@ def slow_engines(times: float = 1.5, **changes: Any) -> Snapshot:
         "output_tokens_per_second": rate,
         "mean_tpot_seconds": tpot,
         "engines_reporting": 2,
+        "engines_heard": 2,
     }
     pods = changes.pop("pods", (make_pod("a"), make_pod("b", node="n2")))
     profile = changes.pop("profile", PROFILE)
@@ -121,6 +122,8 @@ TEACHES_NOTHING: dict[str, dict[str, Any]] = {
     "an engine starts": {"pods": (make_pod("a"), make_pod("b", ready=False))},
     "two variants serve": {"pods": (make_pod("a"), make_pod("b", variant="h100-vllm-tp2-bf16"))},
     "one engine is silent": {"engines_reporting": 1},
+    "somebody else speaks in its name": {"engines_heard": 3},
+    "who speaks in its name is not known": {"engines_heard": None},
     "requests queue": {"waiting": 12.0},
     "nothing finished": {"mean_tpot_seconds": Missing("NothingFinished", "no request finished")},
     "lengths are not known": {"mean_output_tokens": Missing("NothingFinished", "no request finished")},

@@ -37,6 +37,7 @@ FIGURES = {
     "waiting": 2.0,
     "kv_usage": 0.5,
     "engines_reporting": 3.0,
+    "engines_heard": 3.0,
     "counter_resets": 0.0,
     "age_seconds": 4.0,
 }
@@ -85,7 +86,7 @@ async def test_a_healthy_service_has_all_its_figures(server: Prometheus) -> None
     buckets = ((0.1, 1.0), (1.0, 3.0), (math.inf, 4.0))
     judged = ("age_seconds", "counter_resets")
     want = {name: value for name, value in FIGURES.items() if name not in judged}
-    want |= {"engines_reporting": 3, "ttft_buckets": buckets, "tpot_buckets": buckets}  # type: ignore[dict-item]
+    want |= {"engines_reporting": 3, "engines_heard": 3, "ttft_buckets": buckets, "tpot_buckets": buckets}  # type: ignore[dict-item]
     assert answer.services[CHAT] == ServiceMetrics(**want)  # type: ignore[arg-type]
 
 

@@ -76,6 +76,7 @@ def test_every_figure_of_two_scrapes_is_what_a_hand_reckons() -> None:
         waiting=3.0,
         kv_usage=0.75,
         engines_reporting=2,
+        engines_heard=2,
         ttft_buckets=((0.5, 1.2), (1.0, 2.0), (inf, 2.4)),
         tpot_buckets=((0.05, 1.8), (inf, 2.0)),
     )

@@ -169,12 +169,12 @@ def _plain(service: Service) -> bool:
 
 
 def _even(pods: list[Pod], metrics: ServiceMetrics) -> bool:
-    """One variant, every replica ready and heard of, and no queue that would hide the load."""
+    """One variant, every replica ready and heard of, nobody else, and no queue that would hide the load."""
     return (
         len(pods) > 0
         and len({pod.variant for pod in pods}) == 1
         and all(pod.ready and not pod.deleting for pod in pods)
-        and metrics.engines_reporting == len(pods)
+        and metrics.engines_reporting == metrics.engines_heard == len(pods)
         and metrics.waiting < _WAITING_PER_ENGINE * len(pods)
     )
 

@@ -175,7 +175,9 @@ class ServiceMetrics:
     `peak_requests_per_second` is the highest arrival rate within the scale-down window. `owed_requests_per_second` is
     what must be started of work that may wait, so that it is done in time, where a queue in front of the engines
     tells; arrivals and peak are without it. `paces` are those of every busy replica, where one gives far less than the
-    others; empty otherwise. `engines_reporting` did so for the whole window of rates.
+    others; empty otherwise. `engines_reporting` did so for the whole window of rates; `engines_heard` gave some figure
+    since the longest window began, None where that is not known. Where they are more than there were replicas, somebody
+    else speaks in the service's name.
     """
 
     requests_per_second: float
@@ -189,6 +191,7 @@ class ServiceMetrics:
     waiting: float
     kv_usage: float
     engines_reporting: int
+    engines_heard: int | None = None
     mean_tpot_seconds: float | Missing = Missing("NotRead", "the mean time per output token was not read")
     ttft_buckets: tuple[tuple[float, float], ...] = ()
     tpot_buckets: tuple[tuple[float, float], ...] = ()

@@ -288,6 +288,7 @@ def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetric
         waiting=own["waiting"],
         kv_usage=own["kv_usage"],
         engines_reporting=round(own["engines_reporting"]),
+        engines_heard=_count(own.get("engines_heard")),
         mean_tpot_seconds=_mean_tpot(own.get("mean_tpot_seconds")),
         ttft_buckets=found.ttft.get(row, ()),
         tpot_buckets=found.tpot.get(row, ()),
@@ -297,6 +298,10 @@ def _checked(own: Mapping[str, float], found: _Round, row: Row) -> ServiceMetric
 
 def _finite(value: float | None, default: float) -> float:
     return value if value is not None and math.isfinite(value) and value >= 0 else default
+
+
+def _count(value: float | None) -> int | None:
+    return round(value) if value is not None and math.isfinite(value) else None
 
 
 def _mean_tpot(value: float | None) -> float | Missing:

@@ -86,6 +86,7 @@ def figures(windows: Windows) -> dict[str, str]:
         "waiting": f"sum by ({BY}) ({WAITING.selector()})",
         "kv_usage": f"max by ({BY}) ({KV_USAGE.selector()})",
         "engines_reporting": _engines(windows),
+        "engines_heard": _heard(mean),
         "counter_resets": f"max by ({BY}) {TTFT.of('resets', rate, '_count')}",
         "age_seconds": f"time() - max by ({BY}) {RUNNING.of('timestamp')}",
     }
@@ -174,6 +175,24 @@ def _silent(rate: str) -> str:
 def _busy(by: str, rate: str) -> str:
     """What runs in the mean, where something does: without a first token all that time it is not silent, but mute."""
     return f"sum by ({by}) {RUNNING.of('avg_over_time', rate)} >= {_BUSY}"
+
+
+def _heard(mean: str) -> str:
+    """All that spoke within the longest window that anything is taken of: a few figures count as much as all.
+
+    Prometheus says from which target and pod a figure is, unless its scrape configuration lets the target say it.
+    """
+    names = (dialect + of for one in _COUNTED for dialect, of in (("vllm:", one.vllm), ("sglang:", one.sglang)))
+    pattern = "|".join(sorted({*names, f"sglang:{TPOT.before}"}))
+    told = f'last_over_time({{__name__=~"({pattern})(_sum|_count)?",namespace!=""}}{mean})'
+    return f"count by ({BY}) (count by ({BY}, instance, pod) ({told}))"
+
+
+_COUNTED = (
+    *(RUNNING, WAITING, KV_USAGE, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, LOOKED_UP_TOKENS),
+    *(PROMPT_LENGTH, OUTPUT_LENGTH, TTFT, TPOT),
+)
+"""What any figure rests on."""
 
 
 def _engines(windows: Windows) -> str:

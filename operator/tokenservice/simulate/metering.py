@@ -145,6 +145,7 @@ class Meter:
             waiting=last.waiting,
             kv_usage=max((engine.kv_usage for engine in last.engines), default=0.0),
             engines_reporting=len(last.engines),
+            engines_heard=len(last.engines),
             owed_requests_per_second=last.deferred / (self.deadline_seconds * _OF_DEADLINE),
             ttft_buckets=_buckets(self.ttft_edges, (last.ttft_counts - first.ttft_counts) / seconds),
             tpot_buckets=_buckets(self.tpot_edges, (last.tpot_counts - first.tpot_counts) / seconds),
