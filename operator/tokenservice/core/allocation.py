@@ -37,7 +37,7 @@ class Want:
     service: Service
     ranked: Ranked
     primary: int
-    replicas: int
+    replicas: float
     owed: int
     current: Mapping[str, int]
     options: tuple[int, ...] = ()
@@ -184,7 +184,7 @@ def _quotas(wants: Sequence[Want], facts: Facts) -> dict[str, _Quota]:
 
 def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota | None) -> Grant:
     counts = _kept(want)
-    deficit = want.replicas - _worth(want, counts)
+    deficit = want.replicas - _total(want, counts)
     without_room, notes, limited = 0, list[str](), None
     while deficit > 1e-6:
         choice, has_room = _choice(want, left())
@@ -195,7 +195,7 @@ def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota 
         if not has_room and choice[0].pods > 1 and (without_room or want.waiting):
             notes.append("a replica that spans nodes waits for room already, and two could each hold a part of it")
             break
-        owed = _worth(want, counts) < want.owed
+        owed = _total(want, counts) < want.owed
         if not budget.take(choice[0].price_per_hour, owed=owed):
             limited = _SPENT
             notes.append(limited.message)
@@ -203,7 +203,7 @@ def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota 
         counts[choice[0].name] = counts.get(choice[0].name, 0) + 1
         if quota is not None:
             quota.held += choice[0].accelerators
-        deficit -= _relative(want, choice[1])
+        deficit -= _relative(want.service, want.capacity, choice[1])
         if has_room:
             for pod in replica(want.service, choice[0]):
                 left().fill(pod)
@@ -215,13 +215,13 @@ def _grant(want: Want, left: Callable[[], Yard], budget: _Budget, quota: _Quota 
 def _kept(want: Want) -> dict[str, int]:
     """Current counts of variants that are still candidates, lowered to what is wanted, dearest first."""
     counts = {variant.name: want.current.get(variant.name, 0) for variant, _ in want.ranked}
-    surplus = _worth(want, counts) - want.replicas
+    surplus = _total(want, counts) - want.replicas
     order = [pair for pair in reversed(want.ranked) if pair[0] is not want.variant] + [want.ranked[want.primary]]
     for variant, capacity in order:
-        worth = _relative(want, capacity)
-        removable = min(counts[variant.name], math.floor(surplus / worth + 1e-6)) if surplus > 0 else 0
+        one = _relative(want.service, want.capacity, capacity)
+        removable = min(counts[variant.name], math.floor(surplus / one + 1e-6)) if surplus > 0 else 0
         counts[variant.name] -= removable
-        surplus -= removable * worth
+        surplus -= removable * one
     return {name: count for name, count in counts.items() if count > 0}
 
 
@@ -254,14 +254,23 @@ def replica(service: Service, variant: Variant, name: str = "") -> tuple[Pod, ..
     return tuple([replace(one, uid=f"{name}/{n}", group=name, worker=n > 0) for n in range(variant.pods)])
 
 
-def _relative(want: Want, capacity: Capacity) -> float:
-    """Worth of a replica in replicas of the primary variant."""
-    primary = want.capacity.requests_per_second
-    return capacity.requests_per_second / primary if primary > 0 and capacity.requests_per_second > 0 else 1.0
+def worth(service: Service, ranked: Ranked, primary: int, counts: Mapping[str, int]) -> float:
+    """What replicas of several variants are worth, in replicas of `ranked[primary]`."""
+    reference = ranked[primary][1]
+    return math.fsum(
+        counts.get(variant.name, 0) * _relative(service, reference, capacity) for variant, capacity in ranked
+    )
 
 
-def _worth(want: Want, counts: Mapping[str, int]) -> float:
-    return sum(counts.get(variant.name, 0) * _relative(want, capacity) for variant, capacity in want.ranked)
+def _relative(service: Service, reference: Capacity, capacity: Capacity) -> float:
+    """Worth of one replica; a count that the spec fixes is one of replicas, whatever they can do."""
+    fixed = service.spec is not None and service.spec.replicas is not None
+    able, other = capacity.requests_per_second, reference.requests_per_second
+    return able / other if able > 0 and other > 0 and not fixed else 1.0
+
+
+def _total(want: Want, counts: Mapping[str, int]) -> float:
+    return worth(want.service, want.ranked, want.primary, counts)
 
 
 def _token_price(pair: tuple[Variant, Capacity]) -> float:

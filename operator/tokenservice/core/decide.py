@@ -274,11 +274,12 @@ def _needed(facts: Facts, seen: Outlook, total: int, workers: int) -> int:
 def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[str, ...]) -> list[Action]:
     service = seen.service
     variant = next(variant for variant, _ in seen.ranked if variant.name == name)
-    live = facts.deployments.get(service.key, {}).get(name)
+    deployments = facts.deployments.get(service.key, {})
+    live = deployments.get(name)
     next_step = step(facts, service.key, name, count, live)
     settings, fleet = facts.snapshot.settings, facts.snapshot.fleet
     pods = facts.pods.get((service.key, name), ())
-    in_place = live is not None and exchanged_in_place(live, facts.pods_of(service.key), seen.owed)
+    in_place = name in exchanged_in_place(deployments, facts.pods_of(service.key), seen.owed)
     manifest = engines_of(
         service, variant, next_step.replicas, settings, fleet=fleet, surge=next_step.surge, in_place=in_place
     )

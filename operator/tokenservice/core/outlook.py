@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from tokenservice.api.token_service import TokenServiceSpec
-from tokenservice.core.allocation import Ranked, Want
+from tokenservice.core.allocation import Ranked, Want, worth
 from tokenservice.core.capacity import DEFAULT, Targets, Workload, replicas_for, targets
 from tokenservice.core.checks import no_class, not_allowed, problems, with_image
 from tokenservice.core.demand import Demand, demand, remembered, workload_of
@@ -25,7 +25,7 @@ from tokenservice.core.model import (
     ServiceMetrics,
     Variant,
 )
-from tokenservice.core.scaling import Scaling, desired
+from tokenservice.core.scaling import Scaling, desired, whole
 from tokenservice.core.utilization import Interval
 from tokenservice.core.variants import candidates, ranked
 
@@ -78,10 +78,9 @@ class Outlook:
     def needed(self) -> int:
         """Replicas that the recent peak takes without headroom: what an eviction must leave."""
         if self.want is None or self.scaling is None or isinstance(self.demand, Missing):
-            return self.scaling.replicas if self.scaling is not None else 0
-        peak = self.demand.peak_requests_per_second
-        known = replicas_for(peak, self.want.capacity) if peak < inf else self.scaling.replicas
-        return min(self.scaling.replicas, known)
+            return whole(self.scaling.replicas) if self.scaling is not None else 0
+        peak, wanted = self.demand.peak_requests_per_second, whole(self.scaling.replicas)
+        return min(wanted, replicas_for(peak, self.want.capacity)) if peak < inf else wanted
 
 
 def outlooks(facts: Facts) -> list[Outlook]:
@@ -198,7 +197,7 @@ def _scaled(facts: Facts, seen: Outlook, start: int = 0) -> Outlook:
     """Adds what is asked of the service, and how many replicas of which variant that takes."""
     current = facts.counts(seen.service.key)
     primary = _primary(seen.ranked, current, start)
-    asked, count = _asked(facts, seen, primary), _equivalent(seen.ranked, primary, current)
+    asked, count = _asked(facts, seen, primary), _present(seen, primary, current)
     scaling = _held_if_partial(facts, seen, _desired(facts, seen, primary, asked, count), count)
     want = Want(
         service=seen.service,
@@ -242,7 +241,7 @@ def _asked(facts: Facts, seen: Outlook, index: int) -> Demand | Missing:
     )
 
 
-def _desired(facts: Facts, seen: Outlook, index: int, asked: Demand | Missing, count: int) -> Scaling:
+def _desired(facts: Facts, seen: Outlook, index: int, asked: Demand | Missing, count: float) -> Scaling:
     spec = seen.service.spec
     assert spec is not None
     margin = usable(facts.margin(seen.service.key))
@@ -260,7 +259,7 @@ def _options(facts: Facts, seen: Outlook, asked: Demand | Missing) -> tuple[int,
         return ()
     first = seen.ranked[0][0].accelerator.name if spec.placement.accelerators else None
     return tuple(
-        _desired(facts, seen, index, _asked(facts, seen, index), 0).replicas
+        whole(_desired(facts, seen, index, _asked(facts, seen, index), 0).replicas)
         if first in (None, variant.accelerator.name)
         else 0
         for index, (variant, _) in enumerate(seen.ranked)
@@ -281,16 +280,18 @@ def _primary(order: Ranked, current: Mapping[str, int], start: int) -> int:
     return -negative_index if most > 0 else start
 
 
-def _equivalent(order: Ranked, primary: int, current: Mapping[str, int]) -> int:
-    """What there is, in replicas of the primary variant, rounded up."""
-    reference = order[primary][1].requests_per_second
-    worth: float = sum(
-        current.get(variant.name, 0) * capacity.requests_per_second / reference for variant, capacity in order
-    )
-    return int(worth + 0.999)
+def _present(seen: Outlook, primary: int, current: Mapping[str, int]) -> float:
+    """What there is, in replicas of the primary variant.
+
+    Replicas of variants that are no candidates any more serve until their successors do, who knows at what rate: what
+    is held is at least as many. Never rounded: what is held would grow by the rest, in every pass.
+    """
+    there = worth(seen.service, seen.ranked, primary, current)
+    known = {variant.name for variant, _ in seen.ranked}
+    return max(there, float(sum(current[name] for name in current.keys() - known)))
 
 
-def _held_if_partial(facts: Facts, seen: Outlook, scaling: Scaling, current: int) -> Scaling:
+def _held_if_partial(facts: Facts, seen: Outlook, scaling: Scaling, current: float) -> Scaling:
     """Demand seen by only some of the engines, or not yet for long, is a lower bound: it never lowers the count."""
     if isinstance(seen.metrics, Missing) or scaling.replicas >= current:
         return scaling
@@ -298,6 +299,7 @@ def _held_if_partial(facts: Facts, seen: Outlook, scaling: Scaling, current: int
     if seen.metrics.engines_reporting >= ready or seen.service.spec is None or seen.service.spec.replicas is not None:
         return scaling
     message = (
-        f"{seen.metrics.engines_reporting} of {ready} engines reported for a whole window of rates: holding {current}"
+        f"{seen.metrics.engines_reporting} of {ready} engines reported for a whole window of rates:"
+        f" holding {whole(current)}"
     )
     return replace(scaling, replicas=current, reason=Reason.METRICS_MISSING, message=message)

@@ -280,14 +280,14 @@ def _changing(facts: Facts, service: Service, mine: Sequence[Action]) -> bool:
 def _exchange(facts: Facts, seen: Outlook) -> str:
     """How replicas are exchanged for others: by a surge, in place, or not yet."""
     key = seen.service.key
-    exchanging = [child for child in facts.deployments.get(key, {}).values() if rolling_out(child)]
-    pods = facts.pods_of(key)
+    deployments, pods = facts.deployments.get(key, {}), facts.pods_of(key)
+    exchanging = [child for child in deployments.values() if rolling_out(child)]
     if any(spans_nodes(child) and replicas(child) == 1 for child in exchanging):
         return (
             "the change waits: a LeaderWorkerSet starts no successor of a single replica (ask for 2 replicas for a"
             " while, or delete the LeaderWorkerSet to exchange it without one that serves)"
         )
-    if any(exchanged_in_place(child, pods, seen.owed) for child in exchanging):
+    if exchanged_in_place(deployments, pods, seen.owed):
         return "changes are being rolled out in place, one replica at a time: no accelerators are free for a surge"
     if exchanging and any(pod.unschedulable for pod in pods):
         ready = sum(pod.ready for pod in pods)

@@ -225,17 +225,18 @@ def mark(pod: Pod, cost: int, reason: Reason, why: str) -> SetDeletionCost:
     )
 
 
-def exchanged_in_place(deployment: Child, pods: Sequence[Pod], owed: int) -> bool:
-    """Whether a replica may go before its successor serves: the successor finds no room, and the others are enough.
+def exchanged_in_place(deployments: Mapping[str, Child], pods: Sequence[Pod], owed: int) -> frozenset[str]:
+    """Variants of which a replica may go before its successor serves: that finds no room, and the others are enough.
 
     Only for as long as it waits: once it has the room, the exchange goes on with a surge again. Where it waits for a
-    volume, room would not help it.
+    volume, room would not help it. Each Deployment may be one short then, so no more of them than can be missed.
     """
-    waits = any(pod.unschedulable and not pod.ready and pod.unbound is None for pod in pods)
-    return rolling_out(deployment) and waits and sum(pod.ready for pod in pods) > owed
+    waiting = {pod.variant for pod in pods if pod.unschedulable and not pod.ready and pod.unbound is None}
+    may = sorted(variant for variant, child in deployments.items() if variant in waiting and rolling_out(child))
+    return frozenset(may[: max(0, sum(pod.ready for pod in pods) - owed)])
 
 
-def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int], asked: int) -> tuple[Child, ...]:
+def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int], asked: float) -> tuple[Child, ...]:
     """Deployments of variants that are wanted no more, once their successors serve what is wanted.
 
     Where replicas are `asked` for and none is granted, there will be no successors: what serves goes on.

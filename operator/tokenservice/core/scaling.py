@@ -8,7 +8,7 @@ with a little to spare. What is not known changes nothing: without metrics the c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
+from math import ceil, inf
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
@@ -29,10 +29,11 @@ MOST_REPLICAS = 10_000
 class Scaling:
     """A count and why: one sentence, the numbers behind it, and what was decided against.
 
+    `replicas` is whole unless it is what there is, where other variants stand beside the one that it counts.
     `contradiction` is what the spec says against itself, where one of two fields had to give way.
     """
 
-    replicas: int
+    replicas: float
     floor: int
     ceiling: int
     reason: Reason
@@ -47,7 +48,7 @@ class _Case:
     """One service's question."""
 
     spec: TokenServiceSpec
-    current: int
+    current: float
     capacity: Capacity
     utilization: float
     factor: float
@@ -73,14 +74,14 @@ class _Case:
 
 def desired(
     spec: TokenServiceSpec,
-    current: int,
+    current: float,
     demand: Demand | Missing,
     capacity: Capacity,
     fleet: TokenFleetSpec,
     workload: Workload = DEFAULT,
     margin: float = 1.0,
 ) -> Scaling:
-    """The count for a service that has `current` replicas of the given capacity.
+    """The count for a service that has `current` replicas of the given capacity, or others that are worth as much.
 
     `margin` is a factor on that capacity, learned from the objectives that were missed.
     `workload` stands in for the demand's own while that is missing. A fixed `spec.replicas` wins over everything.
@@ -116,7 +117,7 @@ def guaranteed_replicas(spec: TokenServiceSpec, capacity: Capacity, workload: Wo
 
 def _case(
     spec: TokenServiceSpec,
-    current: int,
+    current: float,
     capacity: Capacity,
     fleet: TokenFleetSpec,
     workload: Workload,
@@ -159,7 +160,7 @@ def _automatic(case: _Case, demand: Demand) -> Scaling:
     )
 
 
-def _lower(case: _Case, demand: Demand, ahead: float) -> int:
+def _lower(case: _Case, demand: Demand, ahead: float) -> float:
     """Replicas to keep for the peak and until a queue is gone; the present ones while the peak is not known."""
     peak = max(demand.peak_requests_per_second, ahead, demand.until_worked_off)
     return case.needed(peak * _SPARE) if peak < inf else min(case.current, case.ceiling)
@@ -167,7 +168,7 @@ def _lower(case: _Case, demand: Demand, ahead: float) -> int:
 
 def _held(case: _Case, reason: Reason, why: str, inputs: dict[str, str]) -> Scaling:
     wanted = max(case.current, case.floor)
-    raised = f" at the floor of {wanted}" if wanted > case.current else f" {wanted}"
+    raised = f" at the floor of {wanted}" if wanted > case.current else f" {whole(wanted)}"
     return Scaling(
         replicas=wanted,
         floor=case.floor,
@@ -179,7 +180,7 @@ def _held(case: _Case, reason: Reason, why: str, inputs: dict[str, str]) -> Scal
     )
 
 
-def _fixed(replicas: int, current: int) -> Scaling:
+def _fixed(replicas: int, current: float) -> Scaling:
     return Scaling(
         replicas=replicas,
         floor=replicas,
@@ -190,7 +191,7 @@ def _fixed(replicas: int, current: int) -> Scaling:
     )
 
 
-def _direction(wanted: int, current: int) -> Reason:
+def _direction(wanted: float, current: float) -> Reason:
     if wanted == current:
         return Reason.STEADY
     return Reason.SCALED_UP if wanted > current else Reason.SCALED_DOWN
@@ -215,13 +216,13 @@ def outranked(most: int, needed: int) -> Problem:
     )
 
 
-def _sentence(case: _Case, demand: Demand, wanted: int, ahead: float) -> str:
+def _sentence(case: _Case, demand: Demand, wanted: float, ahead: float) -> str:
     load = f"{ahead:.3g} requests/s ({demand.waiting:.0f} waiting)"
     if wanted < case.current and demand.peak_requests_per_second == inf:
-        return f"maxReplicas is {wanted}"
+        return f"maxReplicas is {case.ceiling}"
     if wanted < case.current:
         peak = demand.peak_requests_per_second
-        return f"the recent peak of {peak:.3g} requests/s needs {_replicas(wanted)}, not {case.current}"
+        return f"the recent peak of {peak:.3g} requests/s needs {_replicas(wanted)}, not {whole(case.current)}"
     if wanted == case.current:
         return f"{load} fill {_replicas(wanted)} to {_filled(case, ahead, wanted)}"
     if wanted == case.floor:
@@ -236,11 +237,20 @@ def _floor_words(case: _Case) -> str:
     return "minReplicas" if case.floor == case.spec.scaling.min_replicas else "standbyReplicas"
 
 
-def _replicas(count: int) -> str:
+def whole(replicas: float) -> int:
+    """Replicas that are worth as much."""
+    return ceil(replicas - _EPSILON)
+
+
+_EPSILON = 1e-6
+
+
+def _replicas(replicas: float) -> str:
+    count = whole(replicas)
     return f"{count} replica" if count == 1 else f"{count} replicas"
 
 
-def _filled(case: _Case, requests_per_second: float, replicas: int) -> str:
+def _filled(case: _Case, requests_per_second: float, replicas: float) -> str:
     """`0.83 of their capacity (target 0.70)`; rates beyond the maximum volume do not count."""
     if replicas == 0:
         return "no capacity at all"
@@ -274,7 +284,7 @@ def _peak(demand: Demand) -> str:
     return f"{peak:.4g} requests/s" if peak < inf else "not watched for long enough"
 
 
-def _rejected(case: _Case, demand: Demand, wanted: int, ahead: float) -> tuple[str, ...]:
+def _rejected(case: _Case, demand: Demand, wanted: float, ahead: float) -> tuple[str, ...]:
     """The next smaller fleet, and what the bounds cut off."""
     found = []
     if wanted > case.floor and demand.peak_requests_per_second == inf:

@@ -1,0 +1,129 @@
+"""Services that run on more than one variant, or go from one to another: what is held, counted and owed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.support.build import (
+    FLEET,
+    H100,
+    H100_8B,
+    VARIANT,
+    make_deployment,
+    make_metrics,
+    make_node,
+    make_pod,
+    make_service,
+)
+from tests.support.world import World
+from tokenservice.core.model import Apply, Missing, Profile
+from tokenservice.core.names import ENGINE_KINDS
+
+A100 = replace(
+    H100,
+    name="a100",
+    spec=H100.spec.model_copy(update={"node_labels": {"nvidia.com/gpu.product": "A100"}, "price_per_hour": 2.0}),
+)
+SLOWER = H100_8B.spec.step.model_copy(update={"alpha_ms": 11.0, "kappa_ms": 0.09, "delta_ms": 0.035})
+A100_8B = replace(H100_8B, name="a100", spec=H100_8B.spec.model_copy(update={"accelerator": "a100", "step": SLOWER}))
+FP8 = Profile(name="fp8", spec=H100_8B.spec.model_copy(update={"precision": "fp8"}))
+ON_A100 = "a100-vllm-tp1-bf16"
+LEARNED = FLEET.model_copy(
+    update={"consolidation": FLEET.consolidation.model_copy(update={"scale_down_window_seconds": None})}
+)
+NO_DATA = Missing("NoData", "Prometheus is away")
+
+UNKNOWN: dict[str, tuple[Any, dict[str, Any]]] = {
+    "metrics are missing": (NO_DATA, {}),
+    "one engine reports": (make_metrics(2.0, engines_reporting=1), {}),
+    "demand was not watched for long": (make_metrics(2.0, engines_reporting=99), {"fleet": LEARNED}),
+    "the peak is recent": (make_metrics(2.0, peak_requests_per_second=150.0, engines_reporting=99), {}),
+}
+
+
+def mixed(metrics: Any, **spec: Any) -> World:
+    """One replica on an H100, one on an A100 that is worth a fraction of it, and room for more of both."""
+    both = [make_node("n1"), replace(make_node("a1"), labels={"nvidia.com/gpu.product": "A100"})]
+    service = make_service("chat", placement={"accelerators": ["h100", "a100"]}, **spec)
+    made = World(
+        services=[service],
+        nodes=both,
+        metrics={service.key: metrics},
+        extra={"accelerators": (A100, H100), "profiles": (A100_8B, H100_8B)},
+    )
+    deployments = (make_deployment(service, 1), make_deployment(service, 1, variant=ON_A100))
+    made.children = {one.key: one for one in deployments}
+    pods = (make_pod("p1", node="n1"), make_pod("p2", node="a1", variant=ON_A100))
+    made.pods = {pod.name: pod for pod in pods}
+    return made
+
+
+def counts(made: World) -> list[int]:
+    return [child.body["spec"]["replicas"] for child in made.children.values() if child.key.kind in ENGINE_KINDS]
+
+
+@pytest.mark.parametrize("case", ["metrics are missing", "one engine reports", "demand was not watched for long"])
+def test_a_count_that_is_held_is_held_on_whatever_it_stands(case: str) -> None:
+    metrics, extra = UNKNOWN[case]
+    made = mixed(metrics)
+    made.extra |= extra
+    for _ in range(12):
+        made.round()
+        assert counts(made) == [1, 1]
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_is_not_known_lets_nothing_go_where_the_variant_changes(case: str) -> None:
+    metrics, extra = UNKNOWN[case]
+    before, after = make_service("chat"), make_service("chat", engine={"quantization": "FP8"})
+    nodes = [make_node(f"n{number}") for number in range(1, 5)]
+    made = World(
+        services=[after], nodes=nodes, metrics={after.key: metrics}, extra={"profiles": (H100_8B, FP8)} | extra
+    )
+    old = make_deployment(before, 10)
+    made.children = {old.key: old}
+    pods = [make_pod(f"p{number}", node="n1" if number < 8 else "n2") for number in range(10)]
+    made.pods = {pod.name: pod for pod in pods}
+    for _ in range(20):
+        made.round()
+        assert made.serving(after.key) >= 10
+    assert {pod.variant for pod in made.pods.values()} == {VARIANT.replace("bf16", "fp8")}
+    assert len(made.pods) == 10
+
+
+@pytest.mark.parametrize("alpha_ms", [11.0, 3.0])
+def test_a_fixed_count_is_one_of_replicas_whatever_they_are_worth(alpha_ms: float) -> None:
+    made = mixed(make_metrics(1.0, engines_reporting=99), replicas=6)
+    step = SLOWER.model_copy(update={"alpha_ms": alpha_ms})
+    made.extra["profiles"] = (replace(A100_8B, spec=A100_8B.spec.model_copy(update={"step": step})), H100_8B)
+    made.nodes[0] = make_node("n1", accelerators=3)
+    made.run(20)
+    assert made.serving(made.services[0].key) == sum(counts(made)) == 6
+
+
+def test_of_several_deployments_no_more_exchange_in_place_than_can_be_missed() -> None:
+    """Each of them may be one short of its count then, so two of them at once are two replicas short."""
+    made = mixed(make_metrics(1.0, engines_reporting=99), scaling={"minReplicas": 3})
+    service = made.services[0]
+    made.children = {}
+    for variant in (VARIANT, ON_A100):
+        live = make_deployment(service, 2, variant=variant)
+        body = {**live.body, "status": {**live.body.get("status", {}), "replicas": 3, "updatedReplicas": 1}}
+        made.children[live.key] = replace(live, body=body)
+    made.nodes = [make_node("n1", accelerators=2), replace(made.nodes[1], allocatable={"nvidia.com/gpu": 2})]
+    serving = [
+        make_pod(f"{variant}{number}", node=node, variant=variant)
+        for variant, node in ((VARIANT, "n1"), (ON_A100, "a1"))
+        for number in range(2)
+    ]
+    waiting = [
+        make_pod(f"{variant}-new", node=None, variant=variant, unschedulable=True, ready=False)
+        for variant in (VARIANT, ON_A100)
+    ]
+    made.pods = {pod.name: pod for pod in (*serving, *waiting)}
+    applied = [action for action in made.round().actions if isinstance(action, Apply)]
+    strategies = [one.manifest["spec"]["strategy"] for one in applied if one.manifest["kind"] == "Deployment"]
+    assert sum(one["rollingUpdate"]["maxUnavailable"] for one in strategies) == 1
