@@ -62,7 +62,7 @@ def happen(made: World, what: str, name: str, value: float) -> None:
         made.extra["stale_kinds"] = ("Pod",) if value > 50 else ()
     elif what == "unready":
         for pod in [pod for pod in made.pods.values() if pod.service == key][:1]:
-            made.pods[pod.name] = replace(pod, ready=False, node=None, phase="Pending", unschedulable=True)
+            made.pods[pod.name] = replace(pod, ready=False, node=None, unschedulable=True)
     elif what in ("restarted", "going", "lost"):
         happen_to_a_pod(made, what, key, int(value))
     elif what == "new node":

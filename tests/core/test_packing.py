@@ -54,11 +54,6 @@ def test_room_of_foreign_going_and_nominated_pods_is_taken() -> None:
         assert best_node(make_pod("new", node=None), left.values(), anywhere) is None, name
 
 
-def test_finished_pods_hold_no_room() -> None:
-    left = rooms([make_node("n1")], [make_pod("done", node="n1", gpus=8, phase="Succeeded")])
-    assert left["n1"].free[GPU] == 8
-
-
 def test_cordoned_and_unready_nodes_take_nothing() -> None:
     for node in (make_node("n1", cordoned=True), make_node("n1", ready=False)):
         new = make_pod("new", node=None)

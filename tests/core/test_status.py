@@ -594,7 +594,6 @@ def test_an_accelerator_class_counts_what_exists_and_what_anyone_holds() -> None
     pods = (
         make_pod("ours", node="n1", gpus=2),
         make_pod("foreign", node="n2", service=None, gpus=1),
-        make_pod("done", node="n1", phase="Succeeded"),
         make_pod("waiting", node=None),
     )
     held = {name: tenancy(mine) for name, mine in residents(pods).items()}

@@ -272,6 +272,13 @@ def test_a_foreign_pod_that_holds_accelerators_is_kept_until_it_is_finished() ->
     assert projections.pod(foreign({"nvidia.com/gpu": "4"}, status={"phase": "Succeeded"})) is None
 
 
+@pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
+def test_an_engine_pod_that_is_finished_is_nobodys_replica(phase: str) -> None:
+    """An evicted one stays until it is collected: its node can be emptied, and its mark holds up no move."""
+    assert projections.pod(pod(status={"phase": "Running"})) is not None
+    assert projections.pod(pod(status={"phase": phase})) is None
+
+
 def bound(requests: Json, **changes: Any) -> Json:
     obj = foreign(requests, **changes)
     obj["spec"]["nodeName"] = "n1"

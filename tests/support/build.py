@@ -104,7 +104,6 @@ def make_pod(name: str, *, node: str | None = "n1", service: str | None = "chat"
         "uid": f"uid-{name}",
         "resource_version": "1",
         "created_at": 0.0,
-        "phase": "Running" if node else "Pending",
         "accelerators": {GPU: changes.pop("gpus", 1)},
         "service": ServiceKey("default", service) if service else None,
         "variant": VARIANT if service else "",

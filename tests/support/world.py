@@ -189,7 +189,6 @@ class World:
             uid=f"uid-{name}",
             resource_version=str(self._serial),
             created_at=self.now,
-            phase="Pending",
             accelerators={key: int(value) for key, value in requests.items() if "/gpu" in key},
             service=child.owner,
             variant=variant,
@@ -208,7 +207,7 @@ class World:
         left = rooms(self.nodes, others)
         fits = [name for name, room in left.items() if room.node.ready and room.node.schedulable and room.fits(pod)]
         node = pod.nominated_node if pod.nominated_node in fits else next(iter(sorted(fits)), None)
-        self._change(pod.name, node=node, unschedulable=node is None, phase="Running" if node else "Pending")
+        self._change(pod.name, node=node, unschedulable=node is None)
 
     def _start(self) -> None:
         for pod in list(self.pods.values()):

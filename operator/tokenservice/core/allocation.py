@@ -244,7 +244,6 @@ def replica(service: Service, variant: Variant, name: str = "") -> tuple[Pod, ..
         uid=name,
         resource_version="",
         created_at=0.0,
-        phase="Pending",
         accelerators={variant.accelerator.spec.resource_name: variant.accelerators_per_pod},
         service=service.key,
         variant=variant.name,

@@ -72,7 +72,7 @@ def sorted_anew(before: tuple[Pod, ...], last: Pods, pods: tuple[Pod, ...]) -> P
 
 def _alive(pod: Pod) -> ServiceKey | None:
     """The service of an engine pod that lives."""
-    return None if pod.deleting or pod.phase in ("Succeeded", "Failed") else pod.service
+    return None if pod.deleting else pod.service
 
 
 def _living(pod: Pod) -> ServiceKey | None:

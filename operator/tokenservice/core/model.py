@@ -101,7 +101,6 @@ class Pod:
     uid: str
     resource_version: str
     created_at: float
-    phase: str
     accelerators: Mapping[str, int]
     cpu_cores: float = 0.0
     memory_bytes: float = 0.0

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from tokenservice.core.index import grouped
 from tokenservice.core.model import Accelerator, Json, Node, Pod
 
-_FINISHED = ("Succeeded", "Failed")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
@@ -50,7 +48,7 @@ class Room:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenancy:
     """What pods that are bound to a node hold of its accelerators: by resource, whoever they are; and ours by what
-    they do, finished ones included."""
+    they do."""
 
     held: Mapping[str, int]
     ready: int = 0
@@ -82,8 +80,6 @@ def room(node: Node, on: Iterable[Pod]) -> Room:
     free, cpu_cores, memory_bytes = dict(node.allocatable), node.cpu_cores, node.memory_bytes
     used = foreign = 0
     for pod in on:
-        if pod.phase in _FINISHED:
-            continue
         taken = 0
         for name, count in pod.accelerators.items():
             taken += count
@@ -102,9 +98,8 @@ def tenancy(on: Iterable[Pod]) -> Tenancy:
     for pod in on:
         if pod.node is None:
             continue
-        if pod.phase not in _FINISHED:
-            for name, count in pod.accelerators.items():
-                held[name] = held.get(name, 0) + count
+        for name, count in pod.accelerators.items():
+            held[name] = held.get(name, 0) + count
         if pod.service is None:
             continue
         taken = sum(pod.accelerators.values())

@@ -212,11 +212,13 @@ def _images(status: Json) -> tuple[str, ...]:
 
 
 def pod(obj: Json) -> Pod | Resident | None:
-    """An engine pod of ours, or any other that asks for resources and is not finished."""
+    """An engine pod of ours, or any other that asks for resources; none that is finished, for that holds nothing.
+
+    One that was evicted stays until it is collected: it is nobody's replica, and nothing waits for it to go.
+    """
     metadata, spec, status = obj["metadata"], obj["spec"], obj.get("status") or {}
     labels = metadata.get("labels") or {}
-    phase = status.get("phase", "Pending")
-    if SERVICE_LABEL not in labels and phase in _FINISHED:
+    if status.get("phase") in _FINISHED:
         return None
     requests = _requests(spec)
     if SERVICE_LABEL not in labels and not _extended(requests):
@@ -231,7 +233,6 @@ def pod(obj: Json) -> Pod | Resident | None:
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
         created_at=seconds(metadata["creationTimestamp"]),
-        phase=phase,
         accelerators=_extended(requests),
         cpu_cores=requests["cpu"],
         memory_bytes=requests["memory"],

@@ -280,7 +280,6 @@ class Cluster:
             uid=f"uid-{name}",
             resource_version="1",
             created_at=self.now,
-            phase="Pending",
             accelerators={key: int(value) for key, value in limits.items() if "/gpu" in key},
             service=child.owner,
             variant=variant,
@@ -374,7 +373,7 @@ class Cluster:
         if chosen is None:
             return False
         left[chosen] = left[chosen].less(pod)
-        bound = self._change(pod.name, node=chosen, unschedulable=False, phase="Running")
+        bound = self._change(pod.name, node=chosen, unschedulable=False)
         if bound is not None:
             self._load(bound)
         return True

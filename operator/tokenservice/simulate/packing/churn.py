@@ -166,7 +166,6 @@ class _Fleet:
             uid=f"{number}",
             resource_version="",
             created_at=now,
-            phase="Running",
             accelerators={_RESOURCE: _size(index)},
             service=_key(index),
             variant=f"tp{_size(index)}",
