@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.build import FLEET, GPU, H100, H100_8B, make_metrics, make_node, make_service
+from tests.support.build import (
+    FLEET,
+    GPU,
+    H100,
+    H100_8B,
+    make_deployment,
+    make_metrics,
+    make_node,
+    make_pod,
+    make_service,
+)
 from tests.support.world import World
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.model import Service
@@ -47,8 +57,8 @@ def held(made: World, namespace: str) -> int:
 TEAM = {"name": "team", "maxAccelerators": 3}
 
 
-def service(name: str = "chat", namespace: str = "team", **spec: Any) -> Service:
-    return make_service(name, namespace=namespace, **spec)
+def service(name: str = "chat", namespace: str = "team", created_at: float = 0.0, **spec: Any) -> Service:
+    return make_service(name, namespace=namespace, created_at=created_at, **spec)
 
 
 def test_growth_stops_at_the_limit_and_status_says_so() -> None:
@@ -118,6 +128,40 @@ def test_a_limit_that_is_raised_is_used() -> None:
     made.run(8)
     assert made.serving(made.services[0].key) == 5
     assert condition(made, "chat", "CapacityAvailable")["status"] == "True"
+
+
+@pytest.mark.parametrize("held_by", [{"mode": "Recommend"}, {"mode": "Observe"}, {"paused": True}])
+@pytest.mark.parametrize("limit", [{"budgetPerHour": 30}, {"namespaces": [{"name": "team", "maxAccelerators": 10}]}])
+def test_who_is_only_observed_takes_nothing_from_the_others(held_by: dict[str, Any], limit: dict[str, Any]) -> None:
+    """Nothing is started for it, though it is told what would be."""
+    observed = service("observed", scaling={"maxReplicas": 64}, **held_by)
+    acted_on = service(created_at=1.0)
+
+    def serving(*services: Service) -> int:
+        made = world(*services, rate=100.0)
+        made.extra["fleet"] = TokenFleetSpec.model_validate(FLEET.model_dump(by_alias=True) | limit)
+        made.metrics[observed.key] = make_metrics(500.0, engines_reporting=1000)
+        made.run(10)
+        return made.serving(acted_on.key)
+
+    assert serving(observed, acted_on) == serving(acted_on) > 1
+
+
+def test_the_budget_pays_for_what_a_stalled_service_holds() -> None:
+    stalled = service("stalled", created_at=0.0, engine={"extraArgs": ["--host=0.0.0.0"]})
+    other = service("other", created_at=1.0)
+    made = world(stalled, other, rate=200.0)
+    made.extra["fleet"] = TokenFleetSpec.model_validate(FLEET.model_dump(by_alias=True) | {"budgetPerHour": 30})
+    deployment = make_deployment(stalled, 8)
+    made.children = {deployment.key: deployment}
+    pods = [
+        replace(make_pod(f"p{number}", service="stalled"), namespace="team", service=stalled.key) for number in range(8)
+    ]
+    made.pods = {pod.name: pod for pod in pods}
+    made.run(10)
+    price = H100.spec.price_per_hour
+    assert made.serving(stalled.key) == 8
+    assert price * (8 + made.serving(other.key)) == 30
 
 
 def test_engines_of_a_service_that_is_stalled_count() -> None:

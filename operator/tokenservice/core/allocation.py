@@ -16,7 +16,7 @@ from functools import cache
 from tokenservice.api.token_service import Tier
 from tokenservice.core.capacity import Capacity
 from tokenservice.core.facts import Facts
-from tokenservice.core.model import Pod, Problem, Reason, Service, Variant
+from tokenservice.core.model import Pod, Problem, Reason, Service, ServiceKey, Variant
 from tokenservice.core.packing import Yard
 from tokenservice.core.room import usable
 
@@ -67,9 +67,9 @@ class Grant:
 
 
 def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
-    """Grants in the order of `wants`; room is given by tier and age."""
+    """Grants in the order of `wants`; room is given by tier and age, to services that are only observed at last."""
     limit = facts.snapshot.fleet.budget_per_hour
-    budget = _Budget(limit, sum(_price(want, want.current) for want in wants) if limit is not None else 0.0)
+    budget = _Budget(limit, _spent(wants, facts) if limit is not None else 0.0)
     left = cache(lambda: after_pending(facts))
     quotas = _quotas(wants, facts)
     asking = {want.service.key: want for want in _by_precedence(wants, facts)}
@@ -84,10 +84,13 @@ def allocate(wants: Sequence[Want], facts: Facts) -> tuple[Grant, ...]:
 
 
 def _by_precedence(wants: Sequence[Want], facts: Facts) -> list[Want]:
-    """By tier, then by age."""
+    """By tier, then by age; last those that nothing is done for: what they are told they would get, nobody misses."""
     services = tuple([want.service for want in wants])
     order = facts.memo.recall(
-        "precedence", None, (services,), lambda: sorted(range(len(wants)), key=lambda n: _precedence(services[n]))
+        "precedence",
+        None,
+        (services, facts.snapshot.fleet),
+        lambda: sorted(range(len(wants)), key=lambda n: (not facts.acting(services[n]), _precedence(services[n]))),
     )
     return [wants[number] for number in order]
 
@@ -119,6 +122,24 @@ def after_pending(facts: Facts) -> Yard:
     for pod in sorted(waiting, key=lambda pod: (pod.created_at, pod.namespace, pod.name)):
         left.fill(pod)
     return left
+
+
+def _spent(wants: Sequence[Want], facts: Facts) -> float:
+    """What is spent per hour, also by services about which nothing can be decided.
+
+    Replicas that are to be replaced do not count, as with quotas.
+    """
+    decided = {want.service.key for want in wants}
+    others = (service.key for service in facts.snapshot.services if service.key not in decided)
+    return sum(_price(want, want.current) for want in wants) + sum(_held(key, facts) for key in others)
+
+
+def _held(service: ServiceKey, facts: Facts) -> float:
+    """What the pods of a service cost per hour, as far as their class is known."""
+    pods = [(pod, facts.accelerator_of(pod)) for pod in (*facts.pods_of(service), *facts.workers_of(service))]
+    return sum(
+        sum(pod.accelerators.values()) * accelerator.spec.price_per_hour for pod, accelerator in pods if accelerator
+    )
 
 
 class _Budget:
@@ -172,8 +193,8 @@ def _quotas(wants: Sequence[Want], facts: Facts) -> dict[str, _Quota]:
     decided = {want.service.key for want in wants}
     for want in wants:
         if (quota := quotas.get(want.service.key.namespace)) is not None:
-            sizes = {variant.name: variant.accelerators for variant, _ in want.ranked}
-            quota.held += sum(sizes[name] * count for name, count in _kept(want).items())
+            stays = _kept(want) if facts.acting(want.service) else want.current
+            quota.held += sum(variant.accelerators * stays.get(variant.name, 0) for variant, _ in want.ranked)
     for service in facts.snapshot.services:
         quota = quotas.get(service.key.namespace)
         if quota is not None and service.key not in decided:
