@@ -37,6 +37,7 @@ from tokenservice.core.memo import Memo
 from tokenservice.core.model import Missing, Plan, Service, ServiceKey, ServiceMetrics
 
 LEAD, CAPACITY, TOLERATED, ALLOWED = 80.0, 10.0, 1.0, 0.006
+LONGEST_STEP = 60.0
 PARTS = 16
 """Parts of a window; what it keeps is off by at most one."""
 
@@ -216,6 +217,17 @@ def test_a_pause_does_not_make_a_queue_of_hours() -> None:
     assert record.queues.max() <= 400.0 * 60
 
 
+@pytest.mark.parametrize("hours", [0.25, 1.0, 6.0])
+def test_time_for_which_nobody_could_look_is_no_time_without_demand(hours: float) -> None:
+    """Prometheus was away: what was held before is held when it is back, whatever came meanwhile."""
+    record = watched(on_off(300, 300), 5700.0)
+    at, rule_of_it = record.at, best(record)
+    soon, late = (lived(record, 1.0, CAPACITY, TOLERATED, 1, at + pause) for pause in (60.0, hours * 3600))
+    assert np.array_equal(soon.peaks, late.peaks)
+    assert peak(late, rule_of_it) == peak(soon, rule_of_it) > 10
+    assert late.longest_lull == soon.longest_lull
+
+
 def test_the_same_record_for_the_same_demand() -> None:
     one, other = (watched(on_off(300, 300), 3600.0) for _ in range(2))
     for part in fields(Hindsight):
@@ -274,8 +286,9 @@ def timed(looks: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def test_a_peak_is_the_highest_demand_of_its_window_up_to_one_part(
     looks: list[tuple[float, float]], lead: float
 ) -> None:
-    seen = timed(looks)
-    record, now = looked(seen, lead), seen[-1][0]
+    record = looked(timed(looks), lead)
+    seen = timed([(min(step, LONGEST_STEP), rate) for step, rate in looks])  # what nobody saw makes no peak older
+    now = seen[-1][0]
     for number, leads in enumerate(LEADS):
         window, slack = leads * lead, 1e-6 * now
         least = max(rate for at, rate in seen if at == now or now - at < window * (PARTS - 1) / PARTS - slack)

@@ -15,7 +15,7 @@ costs what fifty would cost one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, exp, floor, inf
 from typing import NamedTuple
 
@@ -207,6 +207,7 @@ def all_lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
 
 
 def _lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
+    looks = [look._replace(record=_as_watched(look.record, now)) for look in looks]
     records = [look.record for look in looks]
     demand, fewest = _column([look.demand for look in looks]), _column([look.fewest for look in looks])
     capacity, tolerated, filled = (
@@ -263,6 +264,17 @@ def _lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
             )
         )
     return found
+
+
+def _as_watched(record: Hindsight, now: float) -> Hindsight:
+    """The record with its peaks as old as they are without the time for which nobody looked.
+
+    Demand that was not seen was not none: what was held before Prometheus went is held when it is back.
+    """
+    unseen = now - record.at - _LONGEST_STEP_SECONDS
+    if unseen <= 0:
+        return record
+    return replace(record, peaks_since=record.peaks_since + unseen, lull_since=record.lull_since + unseen)
 
 
 def _column(values: Sequence[float]) -> Floats:
