@@ -113,9 +113,10 @@ class Api:
 
 @dataclass
 class Record:
-    """Everything that a watch has shown, in order: (type, object)."""
+    """Everything that a watch has shown, in order: (type, object); nothing more once it has `ended`."""
 
     events: list[tuple[str, Json]] = field(default_factory=list)
+    ended: bool = False
 
     def bodies(self, name: str | None = None) -> list[Json]:
         """Every state of the object of that name, or of all."""
@@ -155,7 +156,8 @@ def watched(cluster: Cluster, kind: str, namespace: str) -> Iterator[Record]:
                 event = json.loads(line)
                 record.events.append((event["type"], event["object"]))
         except (requests.RequestException, AttributeError, ValueError, OSError):
-            return  # closed below, while it was reading
+            pass  # closed below, or by a server that went, while it was reading
+        record.ended = True
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -163,7 +165,7 @@ def watched(cluster: Cluster, kind: str, namespace: str) -> Iterator[Record]:
     try:
         yield record
         now = http.get(cluster.server + path(kind, namespace), timeout=30).json()
-        eventually(lambda: record.has_seen(now), f"the watch of {kind} shows what is there by now", 30, 0.05)
+        eventually(lambda: record.ended or record.has_seen(now), f"the watch of {kind} shows what is there by now", 30, 0.05)
     finally:
         connection = answer.raw.connection
         if connection is not None and connection.sock is not None:
