@@ -270,7 +270,7 @@ def test_a_move_whose_successor_is_refused_is_given_up() -> None:
     refused = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: x"}]}
     child = replace(made.children[key], body=body | {"status": body["status"] | refused})
     facts = Facts(replace(made.snapshot(), children=made.children | {key: child}))
-    marks, _ = departures(facts, {CHAT.key}, {}, {}, made.now)
+    marks = departures(facts, {CHAT.key}, {}, {}, made.now).actions
     assert [(a.pod.name, a.cost) for a in marks if isinstance(a, SetDeletionCost)] == [(pod.name, 0)]
 
 

@@ -50,6 +50,7 @@ class World:
     children: dict[ObjectKey, Child] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
     slow_since: dict[str, float] = field(default_factory=dict)
+    given_up: dict[str, float] = field(default_factory=dict)
     written_at: dict[ObjectKey, float] = field(default_factory=dict)
     history: list[Action] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class World:
             metrics=dict(self.metrics),
             proposals=self.proposals,
             slow_since=self.slow_since,
+            given_up=self.given_up,
             status_written_at=dict(self.written_at),
             **self.extra,
         )
@@ -72,7 +74,7 @@ class World:
     def round(self, seconds: float = 5.0) -> Plan:
         """One pass: decide, carry out, let the cluster live for `seconds`."""
         plan = self.decides(self.snapshot(), self.now)
-        self.proposals, self.slow_since = plan.proposals, dict(plan.slow_since)
+        self.proposals, self.slow_since, self.given_up = plan.proposals, dict(plan.slow_since), dict(plan.given_up)
         for action in plan.actions:
             self.carry_out(action)
         for status in plan.statuses:

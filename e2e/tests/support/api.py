@@ -165,7 +165,8 @@ def watched(cluster: Cluster, kind: str, namespace: str) -> Iterator[Record]:
     try:
         yield record
         now = http.get(cluster.server + path(kind, namespace), timeout=30).json()
-        eventually(lambda: record.ended or record.has_seen(now), f"the watch of {kind} shows what is there by now", 30, 0.05)
+        seen = f"the watch of {kind} shows what is there by now"
+        eventually(lambda: record.ended or record.has_seen(now), seen, 30, 0.05)
     finally:
         connection = answer.raw.connection
         if connection is not None and connection.sock is not None:

@@ -89,6 +89,7 @@ class Observer:
             status_written_at=self.status_written_at(),
             proposals=previous.proposals,
             slow_since=previous.slow_since,
+            given_up=previous.given_up,
             margins=_margins(self.services(), previous),
             hindsights=previous.hindsights,
         )

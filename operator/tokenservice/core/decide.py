@@ -64,8 +64,8 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     suspects = stragglers(facts, seen)
     slow_since = since(facts, suspects, now)
     slow = lasting(facts, suspects, slow_since, now)
-    moves, proposals = departures(facts, acted_on, _settled(seen, acted_on, actions), slow, now)
-    actions += moves
+    leave = departures(facts, acted_on, _settled(seen, acted_on, actions), slow, now)
+    actions += leave.actions
     warmed = warm_ups(facts, acted_on)
     actions += [action for one in warmed.values() for action in one.actions]
     ready = {key: one.ready for key, one in warmed.items()}
@@ -76,8 +76,9 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     )
     return replace(
         plan,
-        proposals=proposals,
+        proposals=leave.proposals,
         slow_since=slow_since,
+        given_up=leave.given_up,
         margins=_margins(facts, seen, met, now, full=_full(facts, plan)),
         hindsights=_hindsights(facts, seen, now),
     )

@@ -361,6 +361,8 @@ class Snapshot:
     hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)
     slow_since: Mapping[str, float] = field(default_factory=dict)
     """Since when each replica that is slow is so, by the pod's uid."""
+    given_up: Mapping[str, float] = field(default_factory=dict)
+    """When a move of each replica was given up last, by the pod's uid; of those that rest from it."""
     holders: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Names of the nodes that have an image, by its identity: of those that services use."""
     leader_worker_sets: bool = False
@@ -548,5 +550,6 @@ class Plan:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
     slow_since: Mapping[str, float] = field(default_factory=dict)
+    given_up: Mapping[str, float] = field(default_factory=dict)
     margins: Mapping[ServiceKey, Margin] = field(default_factory=dict)
     hindsights: Mapping[ServiceKey, Hindsight] = field(default_factory=dict)

@@ -5,14 +5,26 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tokenservice.api.token_service import Mode, Tier
 from tokenservice.core.allocation import Grant, Ranked, after_pending, replica
 from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
 from tokenservice.core.locality import told
 from tokenservice.core.memo import column
-from tokenservice.core.model import Action, Child, ObjectKey, Place, Pod, Proposal, Reason, Service, ServiceKey, Variant
+from tokenservice.core.model import (
+    Action,
+    Child,
+    ObjectKey,
+    Place,
+    Pod,
+    Proposal,
+    Reason,
+    Service,
+    ServiceKey,
+    SetDeletionCost,
+    Variant,
+)
 from tokenservice.core.packing import place
 from tokenservice.core.refusal import refused_pods
 from tokenservice.core.repack import LEAVING, Rules, due, proposals
@@ -123,18 +135,28 @@ def _placed(facts: Facts, pod: Pod, node: str | None, now: float) -> Place:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departures:
+    """Marks of pods that should leave a node, what is proposed for the next look, and when moves were given up."""
+
+    actions: tuple[Action, ...] = ()
+    proposals: tuple[Proposal, ...] = ()
+    given_up: Mapping[str, float]
+
+
 def departures(
     facts: Facts,
     acted_on: Container[ServiceKey],
     settled: Mapping[ServiceKey, Ranked],
     slow: Mapping[ServiceKey, Sequence[Straggler]],
     now: float,
-) -> tuple[tuple[Action, ...], tuple[Proposal, ...]]:
-    """Marks pods that should leave a node, and what is proposed for the next look.
+) -> Departures:
+    """Which pods should leave their node.
 
     A move of a service that is not `acted_on` (paused, say) stands still, and holds up no other. `settled` holds
     the services that are as they should be, and the ways in which they may run. A slow replica goes before nodes
-    are emptied: it costs its users something now.
+    are emptied: it costs its users something now. Whose move was given up rests as if it had just come, for what was
+    in its way, which the planner did not see, may be there still.
     """
     policy = facts.snapshot.fleet.consolidation
     rules = Rules(
@@ -145,14 +167,16 @@ def departures(
     )
     under_way = [pod for pod in facts.moving if pod.service in acted_on]
     cancelled = _cancellations(facts, under_way)
+    resting = {uid: at for uid, at in facts.snapshot.given_up.items() if now - at < rules.cooldown_seconds}
+    given_up = resting | {mark.uid: now for mark in cancelled}
     if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
-        return cancelled, ()
-    replaced = _replaced(facts, settled, slow, rules, now)
+        return Departures(actions=cancelled, given_up=given_up)
+    replaced = _replaced(facts, settled, slow, rules, now, resting)
     if replaced:
-        return replaced, ()
-    found = _proposals(facts, settled, rules, now)
+        return Departures(actions=replaced, given_up=given_up)
+    found = _proposals(facts, settled, rules, now, frozenset(resting))
     started = [move for proposal in found if due(proposal, rules, now) for move in _start(facts, proposal, rules)]
-    return tuple(started), found
+    return Departures(actions=tuple(started), proposals=found, given_up=given_up)
 
 
 def _replaced(
@@ -161,6 +185,7 @@ def _replaced(
     slow: Mapping[ServiceKey, Sequence[Straggler]],
     rules: Rules,
     now: float,
+    resting: Container[str],
 ) -> tuple[Action, ...]:
     """The slowest that has rested and whose successor has room; the next when that one is gone."""
     if not slow:
@@ -172,6 +197,7 @@ def _replaced(
         for one in mine
         if one.pod.variant in warm_ups.get(service, {})
         and now - one.pod.created_at >= rules.cooldown_seconds
+        and one.pod.uid not in resting
         and left.best(one.pod, but=one.pod.node or "") is not None
     ]
     return tuple(
@@ -180,7 +206,9 @@ def _replaced(
     )
 
 
-def _proposals(facts: Facts, settled: Mapping[ServiceKey, Ranked], rules: Rules, now: float) -> tuple[Proposal, ...]:
+def _proposals(
+    facts: Facts, settled: Mapping[ServiceKey, Ranked], rules: Rules, now: float, resting: frozenset[str]
+) -> tuple[Proposal, ...]:
     """Only that there is none is remembered: until something stands elsewhere, or another pod has rested."""
     pods, warm_ups = facts.engine_pods, _warm_ups(facts, settled)
     births = facts.memo.recall("births", None, (pods,), lambda: sorted([pod.created_at for pod in pods]))
@@ -189,12 +217,12 @@ def _proposals(facts: Facts, settled: Mapping[ServiceKey, Ranked], rules: Rules,
     return facts.memo.recall(
         "proposals",
         None,
-        (facts.staying, facts.rooms, warm_ups, specs, facts.scope, rules, rested),
+        (facts.staying, facts.rooms, warm_ups, specs, facts.scope, rules, rested, resting),
         lambda: proposals(
             facts.staying,
             facts.rooms,
             facts.admits,
-            lambda pod: pod.ready and pod.service is not None and pod.variant in warm_ups.get(pod.service, {}),
+            lambda pod: pod.ready and pod.uid not in resting and _may_move(pod, warm_ups),
             lambda room, residents: _pays_back(room, residents, warm_ups, rules.payback_hours),
             rules,
             facts.snapshot.proposals,
@@ -205,13 +233,17 @@ def _proposals(facts: Facts, settled: Mapping[ServiceKey, Ranked], rules: Rules,
     )
 
 
+def _may_move(pod: Pod, warm_ups: WarmUps) -> bool:
+    return pod.service is not None and pod.variant in warm_ups.get(pod.service, {})
+
+
 def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
     residents = [pod for pod in facts.engine_pods if f"{pod.namespace}/{pod.name}" in proposal.pods]
     why = f"leaves {proposal.node}, so that the node becomes free"
     return [mark(pod, LEAVING, Reason.MOVE_STARTED, why) for pod in residents[: rules.max_moves]]
 
 
-def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[Action, ...]:
+def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[SetDeletionCost, ...]:
     """A move whose successor finds no room, or may not be, is given up: the pod stays where it is."""
     stuck = {(pod.service, pod.variant) for pod in facts.stuck}
     return tuple(

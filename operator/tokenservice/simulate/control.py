@@ -133,6 +133,7 @@ class Operator:
             fleet=self.fleet,
             status_written_at=dict(self._written_at),
             proposals=self._last.proposals,
+            given_up=self._last.given_up,
             margins=self._last.margins,
             hindsights=self._last.hindsights,
         )
