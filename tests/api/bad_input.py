@@ -401,6 +401,13 @@ BAD = (
         base=PROFILE,
     ),
     Bad(
+        "steps that take no time",
+        _spec(step={"alphaMs": 0, "betaMs": 0, "kappaMs": 0, "deltaMs": 0}),
+        "spec.step.alphaMs",
+        "give the measured alphaMs, it is above 0",
+        base=PROFILE,
+    ),
+    Bad(
         "typo",
         {"spec": {"objectves": {}}},
         "spec.objectves",

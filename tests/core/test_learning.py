@@ -27,6 +27,7 @@ from tokenservice.core.refinement import LEAST_SAMPLES, WINDOW_SECONDS, Refineme
 PROFILE = replace(H100_8B, uid="uid-profile", generation=3)
 KEY = ObjectKey("CapacityProfile", "", PROFILE.name)
 CHAT = make_service()
+NOTHING = {"alpha_ms": 0.0, "beta_ms": 0.0, "kappa_ms": 0.0, "delta_ms": 0.0}
 
 
 def slow_engines(times: float = 1.5, **changes: Any) -> Snapshot:
@@ -234,3 +235,11 @@ def test_utilization_is_counted_in_the_pinned_profile(figure: str, times: float)
 def status(plan: Any, kind: str) -> Json:
     writes: list[StatusWrite] = [write for write in plan.statuses if write.key.kind == kind]
     return writes[0].status
+
+
+@pytest.mark.parametrize("delta_ms", [0.0, 0.05])
+def test_a_stored_profile_whose_steps_take_no_time_stops_nobody(delta_ms: float) -> None:
+    step = PROFILE.spec.step.model_copy(update=NOTHING | {"delta_ms": delta_ms})
+    profile = replace(PROFILE, spec=PROFILE.spec.model_copy(update={"step": step}))
+    plan = decide(slow_engines(profile=profile), NOW)
+    assert CHAT.key.name in {status.key.name for status in plan.statuses}

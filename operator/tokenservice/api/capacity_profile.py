@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from tokenservice.api.base import REQUIRED, ApiModel, field
+from tokenservice.api.base import REQUIRED, ApiModel, Rule, field
 
 
 class Provenance(StrEnum):
@@ -16,6 +16,14 @@ class Provenance(StrEnum):
     MEASURED = "Measured"
     CALIBRATED = "Calibrated"
     ROOFLINE = "Roofline"
+
+
+_TAKES_TIME = Rule(
+    "self.alphaMs > 0.0",
+    "an iteration takes time even with nothing to do: give the measured alphaMs, it is above 0",
+    ".alphaMs",
+    check=lambda step: step["alphaMs"] > 0,
+)
 
 
 class StepCoefficients(ApiModel):
@@ -46,7 +54,7 @@ class CapacityProfileSpec(ApiModel):
         max_length=16,
         schema={"enum": ["bf16", "fp8", "int8", "int4", "mxfp4"]},
     )
-    step: StepCoefficients = field(REQUIRED, "Duration of an engine iteration", unit="ms")
+    step: StepCoefficients = field(REQUIRED, "Duration of an engine iteration", unit="ms", rules=(_TAKES_TIME,))
     kv_capacity_tokens: int = field(
         REQUIRED, "Tokens the KV cache of one replica holds", unit="tokens", ge=1, le=10**12
     )

@@ -36,6 +36,9 @@ from tokenservice.core.step import StepModel
 NOTABLE_FACTOR = 0.05
 """Change of a factor that is published, and so changes decisions."""
 
+_LEAST_ALPHA_MS = 0.01
+"""Below any engine's. At 0 a capacity would be without bound, and a division by the iteration without an answer."""
+
 _NOTABLE_ERROR = 0.02
 _NOTABLE_SAMPLES = 1.5
 _WAITING_PER_ENGINE = 1.0
@@ -43,9 +46,9 @@ _WAITING_PER_ENGINE = 1.0
 
 
 def pinned_step(profile: Profile) -> StepModel:
-    """The profile's own step model."""
+    """The profile's own step model. Profiles stored before the schema refused it may say that a step takes no time."""
     step = profile.spec.step
-    return StepModel(step.alpha_ms, step.beta_ms, step.kappa_ms, step.delta_ms)
+    return StepModel(max(step.alpha_ms, _LEAST_ALPHA_MS), step.beta_ms, step.kappa_ms, step.delta_ms)
 
 
 def refined_step(profile: Profile) -> StepModel | None:
