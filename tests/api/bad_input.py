@@ -401,6 +401,13 @@ BAD = (
         base=PROFILE,
     ),
     Bad(
+        "a profile of a URI",
+        _spec(model="hf://Qwen/Qwen3-32B"),
+        "spec.model",
+        "write the repository alone, ORGANISATION/MODEL without hf://",
+        base=PROFILE,
+    ),
+    Bad(
         "steps that take no time",
         _spec(step={"alphaMs": 0, "betaMs": 0, "kappaMs": 0, "deltaMs": 0}),
         "spec.step.alphaMs",

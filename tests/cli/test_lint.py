@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.api.bad_input import ACCELERATOR, BAD, GOOD, SERVICE, Bad, changed
+from tests.api.bad_input import ACCELERATOR, BAD, GOOD, PROFILE, SERVICE, Bad, changed
 from tokenservice.cli.lint import findings
 from tokenservice.cli.main import app
 
@@ -35,6 +35,7 @@ OUT_OF_REACH = {
     "one millisecond": "spec.objectives.timePerOutputToken.target: 1ms per output token is out of reach",
     "a thousandth of a second": "spec.objectives.timePerOutputToken.target: 1ms per output token is out of reach",
     "every source": "spec.model",
+    "a profile": "spec.accelerator: there is no AcceleratorClass 'x100'; use",
 }
 """What only the operator's own checks can tell: the server accepts these."""
 
@@ -126,6 +127,14 @@ def test_a_class_of_the_files_counts_as_existing() -> None:
     service = changed(SERVICE, {"spec": {"placement": {"accelerators": ["x100"]}}})
     assert "x100" in told(yaml.safe_dump(service))[0]
     assert told(yaml.safe_dump(service), yaml.safe_dump(ACCELERATOR)) == []
+
+
+def test_a_profile_is_of_a_class_that_is_known_or_comes_along() -> None:
+    profile = yaml.safe_dump(PROFILE)
+    assert told(profile, yaml.safe_dump(ACCELERATOR)) == []
+    assert told(yaml.safe_dump(changed(PROFILE, {"spec": {"accelerator": "h100"}}))) == []
+    (line,) = told(yaml.safe_dump(changed(PROFILE, {"spec": {"accelerator": "H100"}})))
+    assert line.startswith("0:6: spec.accelerator: there is no AcceleratorClass 'H100'; use h100")
 
 
 def test_items_of_a_list_are_judged_one_by_one() -> None:

@@ -18,6 +18,11 @@ class Provenance(StrEnum):
     ROOFLINE = "Roofline"
 
 
+_REPOSITORY = Rule(
+    "!self.startsWith('hf://')",
+    "matches no TokenService: write the repository alone, ORGANISATION/MODEL without hf://",
+    check=lambda model: not model.startswith("hf://"),
+)
 _TAKES_TIME = Rule(
     "self.alphaMs > 0.0",
     "an iteration takes time even with nothing to do: give the measured alphaMs, it is above 0",
@@ -43,6 +48,7 @@ class CapacityProfileSpec(ApiModel):
         "Model repository as in hf://REPOSITORY; for example Qwen/Qwen3-32B",
         max_length=253,
         min_length=1,
+        rules=(_REPOSITORY,),
     )
     engine: str = field(REQUIRED, "Engine, vLLM or SGLang", schema={"enum": ["vLLM", "SGLang"]}, max_length=16)
     engine_version: str = field(REQUIRED, "Engine version that it holds for", max_length=64)

@@ -158,12 +158,12 @@ def _schema_errors(document: Document) -> Iterator[Finding]:
 
 
 def _semantic_errors(documents: Sequence[Document]) -> Iterator[Finding]:
-    """What the operator would call Stalled, as far as it can be told without nodes."""
+    """What the operator would call Stalled, as far as it can be told without nodes, and what it would never use."""
     accelerators, profiles = _accelerators(documents), _profiles(documents)
+    yield from _unknown_classes(documents, [accelerator.name for accelerator in accelerators])
     services = {
         _key(document): (document, _service(document, order))
-        for order, document in enumerate(documents)
-        if kind_of(document.body) and document.body["kind"] == "TokenService"
+        for order, document in enumerate(_of_kind(documents, "TokenService"))
     }
     for document, service in services.values():
         if service.spec is None:
@@ -173,6 +173,20 @@ def _semantic_errors(documents: Sequence[Document]) -> Iterator[Finding]:
         for problem in (*problems, *_name_problems(service, service.spec, others)):
             path = tuple(part.split("[")[0] for part in problem.field.split("."))
             yield document.finding(path, f"{problem.field}: {problem.message}")
+
+
+def _unknown_classes(documents: Sequence[Document], known: Sequence[str]) -> Iterator[Finding]:
+    """A profile of a class that nobody has is never used, and nothing in a cluster says so."""
+    for document in _of_kind(documents, "CapacityProfile"):
+        name = document.body["spec"]["accelerator"]
+        if name not in known:
+            yield document.finding(("spec", "accelerator"), f"spec.accelerator: {_no_class(name, known)}")
+
+
+def _no_class(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    hint = f"use {close[0]}" if close else f"known are {', '.join(known)}"
+    return f"there is no AcceleratorClass {name!r}; {hint}. If the cluster has it, lint its class along with this"
 
 
 def _name_problems(service: Service, spec: TokenServiceSpec, others: tuple[Service, ...]) -> tuple[Problem, ...]:
@@ -211,6 +225,9 @@ def _profiles(documents: Sequence[Document]) -> tuple[Profile, ...]:
 
 
 def _specs(documents: Sequence[Document], kind: str) -> Iterator[tuple[str, Json]]:
-    for document in documents:
-        if kind_of(document.body) and document.body["kind"] == kind:
-            yield document.body["metadata"]["name"], stored(document.body)["spec"]
+    for document in _of_kind(documents, kind):
+        yield document.body["metadata"]["name"], stored(document.body)["spec"]
+
+
+def _of_kind(documents: Sequence[Document], kind: str) -> Iterator[Document]:
+    return (document for document in documents if kind_of(document.body) and document.body["kind"] == kind)
