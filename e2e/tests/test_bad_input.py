@@ -23,7 +23,7 @@ from tokenservice.api.resources import KINDS
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.api.validation import violations
-from tokenservice.cli.lint import findings
+from tokenservice.cli.lint import linted
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
@@ -258,12 +258,12 @@ def test_a_mutated_field_is_judged_alike_by_the_server_and_by_lint(
         answer, wrong = applied(cluster, server, resource), violations(resource)
         refused = answer.get("status") == "Failure" or not answer.get("kind")
         assert refused == bool(wrong), f"{mutation}: {answer.get('message')} / {wrong}"
-        found, judged = findings([("file", json.dumps(resource))])
-        assert judged == 1, mutation
+        done = linted([("file", json.dumps(resource))])
+        assert done.judged == 1, mutation
         if refused:
             said = re.sub(r'\[name="[^"]*"\]|: element 0', "[0]", answer["message"])  # apply names items by their keys
             assert any(_names(said, it.field) for it in wrong), f"{mutation}: {wrong} / {said}"
-            assert any(it.field in str(one) for it in wrong for one in found), f"{mutation}: {found}"
+            assert any(it.field in str(one) for it in wrong for one in done.findings), f"{mutation}: {done}"
 
 
 def _names(said: str, field: str) -> bool:

@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.api.bad_input import ACCELERATOR, BAD, GOOD, PROFILE, SERVICE, Bad, changed
-from tokenservice.cli.lint import findings
+from tokenservice.cli.lint import linted
 from tokenservice.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 HEAD = "apiVersion: taas.dev/v1alpha1\nkind: TokenService\nmetadata: {name: chat}\n"
+SECRET = "apiVersion: v1\nkind: Secret\nmetadata: {name: hugging-face}\nstringData: {token: x}\n"
 MODEL = "spec:\n  model: {uri: 'hf://Qwen/Qwen3-32B'}\n"
 
 
 def told(*texts: str) -> list[str]:
     """Everything that is found in files called 0, 1, ..."""
-    return [str(finding) for finding in findings([(str(n), text) for n, text in enumerate(texts)])[0]]
+    return [str(finding) for finding in linted([(str(n), text) for n, text in enumerate(texts)]).findings]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
@@ -83,6 +84,15 @@ FOUND = {
         HEAD.replace("TokenService", "TokenServise") + MODEL,
         "0:2: kind: taas.dev has no TokenServise; did you mean TokenService?",
     ),
+    "a kind of many": (
+        HEAD.replace("TokenService", "TokenServices").replace("taas.dev", "example.org") + MODEL,
+        "0:2: kind: example.org/v1alpha1 TokenServices; did you mean taas.dev/v1alpha1 TokenService?",
+    ),
+    "a group nearly right, a kind of nobody": (
+        HEAD.replace("TokenService", "Model").replace("taas.dev", "taas.io") + MODEL,
+        "0:1: apiVersion: taas.io/v1alpha1; did you mean taas.dev/v1alpha1?",
+    ),
+    "no resource at all": ("foo: bar\n", "0:1: not a resource: give apiVersion, kind, metadata and spec"),
     "an empty field": (
         HEAD + MODEL + "  placement:\n    accelerators:\n",
         "0:7: spec.placement.accelerators: is empty",
@@ -144,10 +154,30 @@ def test_items_of_a_list_are_judged_one_by_one() -> None:
 
 
 def test_kinds_of_others_are_none_of_our_business() -> None:
-    assert (
-        told("apiVersion: v1\nkind: Secret\nmetadata: {name: hugging-face}\nstringData: {token: x}\n", "", "---\n")
-        == []
-    )
+    assert told(SECRET, HEAD + MODEL + "---\n" + SECRET) == []
+
+
+def test_files_with_kinds_of_others_alone_are_noted_and_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "secret.yaml"
+    file.write_text(SECRET + "---\n" + SECRET)
+    done = CliRunner().invoke(app, ["lint", str(file)])
+    assert done.exit_code == 0
+    assert f"{file}: nothing of taas.dev/v1alpha1 to judge, only Secret\n0 resources" in done.output
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n", "{}", "apiVersion: v1\nkind: List\nitems: []\n"])
+def test_a_file_without_resources_is_an_error(text: str) -> None:
+    assert told(HEAD + MODEL, text) == ["1:1: holds no resource: give apiVersion, kind, metadata and spec"]
+
+
+def test_an_object_that_is_there_twice_is_an_error() -> None:
+    assert told(HEAD + MODEL, "\n" + HEAD + MODEL) == [
+        "1:4: metadata.name: TokenService chat is there twice, first in 0:3: remove one"
+    ]
+    elsewhere = HEAD.replace("name: chat", "name: chat, namespace: a")
+    assert told(HEAD + MODEL, elsewhere + MODEL) == []
+    (line,) = told(yaml.safe_dump(ACCELERATOR), yaml.safe_dump(changed(ACCELERATOR, {"metadata": {"namespace": "a"}})))
+    assert "AcceleratorClass x100 is there twice" in line
 
 
 def test_dates_stay_text_as_kubectl_reads_them() -> None:
@@ -157,7 +187,7 @@ def test_dates_stay_text_as_kubectl_reads_them() -> None:
 
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_command(text: str) -> None:
-    findings([("f", text), ("g", HEAD + "spec: " + text)])
+    linted([("f", text), ("g", HEAD + "spec: " + text)])
 
 
 def test_the_examples_and_the_catalogue_are_sound() -> None:

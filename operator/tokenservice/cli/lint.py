@@ -6,7 +6,7 @@ rules, and the operator's own checks against the catalogue and whatever classes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +29,10 @@ from tokenservice.yaml_lines import composed, constructed, mark_of, twice
 
 Json = dict[str, Any]
 _KINDS = {kind.kind: kind for kind in KINDS}
+_GIVE = "give apiVersion, kind, metadata and spec"
+_NEARLY = 0.85
+"""Likeness from which a kind is taken for a misspelt one of ours: TokenServices has 0.96, TokenReview 0.78."""
+_NEARLY_GROUP = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +59,55 @@ class Document:
         return Finding(self.file, mark_of(self.node, path).line + 1, message)
 
 
+@dataclass(frozen=True, slots=True)
+class Linted:
+    """What was found, how many resources of ours were judged, and the files that hold only kinds of others."""
+
+    findings: tuple[Finding, ...]
+    judged: int
+    passed_over: Mapping[str, tuple[str, ...]]
+
+
 def lint(
     files: Annotated[list[Path], typer.Argument(help="Files with resources; - reads standard input.", allow_dash=True)],
 ) -> None:
-    """Find errors in files without a cluster: typos, wrong values, promises that cannot be kept."""
+    """Find errors in files without a cluster: typos, wrong values, promises that cannot be kept.
+
+    Kinds of others, such as Namespace or Secret, are passed over; a file with nothing else is noted and is no error.
+    One without any resource is an error, and so is an object that is there twice. The exit status is 1 with errors.
+    """
     texts = [(str(file), typer.get_text_stream("stdin").read() if str(file) == "-" else _read(file)) for file in files]
-    found, judged = findings(texts)
-    for finding in found:
+    done = linted(texts)
+    for finding in done.findings:
         typer.echo(str(finding))
-    typer.echo(f"{judged} resources, {len(found)} errors" if found else f"{judged} resources, no errors", err=True)
-    if found:
+    for file, kinds in done.passed_over.items():
+        typer.echo(f"{file}: nothing of {API_VERSION} to judge, only {', '.join(kinds)}", err=True)
+    typer.echo(f"{done.judged} resources, {len(done.findings) or 'no'} errors", err=True)
+    if done.findings:
         raise typer.Exit(1)
 
 
-def findings(texts: Sequence[tuple[str, str]]) -> tuple[tuple[Finding, ...], int]:
-    """Everything wrong in the named texts, in order, and how many resources of ours they hold."""
+def linted(texts: Sequence[tuple[str, str]]) -> Linted:
+    """Everything wrong in the named texts, in order."""
     found: list[Finding] = []
+    documents: list[Document] = []
     sound: list[Document] = []
-    judged = 0
     for name, text in texts:
-        for item in _documents(name, text):
+        for item in list(_documents(name, text)) or [Finding(name, 1, f"holds no resource: {_GIVE}")]:
             if isinstance(item, Finding):
                 found.append(item)
                 continue
             wrong = [*_unknown_kind(item), *_schema_errors(item)]
             found += wrong
-            judged += kind_of(item.body) is not None
+            documents.append(item)
             if not wrong:
                 sound.append(item)
-    found += _semantic_errors(sound)
-    return tuple(dict.fromkeys(found)), judged
+    found += [*_repeated(sound), *_semantic_errors(sound)]
+    ours = [document for document in documents if kind_of(document.body)]
+    looked_at = {document.file for document in ours} | {finding.file for finding in found}
+    kinds = {name: dict.fromkeys(str(it.body["kind"]) for it in sound if it.file == name) for name, _ in texts}
+    passed_over = {name: tuple(seen) for name, seen in kinds.items() if name not in looked_at}
+    return Linted(tuple(dict.fromkeys(found)), len(ours), passed_over)
 
 
 def _read(file: Path) -> str:
@@ -125,7 +148,7 @@ def _resources(name: str, node: yaml.Node) -> Iterator[Document | Finding]:
     if body is None:
         return
     if not isinstance(body, dict):
-        yield Finding(name, line, "not a resource: give apiVersion, kind, metadata and spec")
+        yield Finding(name, line, f"not a resource: {_GIVE}")
     elif body.get("kind") == "List" and isinstance(body.get("items"), list):
         items = next(value for key, value in node.value if key.value == "items")
         for item in items.value:
@@ -146,12 +169,42 @@ def _unknown_kind(document: Document) -> Iterator[Finding]:
         close = get_close_matches(kind, _KINDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(_KINDS)}"
         yield document.finding(("kind",), f"kind: {GROUP} has no {kind}{hint}")
+    elif not all(isinstance(document.body.get(key), str) for key in ("apiVersion", "kind")):
+        yield document.finding((), f"not a resource: {_GIVE}")
+    elif kind_of(document.body) is None:
+        yield from _nearly_ours(document, version, kind)
+
+
+def _nearly_ours(document: Document, version: str, kind: str) -> Iterator[Finding]:
+    lowered = {known.lower(): known for known in _KINDS}
+    for match in get_close_matches(kind.lower(), lowered, n=1, cutoff=_NEARLY):
+        yield document.finding(("kind",), f"kind: {version} {kind}; did you mean {API_VERSION} {lowered[match]}?")
+        return
+    group = version.partition("/")[0]
+    if group.partition(".")[0] == GROUP.partition(".")[0] or get_close_matches(group, [GROUP], cutoff=_NEARLY_GROUP):
+        yield document.finding(("apiVersion",), f"apiVersion: {version}; did you mean {API_VERSION}?")
 
 
 def _schema_errors(document: Document) -> Iterator[Finding]:
     if kind_of(document.body) is not None:
         for violation in violations(document.body):
             yield document.finding(violation.path, str(violation))
+
+
+def _repeated(documents: Sequence[Document]) -> Iterator[Finding]:
+    """Objects that are there twice: which of them counts is a matter of which is applied last."""
+    first = dict[tuple[str, str, str], Document]()
+    for document in documents:
+        kind, metadata = kind_of(document.body), document.body.get("metadata", {})
+        if kind is None or not metadata.get("name"):
+            continue
+        namespace = str(metadata.get("namespace", "default")) if kind.namespaced else ""
+        identity = (kind.kind, namespace, metadata["name"])
+        before = first.setdefault(identity, document)
+        if before is not document:
+            where = f"{before.file}:{mark_of(before.node, ('metadata', 'name')).line + 1}"
+            message = f"metadata.name: {kind.kind} {metadata['name']} is there twice, first in {where}: remove one"
+            yield document.finding(("metadata", "name"), message)
 
 
 # --- The operator's checks ------------------------------------------------------------------------------------------
@@ -226,7 +279,7 @@ def _profiles(documents: Sequence[Document]) -> tuple[Profile, ...]:
 
 def _specs(documents: Sequence[Document], kind: str) -> Iterator[tuple[str, Json]]:
     for document in _of_kind(documents, kind):
-        yield document.body["metadata"]["name"], stored(document.body)["spec"]
+        yield _key(document).name, stored(document.body)["spec"]
 
 
 def _of_kind(documents: Sequence[Document], kind: str) -> Iterator[Document]:
