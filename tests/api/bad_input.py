@@ -101,6 +101,7 @@ _DIGEST = "malformed digest: write sha256: and 64 lower-case hexadecimal digits"
 _AMOUNT = "give a positive amount"
 _NAME = "metadata.name also names a Service"
 _SIGNER = {"identity": "release@example.com", "issuer": "https://issuer.example.com"}
+_SHAPE = {"parameters": 32 * 10**9, "layers": 64, "heads": 64, "kvHeads": 8, "headDim": 128}
 _GOOD_DIGEST = "sha256:" + "0a" * 32
 
 BAD = (
@@ -401,6 +402,18 @@ BAD = (
         base=PROFILE,
     ),
     Bad(
+        "key-value heads that do not divide the heads",
+        _spec(model={"architecture": _SHAPE | {"kvHeads": 7}}),
+        "spec.model.architecture.kvHeads",
+        "heads is no multiple of kvHeads",
+    ),
+    Bad(
+        "more active parameters than there are",
+        _spec(model={"architecture": _SHAPE | {"activeParameters": 32 * 10**9 + 1}}),
+        "spec.model.architecture.activeParameters",
+        "activeParameters is above parameters",
+    ),
+    Bad(
         "a profile of a URI",
         _spec(model="hf://Qwen/Qwen3-32B"),
         "spec.model",
@@ -567,6 +580,9 @@ GOOD: dict[str, Json] = {
                 }
             }
         ),
+    ),
+    "a shape with experts": changed(
+        SERVICE, _spec(model={"architecture": _SHAPE | {"activeParameters": 32 * 10**9, "kvHeads": 64}})
     ),
     "an image by digest": changed(SERVICE, _spec(engine={"name": "vLLM", "image": "a.b/c:5000/d@" + _GOOD_DIGEST})),
     "drafting without a model": changed(SERVICE, _spec(engine={"speculative": {"method": "NGram"}})),

@@ -92,6 +92,15 @@ FOUND = {
         HEAD.replace("TokenService", "Model").replace("taas.dev", "taas.io") + MODEL,
         "0:1: apiVersion: taas.io/v1alpha1; did you mean taas.dev/v1alpha1?",
     ),
+    "regions outside residency": (
+        HEAD + MODEL + "  placement:\n    residency: {regions: [eu]}\n    regions: [us]\n",
+        "0:8: spec.placement.regions: residency allows eu only",
+    ),
+    "a limit to a class that does not exist": (
+        HEAD.replace("TokenService", "TokenFleet").replace("chat", "default")
+        + "spec:\n  namespaces:\n  - name: team\n    accelerators: [h100, h1O0]\n",
+        "0:7: spec.namespaces[0].accelerators[1]: there is no AcceleratorClass 'h1O0'; use h100",
+    ),
     "no resource at all": ("foo: bar\n", "0:1: not a resource: give apiVersion, kind, metadata and spec"),
     "an empty field": (
         HEAD + MODEL + "  placement:\n    accelerators:\n",

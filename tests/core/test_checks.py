@@ -204,6 +204,13 @@ def test_some_node_must_be_where_the_service_may_run(
     assert [(p.reason, p.field) for p in found] == ([(Reason.RESIDENCY_EXCLUDES_ALL, field)] if field else [])
 
 
+@pytest.mark.parametrize("nodes", [(), (node_in("us"), node_in("eu", name="n2"))], ids=["no nodes", "nodes of both"])
+def test_regions_that_residency_does_not_allow_are_told_whatever_nodes_there_are(nodes: tuple[Node, ...]) -> None:
+    problem = only(judged(placement={"regions": ["us"], "residency": {"regions": ["eu"]}}, nodes=nodes))
+    assert (problem.reason, problem.field) == (Reason.RESIDENCY_EXCLUDES_ALL, "spec.placement.regions")
+    assert "residency allows eu only, and none of us is among them" in problem.message
+
+
 def test_only_nodes_that_could_run_the_model_count() -> None:
     amd_node = replace(node_in("eu"), labels={REGION: "eu"} | dict(MI300X.spec.node_labels))
     problem = only(judged(placement={"residency": {"regions": ["eu"]}}, nodes=(amd_node, node_in("us", name="n2"))))

@@ -186,6 +186,22 @@ class Verification(ApiModel):
 class Architecture(ApiModel):
     """Shape of a model that the operator does not know; enough for a roofline estimate."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.heads % self.kvHeads == 0",
+            "heads is no multiple of kvHeads: give num_attention_heads and num_key_value_heads of the model's"
+            " config.json",
+            ".kvHeads",
+            check=lambda it: it["heads"] % it["kvHeads"] == 0,
+        ),
+        Rule(
+            "!has(self.activeParameters) || self.activeParameters <= self.parameters",
+            "activeParameters is above parameters: one token touches at most all weights, lower it or leave it out",
+            ".activeParameters",
+            check=lambda it: it.get("activeParameters", 0) <= it["parameters"],
+        ),
+    )
+
     parameters: int = field(REQUIRED, "Weights of the model", unit="parameters", ge=1, le=10**14)
     active_parameters: int | None = field(
         None,

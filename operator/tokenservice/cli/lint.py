@@ -21,7 +21,7 @@ from tokenservice.api.capacity_profile import CapacityProfileSpec
 from tokenservice.api.resources import KINDS
 from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.api.validation import Path as FieldPath
-from tokenservice.api.validation import kind_of, stored, violations
+from tokenservice.api.validation import Violation, kind_of, stored, violations
 from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
 from tokenservice.core.checks import Input, check_names, older, static_problems
 from tokenservice.core.model import Accelerator, EngineImages, Problem, Profile, Service, ServiceKey
@@ -29,6 +29,7 @@ from tokenservice.yaml_lines import composed, constructed, mark_of, twice
 
 Json = dict[str, Any]
 _KINDS = {kind.kind: kind for kind in KINDS}
+_PROFILE = "CapacityProfile"
 _GIVE = "give apiVersion, kind, metadata and spec"
 _NEARLY = 0.85
 """Likeness from which a kind is taken for a misspelt one of ours: TokenServices has 0.96, TokenReview 0.78."""
@@ -229,11 +230,17 @@ def _semantic_errors(documents: Sequence[Document]) -> Iterator[Finding]:
 
 
 def _unknown_classes(documents: Sequence[Document], known: Sequence[str]) -> Iterator[Finding]:
-    """A profile of a class that nobody has is never used, and nothing in a cluster says so."""
-    for document in _of_kind(documents, "CapacityProfile"):
-        name = document.body["spec"]["accelerator"]
+    """A profile of a class that nobody has is never used, a limit to one lets nothing run; no cluster says so."""
+    profiles = [(it, ("spec", "accelerator"), it.body["spec"]["accelerator"]) for it in _of_kind(documents, _PROFILE)]
+    limits = [
+        (fleet, ("spec", "namespaces", index, "accelerators", place), name)
+        for fleet in _of_kind(documents, "TokenFleet")
+        for index, limit in enumerate(stored(fleet.body)["spec"].get("namespaces", ()))
+        for place, name in enumerate(limit.get("accelerators", ()))
+    ]
+    for document, path, name in (*profiles, *limits):
         if name not in known:
-            yield document.finding(("spec", "accelerator"), f"spec.accelerator: {_no_class(name, known)}")
+            yield document.finding(path, str(Violation(path, _no_class(name, known))))
 
 
 def _no_class(name: str, known: Sequence[str]) -> str:
@@ -272,7 +279,7 @@ def _accelerators(documents: Sequence[Document]) -> tuple[Accelerator, ...]:
 
 
 def _profiles(documents: Sequence[Document]) -> tuple[Profile, ...]:
-    own = {name: CapacityProfileSpec.model_validate(spec) for name, spec in _specs(documents, "CapacityProfile")}
+    own = {name: CapacityProfileSpec.model_validate(spec) for name, spec in _specs(documents, _PROFILE)}
     known = {**capacity_profiles(), **own}
     return tuple(Profile(name=name, spec=spec) for name, spec in sorted(known.items()))
 

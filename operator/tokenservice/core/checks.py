@@ -109,6 +109,7 @@ def static_problems(
         *engine_problems(spec),
         *_unnamed_engine(spec),
         *_beyond_loader(spec, found),
+        *_outside_residency(spec),
     )
     return _unique([*named, *wrong, *unreachable, *contradiction])
 
@@ -241,6 +242,10 @@ def check_loader(given: Input) -> Iterable[Problem]:
 
 def check_location(given: Input) -> Iterable[Problem]:
     """Of the nodes that could run the model, at least one is where the service may run."""
+    apart = tuple(_outside_residency(given.spec))
+    if apart:
+        yield from apart
+        return
     classes = {variant.accelerator.name: variant.accelerator for variant in given.variants}
     left = [node for node in given.nodes if any(of_class(node, accelerator) for accelerator in classes.values())]
     for field, label, allowed in _locations(given.spec):
@@ -276,6 +281,18 @@ def _beyond_loader(spec: TokenServiceSpec, variants: Sequence[Variant]) -> Itera
             "spec.model.runtimeAdapters",
             "replicas that span nodes load adapters only when they start: remove this, or lower"
             " tensorParallelSize x pipelineParallelSize to what one node holds",
+        )
+
+
+def _outside_residency(spec: TokenServiceSpec) -> Iterable[Problem]:
+    """Regions of which residency allows none: no node will ever do."""
+    wanted, residency = spec.placement.regions, spec.placement.residency
+    if wanted and residency is not None and not set(wanted) & set(residency.regions):
+        yield Problem(
+            Reason.RESIDENCY_EXCLUDES_ALL,
+            "spec.placement.regions",
+            f"residency allows {listed(residency.regions)} only, and none of {listed(wanted)} is among them:"
+            " name a region that spec.placement.residency.regions has, or leave spec.placement.regions out",
         )
 
 
