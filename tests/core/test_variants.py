@@ -279,6 +279,20 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Accelerator, ...], Reason, str, 
         "spec.engine.quantization",
         ("a100",),
     ),
+    "a checkpoint that nobody quantized": (
+        {"engine": {"quantization": "AWQ"}},
+        (H100,),
+        Reason.INVALID_SPEC,
+        "spec.engine.quantization",
+        ("has bf16 weights", "name such a one in spec.model.uri, or use FP8"),
+    ),
+    "a checkpoint that was quantized otherwise": (
+        model("hf://openai/gpt-oss-120b") | {"engine": {"quantization": "GPTQ"}},
+        (H100,),
+        Reason.INVALID_SPEC,
+        "spec.engine.quantization",
+        ("has mxfp4 weights", "or leave this out"),
+    ),
     "an FP8 cache without FP8": (
         {"engine": {"kvCacheDtype": "FP8"}},
         (A100,),
@@ -291,7 +305,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Accelerator, ...], Reason, str, 
         (L4,),
         Reason.MODEL_TOO_LARGE,
         "spec.model",
-        ("131.4 GiB of bf16 weights", "on l4 x 1", "113.9 GiB"),
+        ("131.4 GiB of bf16 weights", "on l4 x 1", "113.9 GiB", "spec.engine.quantization FP8 or a checkpoint"),
     ),
     "a model too large for several nodes too": (
         {"engine": {"tensorParallelSize": 8, "pipelineParallelSize": 2}, **model("hf://llama-70b")},
@@ -318,6 +332,12 @@ def test_what_cannot_run_is_told_with_field_and_fix(
     assert (told.reason, told.field) == (reason, path)
     for word in words:
         assert word in told.message
+
+
+@pytest.mark.parametrize("asked", ["AWQ", "GPTQ"])
+def test_of_a_checkpoint_that_nobody_knows_nobody_says_that_it_is_not_quantized(asked: str) -> None:
+    own = model("hf://acme/model-quantized", architecture=LLAMA_8B.model_dump(by_alias=True))
+    assert {variant.precision for variant in found(make_spec(**own, engine={"quantization": asked}))} == {"int4"}
 
 
 def test_a_profile_elsewhere_is_named() -> None:

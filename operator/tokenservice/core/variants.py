@@ -32,6 +32,7 @@ _PRECISIONS = {
     Quantization.GPTQ: "int4",
     Quantization.MXFP4: "mxfp4",
 }
+_QUANTIZED_BEFORE = (Quantization.AWQ, Quantization.GPTQ)  # engines read such checkpoints, and make none
 _TRUST = {Provenance.MEASURED: 0, Provenance.CALIBRATED: 1, Provenance.ROOFLINE: 2}
 
 _MEMORY_SHARE = 0.9  # the engines' default
@@ -100,6 +101,9 @@ def candidates(
     """
     unknown = _unknown_accelerators(spec, accelerators)
     request = _request(spec, accelerators, profiles, architectures, groups=groups)
+    unquantized = _unquantized(request, architectures.get(request.repository))
+    if unquantized is not None:
+        return (), (*unknown, unquantized)
     found = _variants(request) or (_variants(request, across=True) if groups else ())
     if found or (unknown and not request.allowed):
         return found, unknown
@@ -451,6 +455,20 @@ def _heads_indivisible(request: _Request) -> Problem | None:
     )
 
 
+def _unquantized(request: _Request, known: Architecture | None) -> Problem | None:
+    """Engines end at once when such a checkpoint has no configuration of the format; of unknown ones none can tell."""
+    asked = request.spec.engine.quantization
+    if asked not in _QUANTIZED_BEFORE or request.spec.model.architecture or known is None or known.dtype == "int4":
+        return None
+    instead = "use FP8, which an engine makes when it loads" if known.dtype == "bf16" else "leave this out"
+    return Problem(
+        Reason.INVALID_SPEC,
+        "spec.engine.quantization",
+        f"{request.repository} has {known.dtype} weights, and {asked} takes a checkpoint that was quantized so:"
+        f" name such a one in spec.model.uri, or {instead}",
+    )
+
+
 def _format_missing(request: _Request) -> Problem | None:
     if any(_computes(a, request.precision) and _caches(a, request.spec) for a in request.allowed):
         return None
@@ -487,6 +505,7 @@ def _too_large(request: _Request) -> Problem:
         _closest(request, accelerator, weights, _needed_kv_tokens(request.spec)) for accelerator in request.allowed
     )
     lacking = [f"{_gib(lack)} GiB on {name} x {count}" for lack, count, name in best if lack < inf]
+    fewer = "spec.engine.quantization FP8 or " if request.precision == "bf16" else ""
     cut = any(_closest(request, accelerator, weights, _SMALLEST_KV_TOKENS)[0] <= 0 for accelerator in request.allowed)
     if length is not None and cut:
         return Problem(
@@ -499,7 +518,8 @@ def _too_large(request: _Request) -> Problem:
         Reason.MODEL_TOO_LARGE,
         "spec.model",
         f"{_gib(weights)} GiB of {request.precision} weights do not fit; missing: {_listed(lacking)}."
-        " Allow a larger accelerator or tensorParallelSize, or set spec.engine.quantization",
+        " Allow a larger accelerator or tensorParallelSize, or have fewer bytes of weights:"
+        f" {fewer}a checkpoint in spec.model.uri that is quantized already",
     )
 
 
