@@ -322,6 +322,15 @@ def test_resources_follow_from_accelerators_and_weights() -> None:
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
 
 
+def test_disk_and_start_are_for_the_checkpoint_that_is_downloaded() -> None:
+    made, same = make_variant(weight_bytes=50e9, checkpoint_bytes=100e9), make_variant(weight_bytes=100e9)
+    made_pod, same_pod = (pod_of(render(variant=variant))["containers"][0] for variant in (made, same))
+    asked, plain = made_pod["resources"]["requests"], same_pod["resources"]["requests"]
+    assert asked["ephemeral-storage"] == plain["ephemeral-storage"]
+    assert asked["memory"] != plain["memory"]
+    assert made_pod["startupProbe"] == same_pod["startupProbe"]
+
+
 def test_given_resources_are_written_as_the_server_writes_them() -> None:
     pod = pod_of(render(case_service("every knob of the engine")))
     assert pod["containers"][0]["resources"]["requests"] == {

@@ -36,7 +36,13 @@ GPT_OSS = Architecture(
     head_dim=64,
     dtype="mxfp4",
 )
-SHAPES = {MODEL: LLAMA_8B, "Qwen/Qwen3-32B": QWEN_32B, "llama-70b": LLAMA_70B, "openai/gpt-oss-120b": GPT_OSS}
+SHAPES = {
+    MODEL: LLAMA_8B,
+    "llama-70b-fp8": LLAMA_70B.model_copy(update={"dtype": "fp8"}),
+    "Qwen/Qwen3-32B": QWEN_32B,
+    "llama-70b": LLAMA_70B,
+    "openai/gpt-oss-120b": GPT_OSS,
+}
 
 
 def similar(name: str, **changes: Any) -> Accelerator:
@@ -128,6 +134,22 @@ def test_a_profile_of_another_precision_does_not_count() -> None:
     variants = found(make_spec(engine={"quantization": "FP8"}), H100_8B)
     assert {variant.provenance for variant in variants} == {Provenance.ROOFLINE}
     assert {variant.precision for variant in variants} == {"fp8"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "asked", "times"),
+    [
+        (f"hf://{MODEL}", "FP8", 2),
+        (f"hf://{MODEL}", "Model", 1),
+        ("hf://llama-70b-fp8", "FP8", 1),
+        ("hf://acme/model", "FP8", 2),
+        ("hf://acme/model", "Model", 1),
+    ],
+)
+def test_a_start_reads_the_checkpoint_and_not_what_is_made_of_it(uri: str, asked: str, times: int) -> None:
+    own = profile(model="acme/model", precision="fp8")
+    variant = found(make_spec(**model(uri), engine={"quantization": asked}), own)[0]
+    assert variant.bytes_on_disk == times * variant.weight_bytes
 
 
 def test_fp8_only_where_the_accelerator_has_it() -> None:

@@ -174,12 +174,12 @@ def grace_seconds(spec: TokenServiceSpec) -> int:
 
 
 def startup_seconds(spec: TokenServiceSpec, variant: Variant) -> float:
-    """How long a start may take, from the size of the weights and the kind of source alone.
+    """How long a start may take, from the size of the checkpoint and the kind of source alone.
 
     Not from measured cold starts: a bad measurement would then keep engines from ever starting.
     """
     speed = min(source.bytes_per_second for source in sources(spec))
-    return STARTUP_PATIENCE * (variant.weight_bytes / speed + COMPILE_SECONDS)
+    return STARTUP_PATIENCE * (variant.bytes_on_disk / speed + COMPILE_SECONDS)
 
 
 def _metadata(service: ServiceKey, spec: TokenServiceSpec, variant: Variant) -> Json:
@@ -259,7 +259,7 @@ def _resources(spec: TokenServiceSpec, variant: Variant, found: tuple[Source, ..
         if asked.memory is not None
         else gibibytes(16 * 2**30 + variant.weight_bytes / 2 / variant.pods)
     )
-    disk = 20 * 2**30 + 1.2 * variant.weight_bytes
+    disk = 20 * 2**30 + 1.2 * variant.bytes_on_disk
     accelerators = {variant.accelerator.spec.resource_name: str(variant.accelerators_per_pod)}
     return {
         "limits": accelerators | {"memory": memory},

@@ -266,7 +266,8 @@ class Variant:
     Where no node holds a replica, each of its pipeline stages is a pod on a node of its own.
 
     `profile` names the CapacityProfile behind the figures; None when they are the roofline prior. `pinned` is the
-    profile's own step model where production has refined `step`: what utilization is counted in.
+    profile's own step model where production has refined `step`: what utilization is counted in. `checkpoint_bytes`
+    is what is downloaded and read where the engine makes other `weight_bytes` of it; None when they are the same.
     """
 
     name: str
@@ -284,6 +285,12 @@ class Variant:
     weight_bytes: float
     provenance: Provenance
     pinned: StepModel | None = None
+    checkpoint_bytes: float | None = None
+
+    @property
+    def bytes_on_disk(self) -> float:
+        """What a start downloads and reads."""
+        return self.weight_bytes if self.checkpoint_bytes is None else self.checkpoint_bytes
 
     @property
     def accelerators(self) -> int:

@@ -20,7 +20,7 @@ from tokenservice.core.capacity import Capacity, Limit, Targets, Workload, best_
 from tokenservice.core.learning import pinned_step, refined_step
 from tokenservice.core.model import Accelerator, Problem, Profile, Reason, Variant
 from tokenservice.core.names import LEADER_WORKER_SET_CRD, variant_name
-from tokenservice.core.roofline import BANDWIDTH_SHARE, Layout, kv_bytes_per_token, roofline, weight_bytes
+from tokenservice.core.roofline import BANDWIDTH_SHARE, BYTES, Layout, kv_bytes_per_token, roofline, weight_bytes
 from tokenservice.core.step import StepModel
 
 Ranked = tuple[tuple[Variant, Capacity], ...]
@@ -316,7 +316,16 @@ def _variant(
         weight_bytes=weight_bytes,
         provenance=provenance,
         pinned=pinned,
+        checkpoint_bytes=_checkpoint_bytes(request, choice, weight_bytes),
     )
+
+
+def _checkpoint_bytes(request: _Request, choice: _Choice, loaded: float) -> float | None:
+    """FP8 is made of a larger checkpoint, if of an unknown one too: room and time too much rather than too little."""
+    held = request.architecture.dtype if request.architecture is not None else "bf16"
+    if request.spec.engine.quantization != Quantization.FP8 or held == choice.precision:
+        return None
+    return loaded * BYTES[held] / BYTES[choice.precision]
 
 
 def _nodes(request: _Request, choice: _Choice) -> int:
