@@ -360,6 +360,14 @@ def test_monitoring_objects_appear_where_their_api_exists() -> None:
     assert config(*MONITORING)["podMonitors"] is True
 
 
+@pytest.mark.parametrize(("replicas", "told"), [(1, True), (0, False)])
+def test_an_operator_that_is_not_to_run_is_not_missed(replicas: int, told: bool) -> None:
+    (group,) = only(rendered(*MONITORING, *values(operator__replicas=replicas)), "PrometheusRule")["spec"]["groups"]
+    alerts = [rule["alert"] for rule in group["rules"]]
+    assert ("TokenServiceOperatorDown" in alerts) is told
+    assert "TokenServiceReplicasMissing" in alerts
+
+
 def test_monitoring_objects_have_the_labels_that_prometheus_selects_by() -> None:
     mine = {"release": "stack", "app.kubernetes.io/name": "another"}
     arguments = (*MONITORING, *values(metrics__labels=mine))

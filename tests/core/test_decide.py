@@ -370,6 +370,14 @@ def test_who_may_only_look_touches_nothing(change: dict[str, Any]) -> None:
     assert made.services[0].status["decision"]["message"]
 
 
+@pytest.mark.parametrize("change", [{"mode": "Observe"}, {"mode": "Recommend"}, {"paused": True}, {}])
+def test_replicas_that_nobody_is_to_start_are_recommended_and_not_missing(change: dict[str, Any]) -> None:
+    figures = world(make_service("chat", **change)).round().metrics
+    told, other = ("service_recommended_replicas", "service_desired_replicas")[:: 1 if change else -1]
+    assert figures[told] == {(("namespace", "default"), ("service", "chat")): 1.0}
+    assert other not in figures
+
+
 def test_a_gated_pod_is_lifted_even_when_its_service_is_paused() -> None:
     paused = make_service("chat", paused=True)
     made = world(paused)

@@ -518,8 +518,9 @@ def _decision(seen: Outlook, grant: Grant | None) -> DecisionReport | None:
 
 def _service_figures(service: ServiceKey, report: ServiceReport) -> Iterator[tuple[str, Labels, float]]:
     labels: Labels = (("namespace", service.namespace), ("service", service.name))
+    wanted = "service_desired_replicas" if report.acting else "service_recommended_replicas"  # an alert holds us to it
     values: dict[str, Figure] = {
-        "service_desired_replicas": float(report.desired),
+        wanted: float(report.desired),
         "service_ready_replicas": float(report.ready),
         "service_slow_replicas": float(len(report.slow)),
         "service_utilization_ratio": report.utilization,
