@@ -11,9 +11,14 @@ import yaml
 
 from tokenservice.api.schema import structural_schema
 from tokenservice.api.token_fleet import TokenFleetSpec
+from tokenservice.api.token_service import TokenServiceSpec
+from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
 from tokenservice.cli.lint import linted
+from tokenservice.core.capacity import DEFAULT, targets
 from tokenservice.core.engines.sglang import VOCABULARY as SGLANG
 from tokenservice.core.engines.vllm import VOCABULARY as VLLM
+from tokenservice.core.model import Accelerator, Profile
+from tokenservice.core.variants import candidates, ranked
 from tokenservice.edge import promql
 from tokenservice.edge.metrics import DESCRIPTIONS, Metrics
 
@@ -60,6 +65,21 @@ def test_yaml_that_is_shown_is_yaml(page: Path) -> None:
     for kind, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
         if kind == "yaml":
             yaml.safe_load(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("assistant-mi300x", "two give a token for less"), ("reasoner-120b", "takes two accelerators whenever it runs")],
+)
+def test_what_an_example_says_of_its_replicas_is_what_is_chosen(name: str, said: str) -> None:
+    example = text(f"docs/examples/{name}.yaml")
+    assert said in example.splitlines()[0]
+    spec = TokenServiceSpec.model_validate(yaml.safe_load(example)["spec"])
+    classes = [Accelerator(name=name, spec=it) for name, it in accelerator_classes().items()]
+    profiles = [Profile(name=name, spec=it) for name, it in capacity_profiles().items()]
+    variants, _ = candidates(spec, classes, profiles, architectures())
+    order, _ = ranked(spec, variants, DEFAULT, targets(spec.objectives))
+    assert order[0][0].accelerators == 2
 
 
 def test_the_operators_own_metrics_are_all_listed() -> None:
