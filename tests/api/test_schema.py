@@ -43,6 +43,13 @@ def own_fields(kind: Kind) -> list[tuple[str, Json]]:
     return [pair for part in ("spec", "status") for pair in fields(schema[part], part)]
 
 
+def test_the_version_that_a_profile_was_measured_with_is_shown_and_promises_no_more() -> None:
+    profile = next(kind for kind in KINDS if kind.kind == "CapacityProfile")
+    assert ".spec.engineVersion" in [column.path for column in profile.columns]
+    version = resource_schema(profile)["properties"]["spec"]["properties"]["engineVersion"]
+    assert "was measured with; used with any" in version["description"]
+
+
 @every_kind
 def test_every_field_has_a_description_with_unit_and_default(kind: Kind) -> None:
     found = own_fields(kind)

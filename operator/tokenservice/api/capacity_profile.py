@@ -51,7 +51,7 @@ class CapacityProfileSpec(ApiModel):
         rules=(_REPOSITORY,),
     )
     engine: str = field(REQUIRED, "Engine, vLLM or SGLang", schema={"enum": ["vLLM", "SGLang"]}, max_length=16)
-    engine_version: str = field(REQUIRED, "Engine version that it holds for", max_length=64)
+    engine_version: str = field(REQUIRED, "Engine version that it was measured with; used with any", max_length=64)
     accelerator: str = field(REQUIRED, "Name of the AcceleratorClass", max_length=63)
     tensor_parallel_size: int = field(REQUIRED, "Accelerators of one replica", unit="accelerators", ge=1, le=1024)
     precision: str = field(

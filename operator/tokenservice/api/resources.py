@@ -147,6 +147,7 @@ CAPACITY_PROFILE = Kind(
         Column("TP", "integer", ".spec.tensorParallelSize", "Accelerators of one replica"),
         Column("Precision", "string", ".spec.precision", "Number format of the weights"),
         Column("Provenance", "string", ".spec.provenance", "How the figures were found"),
+        Column("Version", "string", ".spec.engineVersion", "Engine version that was measured", priority=1),
         Column("Error", "number", ".spec.errorFraction", "Mean error of TPOT, as a share of it", priority=1),
         _AGE,
     ),
