@@ -301,6 +301,13 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Accelerator, ...], Reason, str, 
         "spec.engine.quantization",
         ("a100",),
     ),
+    "a model with other capitals": (
+        model("hf://qwen/qwen3-32B"),
+        (H100,),
+        Reason.UNKNOWN_MODEL,
+        "spec.model.uri",
+        ("did you mean hf://Qwen/Qwen3-32B?",),
+    ),
     "a checkpoint that nobody quantized": (
         {"engine": {"quantization": "AWQ"}},
         (H100,),

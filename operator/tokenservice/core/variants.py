@@ -68,6 +68,7 @@ class _Request:
     allowed: tuple[Accelerator, ...]
     profiles: tuple[Profile, ...]  # of this model, most trusted first
     groups: bool
+    known_as: str | None  # the catalogue's name where only capitals differ
 
     @property
     def pipeline(self) -> int:
@@ -158,7 +159,8 @@ def _request(
     repo = repository(spec.model.uri)
     mine = sorted((p for p in profiles if p.spec.model == repo), key=_distrust)
     architecture = spec.model.architecture or architectures.get(repo)
-    return _Request(spec, repo, architecture, _allowed(spec, accelerators), tuple(mine), groups)
+    known_as = next((name for name in architectures if name.lower() == repo.lower() and name != repo), None)
+    return _Request(spec, repo, architecture, _allowed(spec, accelerators), tuple(mine), groups, known_as)
 
 
 def _distrust(profile: Profile) -> tuple[int, float, str]:
@@ -409,6 +411,13 @@ def _nothing_runs(request: _Request) -> Problem:
 def _model_unknown(request: _Request) -> Problem | None:
     if request.architecture is not None or request.profiles:
         return None
+    if request.known_as is not None:
+        return Problem(
+            Reason.UNKNOWN_MODEL,
+            "spec.model.uri",
+            f"nothing is known of {request.spec.model.uri}; did you mean hf://{request.known_as}? Names are compared"
+            " with their capitals",
+        )
     return Problem(
         Reason.UNKNOWN_MODEL,
         "spec.model.architecture",
