@@ -314,6 +314,12 @@ def test_data_that_nobody_has_fetched_are_named_with_a_way_to_get_them(
     assert f"there is no file {tmp_path}/azure2024/rates.csv".replace(f"{tmp_path}/", "") in line
 
 
+def test_variables_that_nothing_replaces_are_named(tmp_path: Path) -> None:
+    text = SOUND.replace("{requestsPerMinute: [[0, 60], [600, 60]]}", "{file: '${MINE}/rates.csv'}")
+    (line,) = told(written(tmp_path, text))
+    assert "of variables ${TAAS_DATA} alone is replaced, write the path in place of ${MINE}" in line
+
+
 # --- The ready ones ------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tokenservice.cli.main import app
-from tokenservice.simulate.result import PARTS
+from tokenservice.cli.simulation import services
+from tokenservice.simulate.result import PARTS, ServiceResult
 from tokenservice.simulate.run import names
 
 QUICK = Path(__file__).parents[2] / "docs/scenarios/quick.yaml"
@@ -61,6 +63,18 @@ def test_every_policy_is_named_with_a_line() -> None:
     answer = simulate(QUICK, "--policy", "list")
     assert answer.exit_code == 0
     assert all(re.search(rf"^{name}  \S", answer.output, re.MULTILINE) for name in names())
+
+
+def test_of_no_requests_no_share_is_shown() -> None:
+    def shown(**changes: Any) -> list[str]:
+        none = {"requests": 0, "attainment": 1.0, "ttft_attainment": 0.0, "tpot_attainment": 0.0, "deferrable": 1.0}
+        one = ServiceResult(tier="Spot", output_tokens=0, tokens_owed=0, worth=1.0, **(none | changes))
+        table = services(SimpleNamespace(services={"chat": one}))
+        return [str(next(iter(column.cells))) for column in table.columns][3:]
+
+    assert shown() == ["-"] * 4
+    assert shown(requests=5, deferrable=0.6) == ["-", "-", "-", "60.00%"]
+    assert shown(requests=5, attainment=0.0) == ["0.00%"] * 3 + ["100.00%"]
 
 
 WRONG: dict[str, tuple[str, list[str]]] = {

@@ -24,6 +24,12 @@ engine = typer.Typer(help="Try an engine by itself, before the operator runs it.
 _MARKS = {True: "[green]kept[/green]", False: "[red]broken[/red]", None: "not tried"}
 
 
+def _address(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url} says no protocol: write http://{url.rpartition('://')[2]}")
+    return url
+
+
 @engine.callback()
 def main() -> None:
     """Keeps the names of subcommands, however many there are."""
@@ -31,7 +37,7 @@ def main() -> None:
 
 @engine.command()
 def check(
-    url: Annotated[str, typer.Argument(help="The engine's address, as http://127.0.0.1:8000.")],
+    url: Annotated[str, typer.Argument(help="The engine's address, as http://127.0.0.1:8000.", callback=_address)],
     model: Annotated[str | None, typer.Option(help="Served model to ask.", show_default="the first it serves")] = None,
     pid: Annotated[
         int | None, typer.Option(min=2, help="Its process, to try a graceful stop: it gets SIGTERM, last of all.")

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tokenservice.simulate.assemble import Setting, setting
-from tokenservice.simulate.result import Result
+from tokenservice.simulate.result import Result, ServiceResult
 from tokenservice.simulate.run import known, names, run
 from tokenservice.simulate.scenario import load
 
@@ -94,6 +94,12 @@ def services(found: Result) -> Table:
     for name in ("service", "tier", "requests", "TTFT", "TPOT", "both", "deadline"):
         table.add_column(name, justify="left" if name in ("service", "tier") else "right")
     for name, one in found.services.items():
-        shares = (one.ttft_attainment, one.tpot_attainment, one.attainment, one.deferrable)
-        table.add_row(name, one.tier, f"{one.requests:,}", *(f"{share:.2%}" for share in shares))
+        table.add_row(name, one.tier, f"{one.requests:,}", *_shares(one))
     return table
+
+
+def _shares(one: ServiceResult) -> tuple[str, ...]:
+    """Of no requests there is no share. More within both than within one: none came that has a latency to keep."""
+    interactive = (one.ttft_attainment, one.tpot_attainment, one.attainment)
+    shown = tuple(f"{share:.2%}" for share in interactive) if one.attainment <= min(interactive) else ("-",) * 3
+    return (*shown, f"{one.deferrable:.2%}" if one.requests else "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tokenservice.yaml_lines import Path as FieldPath
 Found = tuple[FieldPath | None, str]
 """A field and what is wrong with it; no field when the message itself says where."""
 
+_VARIABLE = re.compile(r"\$\{\w+\}")
 _ORIGINS = "docs/scenarios/README.md says where each file is published"
 
 
@@ -82,6 +84,9 @@ def wrong_data(scenario: Scenario) -> Iterator[Found]:
 
 def _is_missing(file: Path) -> str:
     hint = "set TAAS_DATA to the folder with the public data; " if DATA in str(file) else ""
+    others = [name for name in _VARIABLE.findall(str(file)) if name != DATA]
+    if others:
+        hint += f"of variables {DATA} alone is replaced, write the path in place of {', '.join(others)}; "
     return f"there is no file {file}: {hint}{_ORIGINS}"
 
 
