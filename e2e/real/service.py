@@ -125,14 +125,14 @@ ADAPTED: Json = ROOM | {"adapters": [{"name": ADAPTER, "uri": f"pvc://{CLAIM}/ad
 """The adapter comes to an engine that runs."""
 
 
-def token_service(max_model_len: int = 2048, model: Json | None = None, engine: Json | None = None) -> Json:
+def token_service(max_model_len: int | None = None, model: Json | None = None, engine: Json | None = None) -> Json:
     """The contract, with more of a model or an engine; objectives so wide that a busy test machine keeps them."""
     spec = {
         "model": {"uri": URI} | (model or {}),
         "engine": {
             "name": "vLLM",
-            "maxModelLen": max_model_len,
             "extraArgs": ["--enforce-eager"],
+            **({"maxModelLen": max_model_len} if max_model_len is not None else {}),
             **(engine or {}),
             "resources": {"cpu": "200m", "memory": "5Gi", "sharedMemory": "1Gi", "ephemeralStorage": "1Gi"},
         },

@@ -72,6 +72,12 @@ def test_every_knob_reaches_vllm() -> None:
     }
 
 
+def test_without_a_longest_request_vllm_takes_what_its_cache_holds() -> None:
+    """A model whose own length does not fit beside its weights would not start; with SGLang it does."""
+    assert after(command(make_spec(), VLLM, KEY), "--max-model-len") == "auto"
+    assert "--context-length" not in command(make_spec(), SGLANG, KEY).args
+
+
 def test_vllm_runs_as_many_sequences_as_the_capacity_was_planned_with() -> None:
     assert after(command(make_spec(), make_variant(max_num_seqs=48), KEY), "--max-num-seqs") == "48"
 

@@ -403,8 +403,8 @@ def test_consolidation_takes_pods_of_deployments_only(kind: str, emptied: bool) 
     ]
     live = make_set(2, kind=kind, observedGeneration=1, updatedReplicas=2)
     facts = Facts(make_snapshot(CHAT, pods=tuple(pods), deployments=[live]))
-    _, proposals = departures(facts, {CHAT.key}, {CHAT.key: ()}, {}, NOW)
-    assert bool(proposals) is emptied
+    found = departures(facts, {CHAT.key}, {CHAT.key: ()}, {}, NOW)
+    assert bool(found.proposals) is emptied
 
 
 def test_the_change_to_a_replica_within_a_node_cuts_nothing() -> None:

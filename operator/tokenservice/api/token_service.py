@@ -408,7 +408,7 @@ class Engine(ApiModel):
         None,
         "Longest prompt and answer together",
         unit="tokens",
-        default_text="the model's own",
+        default_text="the model's own, or as much of it as the accelerators' memory holds",
         ge=16,
         le=10**8,
     )

@@ -35,6 +35,9 @@ from tokenservice.core.names import ENGINE_PORT
 MAX_LORAS_IN_BATCH = 8
 """Every slot takes memory from the KV cache; SGLang's default is the same."""
 
+LONGEST_THAT_FITS = "auto"
+"""vLLM does not start where its cache holds less than one sequence of full length, unless it may shorten that."""
+
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that --max-lora-rank takes."""
 
@@ -123,8 +126,7 @@ def _shape(spec: TokenServiceSpec, variant: Variant) -> Iterator[str]:
         yield from ("--quantization", QUANTIZATION[engine.quantization])
     if engine.kv_cache_dtype is KVCacheDtype.FP8:
         yield from ("--kv-cache-dtype", "fp8")
-    if engine.max_model_len is not None:
-        yield from ("--max-model-len", str(engine.max_model_len))
+    yield from ("--max-model-len", str(engine.max_model_len or LONGEST_THAT_FITS))
     yield from ("--max-num-seqs", str(engine.max_num_seqs or variant.max_num_seqs))
     yield from ("--max-num-batched-tokens", str(variant.max_num_batched_tokens))
     yield "--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching"
