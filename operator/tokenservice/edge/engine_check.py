@@ -163,6 +163,8 @@ async def _subject(url: str, session: aiohttp.ClientSession, model: str | None) 
             page = await response.text()
         async with session.get(url + "/v1/models") as response:
             cards = (await response.json())["data"]
+    except aiohttp.ClientConnectorError as error:
+        return Unreachable(f"{url} cannot be reached: {error.strerror or error.os_error}")
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
         return Unreachable(f"{url}: no engine answers /metrics and /v1/models there ({error!r})")
     dialect = next((name for name in ("vllm", "sglang") if f"{name}:" in page), None)

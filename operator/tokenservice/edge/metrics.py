@@ -27,6 +27,7 @@ _PLAN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 
 
 DESCRIPTIONS = {
     "service_desired_replicas": "Replicas wanted.",
+    "service_recommended_replicas": "Replicas that would be wanted of a service that is not acted on.",
     "service_ready_replicas": "Replicas that serve.",
     "service_slow_replicas": "Replicas that take several times as long for a token as their siblings.",
     "service_utilization_ratio": "Demand as a share of the capacity at the objectives.",
