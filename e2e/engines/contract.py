@@ -204,7 +204,7 @@ def read_command(words: Sequence[str], dialect: Dialect) -> EngineCommand:
         tensor_parallel_size=number("tensor_parallel_size") or 1,
         max_num_seqs=number("max_num_seqs"),
         max_num_batched_tokens=number("max_num_batched_tokens"),
-        max_model_len=number("max_model_len"),
+        max_model_len=number("max_model_len") if flags.get("--max-model-len") != ["auto"] else None,
         shutdown_timeout_seconds=float(flags.get("--shutdown-timeout", ["0"])[0]),
         caches_prefixes=not {"--no-enable-prefix-caching", "--disable-radix-cache"} & set(flags),
         forces_usage="--enable-force-include-usage" in flags,
@@ -231,7 +231,7 @@ Bounds = tuple[float, ...] | None
 
 
 def _vllm_bounds(flags: Mapping[str, Sequence[str]]) -> tuple[Bounds, Bounds]:
-    """One JSON object; its family `inter_token_latency` is taken to hold the per-request time per token as well."""
+    """One JSON object; its family `inter_token_latency` is for the per-request time per token as well."""
     families = json.loads(flags.get("--custom-histogram-buckets", ["{}"])[0])
     return _bounds(families.get("time_to_first_token")), _bounds(families.get("inter_token_latency"))
 

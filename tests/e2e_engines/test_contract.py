@@ -60,6 +60,7 @@ COMMANDS = {
         EngineCommand("model", 2, None, None, 16384, 60.0),
     ),
     "vLLM, model named by position": (Dialect.VLLM, "vllm serve org/model", EngineCommand("org/model")),
+    "vLLM, as long as fits": (Dialect.VLLM, "vllm serve m --max-model-len auto", EngineCommand("m")),
     "SGLang": (
         Dialect.SGLANG,
         "python3 -m sglang.launch_server --model-path /m --served-model-name chat --tp-size 2 "
