@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import kopf
@@ -14,9 +15,10 @@ import pytest
 from aiohttp import web
 
 from e2e.testbed.processes import free_port
+from tokenservice.api import GROUP, VERSION
 from tokenservice.app.framework import connection_info, run_kopf
 from tokenservice.app.handlers import Hooks, settings
-from tokenservice.edge.kube import PAGE_SIZE
+from tokenservice.edge.kube import PAGE_SIZE, RECURSION_LIMIT
 
 
 @dataclass
@@ -73,6 +75,67 @@ async def health(port: int) -> tuple[int, Any]:
             return 0, None
 
     return await asyncio.to_thread(ask)
+
+
+def service(name: str, depth: int = 0) -> str:
+    """Who may create one may also say whom its fields belong to, as deep as the API server takes it."""
+    fields = '{"f:a":' * depth + "{}" + "}" * depth
+    names = f'"namespace":"team","name":"{name}","uid":"{name}","resourceVersion":"4"'
+    return f'{{"metadata":{{{names},"managedFields":[{{"fieldsV1":{fields}}}]}}}}'
+
+
+def kind_of(plural: str, kind: str, *, namespaced: bool) -> dict[str, Any]:
+    verbs = ["list", "watch", "patch"]
+    return {"name": plural, "singularName": "", "kind": kind, "namespaced": namespaced, "verbs": verbs}
+
+
+async def deep_and_plain_services(request: web.Request) -> web.StreamResponse:
+    """An API server with our kind, a deep object of it and a plain one in the list, and two more in the watch."""
+    versions = [{"version": VERSION}]
+    match request.path, "watch" in request.query:
+        case "/apis", _:
+            return web.json_response(
+                {"groups": [{"name": GROUP, "versions": versions, "preferredVersion": versions[0]}]}
+            )
+        case path, _ if path == f"/apis/{GROUP}/{VERSION}":
+            return web.json_response({"resources": [kind_of("tokenservices", "TokenService", namespaced=True)]})
+        case "/api/v1", _:
+            return web.json_response({"resources": [kind_of("namespaces", "Namespace", namespaced=False)]})
+        case _, True:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for changed in (service("deep", 9_980), service("changed")):
+                await response.write(f'{{"type":"MODIFIED","object":{changed}}}\n'.encode())
+            await asyncio.sleep(60)
+            return response
+        case path, _ if path.endswith("/tokenservices"):
+            listed = f'{{"metadata":{{"resourceVersion":"5"}},"items":[{service("deep", 9_980)},{service("listed")}]}}'
+            return web.Response(text=listed, content_type="application/json")
+    return await discovery(request)
+
+
+async def test_an_object_as_deep_as_the_api_server_takes_hides_no_other_from_kopf(nobody: None) -> None:
+    application = web.Application()
+    application.add_routes([web.get("/{path:.*}", deep_and_plain_services)])
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    heard, before = list[bool](), sys.getrecursionlimit()
+    hooks = replace(make_hooks(f"http://127.0.0.1:{runner.addresses[0][1]}", []), mark_dirty=lambda: heard.append(True))
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    running = asyncio.create_task(
+        run_kopf(hooks, identity="me", namespaces=(), health_address="127.0.0.1", health_port=free_port())
+    )
+    try:
+        async with asyncio.timeout(30):
+            while len(heard) < 2 and not running.done():  # noqa: ASYNC110 - nothing tells us
+                await asyncio.sleep(0.1)
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await runner.cleanup()
+        sys.setrecursionlimit(before)
 
 
 @pytest.fixture

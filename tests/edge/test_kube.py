@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,11 +289,15 @@ async def test_of_events_only_what_pods_themselves_do_not_say_is_asked_for(kube:
 
 
 def lines(*events: Json, then: Callable[[web.Request], None] | None = None) -> Answer:
+    return raw_lines(*(json.dumps(event) for event in events), then=then)
+
+
+def raw_lines(*events: str, then: Callable[[web.Request], None] | None = None) -> Answer:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         for event in events:
-            await response.write(json.dumps(event).encode() + b"\n")
+            await response.write(event.encode() + b"\n")
         if then is not None:
             then(request)
         return response
@@ -374,13 +379,78 @@ async def test_a_watch_that_falls_silent_is_given_up(
     hang.set()
 
 
+# --- nesting -------------------------------------------------------------------------------------------------------
+
+DEEP = 9_980
+"""The API server takes 10,000 levels in all."""
+
+
+def nested(name: str) -> str:
+    """A pod as any tenant may create one: what its fields belong to may be nested as deep as JSON may be."""
+    fields = '{"f:a":' * DEEP + "{}" + "}" * DEEP
+    return f'{{"metadata":{{"name":"{name}","managedFields":[{{"fieldsV1":{fields}}}]}}}}'
+
+
+@pytest.fixture
+def as_started(kubeconfig: Path) -> Iterator[None]:
+    """The process's limits as `connect` leaves them."""
+    before = sys.getrecursionlimit()
+    asyncio.run(_connect_and_close(kubeconfig))
+    yield
+    sys.setrecursionlimit(before)
+
+
+async def _connect_and_close(kubeconfig: Path) -> None:
+    await (await module.connect(str(kubeconfig))).close()
+
+
+@pytest.fixture
+def kubeconfig(server: Scripted, tmp_path: Path) -> Path:
+    path = tmp_path / "config"
+    named = {"clusters": [{"name": "c", "cluster": {"server": server.address}}], "users": [{"name": "u", "user": {}}]}
+    context = {"contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}], "current-context": "x"}
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **named, **context}))
+    return path
+
+
+@pytest.mark.usefixtures("as_started")
+async def test_an_object_as_deep_as_the_api_server_takes_hides_no_other(kube: Kube, server: Scripted) -> None:
+    pods = f"{nested('deep')},{nested('deep too')}"
+    server.answers = [
+        web.Response(text=f'{{"metadata":{{"resourceVersion":"5"}},"items":[{pods},{{"metadata":{{}}}}]}}')
+    ]
+    assert [len(page.items) async for page in kube.list_pages("Pod")] == [3]
+    server.answers = [raw_lines(f'{{"type":"ADDED","object":{nested("deep")}}}', '{"type":"DELETED","object":{}}')]
+    assert [happened for happened, _ in await watched(kube)] == ["ADDED", "DELETED"]
+    server.answers = [web.Response(text=nested("deep"))]
+    assert (await kube.get(POD))["metadata"]["name"] == "deep"
+    assert (await asyncio.to_thread(json.loads, nested("deep")))["metadata"]["name"] == "deep", "kopf's thread"
+
+
+async def test_what_is_nested_too_deep_to_be_read_is_no_more_than_an_answer_that_broke(
+    kube: Kube, server: Scripted
+) -> None:
+    server.answers = [web.Response(text=nested("deep"))]
+    with pytest.raises(Retryable, match="recursion"):
+        await kube.get(POD)
+    server.answers = [raw_lines(f'{{"type":"ADDED","object":{nested("deep")}}}')]
+    with pytest.raises(Retryable, match="recursion"):
+        await watched(kube)
+    server.answers = [web.Response(status=409, text=nested("deep"))]
+    with pytest.raises(Conflict):
+        await kube.get(POD)
+
+
+# --- connections ---------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("path", [None, "no/such/file"])
 async def test_no_way_to_the_cluster_is_a_matter_of_configuration(path: str | None) -> None:
     with pytest.raises(ConfigurationError, match="kubeconfig"):
         await module.connect(path)
 
 
-async def test_the_lease_never_waits_for_a_connection_that_a_watch_holds(server: Scripted, tmp_path: Path) -> None:
+async def test_the_lease_never_waits_for_a_connection_that_a_watch_holds(server: Scripted, kubeconfig: Path) -> None:
     """Ten watched namespaces hold a hundred watches; a client has a hundred connections where nothing is said."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -394,11 +464,6 @@ async def test_the_lease_never_waits_for_a_connection_that_a_watch_holds(server:
 
     begun, over = asyncio.Semaphore(0), asyncio.Event()
     server.answers = [answer]
-    kubeconfig = tmp_path / "config"
-    address = server.address
-    named = {"clusters": [{"name": "c", "cluster": {"server": address}}], "users": [{"name": "u", "user": {}}]}
-    context = {"contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}], "current-context": "x"}
-    kubeconfig.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **named, **context}))
     client = Kube(await module.connect(str(kubeconfig)))
     watches = [asyncio.create_task(watched(client)) for _ in range(110)]
     try:

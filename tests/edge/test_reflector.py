@@ -15,7 +15,7 @@ from tokenservice.edge.reflector import Reflector
 from tokenservice.edge.store import Store, Stores
 from tokenservice.errors import ApiError, Forbidden, Gone, NotFound, Retryable
 
-Watch = list[WatchEvent | ApiError]
+Watch = list[WatchEvent | Exception]
 
 
 class Script:
@@ -49,7 +49,7 @@ class Script:
 
 async def _played(events: Watch) -> AsyncIterator[WatchEvent]:
     for event in events:
-        if isinstance(event, ApiError):
+        if isinstance(event, Exception):
             raise event
         yield event
 
@@ -113,6 +113,19 @@ async def test_a_revision_that_is_compacted_within_the_list_starts_again() -> No
     script = Script([Gone("took too long"), [page(token_service("a"))]], [])
     store, _ = await play(script)
     assert names(store) == ["a"]
+
+
+async def test_a_fault_of_ours_is_got_over_by_a_new_list() -> None:
+    """Whatever one object shows: without this the process ended, and each after it, until the object was gone."""
+    odd = WatchEvent("ADDED", {"metadata": {}})
+    script = Script(
+        [[page()], [page(token_service("a"), revision="8")], [page(token_service("b"), revision="9")]],
+        [[added("a", 6), odd], [RecursionError("too deep")]],
+    )
+    store, clock = await play(script)
+    assert names(store) == ["b"]
+    assert script.watched_from == ["5", "8", "9"]
+    assert clock.slept == [0.5, 1.0]
 
 
 async def test_pauses_double_up_to_half_a_minute_and_end_with_the_first_event() -> None:

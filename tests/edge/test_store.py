@@ -6,7 +6,7 @@ import asyncio
 
 from tests.edge.fakes import Clock
 from tests.edge.objects import deployment, pod, token_service
-from tokenservice.core.model import ObjectKey, Service
+from tokenservice.core.model import Json, ObjectKey, Service
 from tokenservice.edge.projections import CHILDREN, PODS, SERVICES
 from tokenservice.edge.store import DISCONNECTED_LIMIT_SECONDS, SILENT_LIMIT_SECONDS, Projection, Store, Stores, Version
 
@@ -85,6 +85,19 @@ def test_an_object_that_defies_the_projection_is_left_out_and_the_others_stay() 
     broken = pod("broken", metadata={"creationTimestamp": "yesterday"})
     store.replace(store.project([pod("a"), broken, pod("b")]), "1")
     assert [seen.name for seen in store.values()] == ["a", "b"]
+
+
+def test_an_object_that_cannot_be_read_hides_no_other() -> None:
+    def read(obj: Json) -> Service | None:
+        if obj["metadata"]["name"] == "odd":
+            raise RecursionError("nested too deep")
+        return SERVICES.of(obj)
+
+    store = Store("TokenService", Projection(read))
+    store.replace(store.project([token_service("odd"), token_service("a")]), "5")
+    store.put(token_service("odd"))
+    store.put(token_service("b"))
+    assert [service.key.name for service in store.values()] == ["a", "b"]
 
 
 # --- freshness -----------------------------------------------------------------------------------------------------

@@ -122,6 +122,14 @@ def _set_up_logging(level: str) -> None:
     for name in ("kopf", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that signals are not its own
+    logging.getLogger("kopf.objects").addFilter(_brief)
+
+
+def _brief(record: logging.LogRecord) -> bool:
+    """kopf copies objects; one that is nested too deep for that has thousands of lines of traceback at each change."""
+    if record.exc_info and isinstance(record.exc_info[1], RecursionError):
+        record.exc_info = None
+    return True
 
 
 async def _until(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ _GOODBYE_SECONDS = 0.1
 _LONGEST_LINE = 32 << 20
 """Bytes of an event. An object may have 1.5 MiB where it is stored, and six times as much in JSON that escapes it."""
 
+RECURSION_LIMIT = 12_000
+"""The API server takes JSON that is nested 10,000 levels deep, and `metadata.managedFields` may be, whoever creates the
+object. Python reads to a depth of 1,000 of its own accord. This deep the parser takes less than 2 MiB of stack, the
+least that a thread has where nobody says otherwise."""
+
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=2 * WATCH_SECONDS + 60, connect=10, sock_read=SILENCE_SECONDS)
 
@@ -87,7 +93,11 @@ class WatchEvent:
 
 
 async def connect(kubeconfig: str | None = None, context: str | None = None) -> kubernetes_client.ApiClient:
-    """A connection from a kubeconfig, or without one as the pod's own ServiceAccount."""
+    """A connection from a kubeconfig, or without one as the pod's own ServiceAccount.
+
+    Raises the process's recursion limit: kopf reads the same objects, in a thread of its own.
+    """
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), RECURSION_LIMIT))
     configuration = kubernetes_client.Configuration()
     try:
         if kubeconfig:
@@ -212,7 +222,7 @@ class Kube:
         response = await self._send(method, path, query or {}, body, content_type)
         try:
             parsed: Json = json.loads(await response.read())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             raise Retryable(f"{method} {path}: the answer broke off: {error or type(error).__name__}") from error
         return parsed
 
@@ -275,7 +285,7 @@ async def _events(kind: str, response: aiohttp.ClientResponse) -> AsyncIterator[
             yield WatchEvent(event["type"], event["object"])
     except HttpProcessingError as error:  # it would come again; a list has the object too, and no lines
         raise Gone(f"an event of {kind} is longer than {_LONGEST_LINE >> 20} MiB") from error
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+    except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
         raise Retryable(f"watch of {kind} broke: {error or type(error).__name__}") from error
 
 
@@ -292,7 +302,7 @@ async def _failure(response: aiohttp.ClientResponse) -> ApiError:
         return Retryable(f"{response.status} {response.reason}: the answer broke off: {error or type(error).__name__}")
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         body = {"message": f"{response.status} {response.reason}: {text[:200]}"}

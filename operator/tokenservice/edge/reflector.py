@@ -65,6 +65,11 @@ class Reflector:
             except ApiError as error:
                 self._store.touch(connected=False)
                 await self._recover(error)
+            except Exception:  # a fault of ours that one object shows: a list leaves it out, and shows the others
+                _log.exception("%s: cannot be followed, listing again (in %.1f s)", self._store.kind, self._delay)
+                self._store.touch(connected=False)
+                self._revision = ""
+                await self._back_off()
 
     async def _list(self) -> None:
         items: Items[Any] = {}

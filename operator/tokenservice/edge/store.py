@@ -164,7 +164,7 @@ class Store(Generic[T]):
         try:
             new = self._projection.of(obj)
             return None if new is None else self._projection.after(last, new)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:
             _log.warning("%s %s/%s is left out: %r", self.kind, *_identity(obj), error)
             return None
 
