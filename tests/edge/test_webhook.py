@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import ssl
 import time
@@ -19,6 +20,7 @@ from tests.edge.fakes import Server
 from tests.edge.objects import pod
 from tokenservice.core.model import Json, ObjectKey
 from tokenservice.core.names import FIELD_MANAGER, MANAGED_BY_LABEL, PLACEMENT_GATE, SERVICE_LABEL, SERVING_CONDITION
+from tokenservice.edge import webhook as module
 from tokenservice.edge.certificates import BUNDLE_LIMIT, Authority, load
 from tokenservice.edge.webhook import Webhook, gates, review
 from tokenservice.errors import ApiError, Conflict, Forbidden
@@ -216,6 +218,44 @@ async def test_a_review_is_answered_within_milliseconds(served: tuple[str, ssl.S
     assert len(patched(answer["response"])) == 2
     assert sorted(took)[25] < 0.05
     await asyncio.sleep(0.1)
+
+
+async def ask(url: str, trust: ssl.SSLContext, **body: Any) -> int:
+    async with aiohttp.ClientSession() as session, session.post(url, ssl=trust, **body) as response:
+        return response.status
+
+
+async def test_who_floods_the_port_is_turned_away_and_reviews_are_answered_again_at_once(
+    served: tuple[str, ssl.SSLContext],
+) -> None:
+    """Each of these once held its body in memory, for as long as it liked, beside the renewal of the Lease."""
+    url, trust = served
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    slow = [asyncio.create_task(ask(url, trust, data=endless())) for _ in range(module._REVIEWS_AT_ONCE + 4)]
+    done, held = await asyncio.wait(slow, timeout=0.8)
+    assert ([task.result() for task in done], len(held)) == ([503] * 4, module._REVIEWS_AT_ONCE)
+    assert await ask(url, trust, json=asked(bare_pod())) == 503
+    assert {await task for task in held} == {408}
+    assert await ask(url, trust, json=asked(bare_pod())) == 200
+
+
+BODIES = {
+    "more than a pod can have": (b"[" + b"{}," * (2 << 20) + b"{}]", 413),
+    "no JSON": (b"{", 400),
+    "no review": (b"[]", 400),
+    "nested deep": (b"[" * 100_000, 400),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_what_is_no_review_is_refused(served: tuple[str, ssl.SSLContext], name: str) -> None:
+    (url, trust), (body, want) = served, BODIES[name]
+    assert await ask(url, trust, data=io.BytesIO(body)) == want
+    assert await ask(url, trust, json=asked(bare_pod())) == 200
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------

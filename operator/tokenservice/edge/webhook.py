@@ -34,7 +34,14 @@ CHECK_SECONDS = 30.0
 AGAIN_SECONDS = 1.0
 """Until the next look when another process published at the same moment."""
 
-_BODY_LIMIT_BYTES = 8 * 2**20
+_BODY_LIMIT_BYTES = 4 * 2**20
+"""A review has an object that is made: at most the 1.5 MiB that can be stored, and what JSON escapes of it."""
+
+_BODY_SECONDS = 1.0
+"""The API server waits no longer for the whole answer."""
+
+_REVIEWS_AT_ONCE = 16
+"""Bodies that are held in memory. Whoever the network lets in can send some, and the Lease is renewed beside them."""
 
 
 class ConfigurationApi(Protocol):
@@ -98,6 +105,7 @@ class Webhook:
         self.authority = Authority.create(self.now())
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._renewed_at = self._renew()
+        self._slots = asyncio.Semaphore(_REVIEWS_AT_ONCE)
 
     async def run(self) -> None:
         """Serves until cancelled; renews its certificate long before it ends."""
@@ -126,8 +134,19 @@ class Webhook:
         return True
 
     async def _answer(self, request: web.Request) -> web.Response:
+        """Turns away at once what there is no room for: the pod is then admitted as it came."""
+        if self._slots.locked():
+            self.count("busy")
+            raise web.HTTPServiceUnavailable
+        async with self._slots:
+            return self._reviewed(await _body_of(request))
+
+    def _reviewed(self, body: bytes) -> web.Response:
         active = self.active()
-        answer = review(await request.json(), active=active)
+        try:
+            answer = review(json.loads(body), active=active)
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            raise web.HTTPBadRequest(text=f"this is no AdmissionReview: {error!r:.200}") from error
         self.count("gated" if "patch" in answer["response"] else "passed" if active else "inactive")
         return web.json_response(answer)
 
@@ -151,6 +170,14 @@ class Webhook:
         now = self.now()
         load(self._context, *self.authority.issue(self.hosts, now))
         return now
+
+
+async def _body_of(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await request.read()
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout from error
 
 
 def _bundle_of(hook: Json) -> bytes:
