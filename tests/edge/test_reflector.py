@@ -65,7 +65,7 @@ def added(name: str, revision: int) -> WatchEvent:
 async def play(script: Script, *, optional: bool = False) -> tuple[Store[Service], Clock]:
     clock = Clock()
     store = Store("TokenService", SERVICES, clock=clock)
-    reflector = Reflector(script, store, optional=optional, sleep=clock.sleep, jitter=lambda: 1.0)
+    reflector = Reflector(script, store, optional=optional, sleep=clock.sleep, jitter=lambda: 1.0, clock=clock)
     task = asyncio.create_task(reflector.run())
     await asyncio.wait_for(script.drained.wait(), 5)
     task.cancel()
@@ -133,6 +133,32 @@ async def test_pauses_double_up_to_half_a_minute_and_end_with_the_first_event() 
     script = Script([[page()]], [*failures, [added("a", 6), Retryable("reset")]])
     _, clock = await play(script)
     assert clock.slept == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 0.5]
+
+
+async def test_watches_that_end_at_once_and_say_nothing_are_no_sign_of_life_and_are_not_opened_in_a_rush() -> None:
+    script = Script([[page()]], [[], [], [], [added("a", 6)], []])
+    store, clock = await play(script)
+    assert clock.slept == [0.5, 1, 2, 0.5]
+    assert store.age() == 0.5, "since the event"
+
+
+async def test_a_quiet_watch_that_the_server_ends_in_its_time_is_followed_by_the_next_at_once() -> None:
+    clock = Clock()
+
+    class Quiet(Script):
+        @asynccontextmanager
+        async def watch(self, *args: str, **how: str) -> AsyncIterator[AsyncIterator[WatchEvent]]:
+            async with super().watch(*args, **how) as events:
+                clock.now += 60
+                yield events
+
+    script = Quiet([[page()]], [[], []])
+    store = Store("Event", SERVICES, clock=clock)
+    task = asyncio.create_task(Reflector(script, store, sleep=clock.sleep, clock=clock).run())
+    await asyncio.wait_for(script.drained.wait(), 5)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert clock.slept == []
 
 
 async def test_a_kind_that_may_not_be_read_is_tried_until_it_may() -> None:

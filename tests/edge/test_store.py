@@ -7,6 +7,7 @@ import asyncio
 from tests.edge.fakes import Clock
 from tests.edge.objects import deployment, pod, token_service
 from tokenservice.core.model import Json, ObjectKey, Service
+from tokenservice.edge.kube import SILENCE_SECONDS
 from tokenservice.edge.projections import CHILDREN, PODS, SERVICES
 from tokenservice.edge.store import DISCONNECTED_LIMIT_SECONDS, SILENT_LIMIT_SECONDS, Projection, Store, Stores, Version
 
@@ -122,6 +123,27 @@ def test_a_store_whose_watch_is_down_is_stale_soon() -> None:
     assert store.stale
     store.touch(connected=True)
     assert not store.stale
+
+
+def test_a_watch_that_opens_again_and_again_and_says_nothing_is_not_trusted() -> None:
+    """As through a proxy that answers for a server which hangs: once the view was fresh for ever."""
+    clock = Clock()
+    store = make_store(clock=clock)
+    store.replace({}, "1")
+    for _ in range(3):
+        store.touch(connected=True)
+        clock.now += SILENCE_SECONDS
+        store.touch(connected=False)
+    store.touch(connected=True)
+    assert (store.stale, store.age()) == (True, 3 * SILENCE_SECONDS)
+    store.bookmark("2")
+    assert not store.stale
+
+
+def test_a_healthy_watch_is_never_stale_though_it_breaks_just_before_a_bookmark() -> None:
+    minute, reconnect = 60, 2
+    assert minute < SILENCE_SECONDS
+    assert 2 * minute + reconnect < SILENT_LIMIT_SECONDS
 
 
 def test_a_kind_that_the_cluster_lacks_holds_nothing_up() -> None:

@@ -45,7 +45,7 @@ WATCH_SECONDS = 300
 together do not all begin anew together; it goes on from where it was."""
 
 UNTOLD_WATCH_SECONDS = 60
-"""The same for a kind without bookmarks: its end is its sign of life."""
+"""The same for a kind without bookmarks: it ends before its silence is taken for death."""
 
 SILENCE_SECONDS = 70.0
 """Bookmarks come every minute; a watch that is silent for longer is dead, whatever TCP believes."""

@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from tokenservice.edge.kube import Page, WatchEvent
 from tokenservice.edge.store import Items, Store
-from tokenservice.errors import ApiError, Gone, NotFound
+from tokenservice.errors import ApiError, Gone, NotFound, Retryable
 
 _log = logging.getLogger(__name__)
 
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 30.0
+
+_SHORT_SECONDS = 1.0
+"""A server that ends each watch as soon as it is open would be asked hundreds of times a second."""
 
 
 class Source(Protocol):
@@ -45,6 +49,7 @@ class Reflector:
         optional: bool = False,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._store = store
@@ -52,6 +57,7 @@ class Reflector:
         self._optional = optional
         self._sleep = sleep
         self._jitter = jitter
+        self._clock = clock
         self._revision = ""
         self._delay = _FIRST_DELAY_SECONDS
 
@@ -81,7 +87,8 @@ class Reflector:
         self._revision = revision
 
     async def _watch(self) -> None:
-        """Follows one watch to its orderly end, which proves as much life as an event does."""
+        """Follows one watch to its orderly end. Raises Retryable for one that ended at once and said nothing."""
+        opened_at, silent = self._clock(), True
         opening = self._source.watch(
             self._store.kind, self._store.namespace, revision=self._revision, selector=self._selector
         )
@@ -89,8 +96,10 @@ class Reflector:
             self._store.touch(connected=True)
             async for event in events:
                 self._take(event)
+                silent = False
                 self._delay = _FIRST_DELAY_SECONDS
-        self._store.touch(connected=True)
+        if silent and self._clock() - opened_at < _SHORT_SECONDS:
+            raise Retryable("the watch ended at once and said nothing")
 
     def _take(self, event: WatchEvent) -> None:
         revision = str(event.object["metadata"]["resourceVersion"])

@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 DISCONNECTED_LIMIT_SECONDS = 10.0
 """A store without a watch is stale after this; a reconnect takes about one."""
 
-SILENT_LIMIT_SECONDS = 90.0
-"""A store with a watch hears a bookmark every minute."""
+SILENT_LIMIT_SECONDS = 150.0
+"""The same with a watch. A bookmark comes every minute, and in the next watch where one breaks just before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,7 @@ class Store(Generic[T]):
         self._progress(revision, changed=False)
 
     def touch(self, *, connected: bool) -> None:
-        """Notes that the watch was opened or lost."""
-        if connected:
-            self._active_at = self._clock()
+        """Notes that the watch was opened or lost. An open one has not said anything yet."""
         self.connected = connected
 
     def age(self) -> float:
