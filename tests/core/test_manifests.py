@@ -453,7 +453,19 @@ def test_engines_reach_their_source_and_nothing_when_it_is_local(case: str, port
     assert [port["port"] for port in source["ports"]] == ports
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "fe80::a9fe:a9fe"])
+CREDENTIALS = {
+    "most clouds": "169.254.169.254",
+    "AWS, of a pod": "169.254.170.2",
+    "AWS": "fd00:ec2::254",
+    "GCP": "fd20:ce::254",
+    "Oracle": "fd00:c1::a9fe:a9fe",
+    "Alibaba": "100.100.100.200",
+    "Azure": "168.63.129.16",
+    "link-local": "fe80::a9fe:a9fe",
+}
+
+
+@pytest.mark.parametrize("address", CREDENTIALS.values(), ids=CREDENTIALS.keys())
 def test_no_engine_reaches_the_credentials_of_its_node(address: str) -> None:
     """Where the source has a port of its own, that port is open too: AWS_ENDPOINT_URL may say any."""
     host = f"[{address}]" if ":" in address else address
@@ -465,6 +477,23 @@ def test_no_engine_reaches_the_credentials_of_its_node(address: str) -> None:
     inside = [block for block in blocks if _within(asked, [block["cidr"]]) and not _within(asked, block["except"])]
     assert blocks
     assert inside == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ports"),
+    [
+        ("http://[fd00::10]", [80, 443]),
+        ("https://[fd00::10]:9000/path", [443, 9000]),
+        ("http://user:1234@minio", [80, 443]),
+        ("https://minio:port", [443]),
+        ("https://[fd00::10", [443]),
+    ],
+)
+def test_the_port_of_an_endpoint_is_read_as_a_client_reads_it(endpoint: str, ports: list[int]) -> None:
+    """The last group of an IPv6 address was once taken for one, and the engine could not fetch its model."""
+    engine = {"env": [{"name": "AWS_ENDPOINT_URL", "value": endpoint}]}
+    _, source = render(make_service(model={"uri": "s3://a/b"}, engine=engine))["NetworkPolicy"]["spec"]["egress"]
+    assert [port["port"] for port in source["ports"]] == ports
 
 
 def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, blocks: list[str]) -> bool:

@@ -7,9 +7,9 @@ all three come from elsewhere, while pods are admitted. So engines schedule, res
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
+from urllib.parse import urlsplit
 
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.api.token_service import TokenServiceSpec
@@ -362,9 +362,17 @@ def egress_ports(spec: TokenServiceSpec) -> tuple[int, ...]:
     if not any(source.remote for source in (*sources(spec), *later)):
         return ()
     endpoint = _variable(spec, "AWS_ENDPOINT_URL")
-    port = re.search(r"^https?://[^/]*:(\d+)", endpoint)
+    port = _port_of(endpoint)
     plain = {80} if endpoint.startswith("http://") and port is None else set()
-    return tuple(sorted({443} | plain | ({int(port[1])} if port else set())))
+    return tuple(sorted({443} | plain | ({port} if port else set())))
+
+
+def _port_of(url: str) -> int | None:
+    """The port that a URL names; none where it is no URL."""
+    try:
+        return urlsplit(url).port
+    except ValueError:
+        return None
 
 
 def _variable(spec: TokenServiceSpec, name: str) -> str:

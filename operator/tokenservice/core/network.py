@@ -11,13 +11,25 @@ SERVICE_PORT = 80
 SCRAPE_SECONDS = 5
 
 
+_CREDENTIALS_V4 = (
+    "169.254.0.0/16",
+    "100.100.100.200/32",  # Alibaba
+    "168.63.129.16/32",  # Azure's WireServer
+)
+_CREDENTIALS_V6 = (
+    "fe80::/10",
+    "fd00:ec2::254/128",  # AWS
+    "fd20:ce::254/128",  # GCP
+    "fd00:c1::a9fe:a9fe/128",  # Oracle
+)
+
 _ANYWHERE: list[Json] = [
-    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
-    {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128", "fe80::/10"]}},
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(_CREDENTIALS_V4)}},
+    {"ipBlock": {"cidr": "::/0", "except": list(_CREDENTIALS_V6)}},
     {"namespaceSelector": {}},
 ]
-"""But the link-local addresses where clouds answer with the node's own credentials. Some CNIs count pods of the cluster
-to no block of addresses, so they are named."""
+"""But where clouds answer with the node's own credentials. Some CNIs count pods of the cluster to no block of
+addresses, so they are named."""
 
 
 def endpoint(service: ServiceKey, cluster_domain: str) -> str:
