@@ -65,6 +65,7 @@ def test_what_is_said_of_a_pod_that_cannot_be_prepared_goes_with_it_while_it_is_
         Complaint(("team", "p1"), "u1", "FailedMount: no such secret", 9.0),
         Complaint(("team", "p1"), "u1", "FailedMount: no such volume", 5.0),
         Complaint(("team", "p2"), "u2", "FailedMount: over by now", 9.0),
+        Complaint(("others", "p1"), "u1", "FailedMount: of another namespace, under the uid of this pod", 99.0),
         Complaint(("team", "p1"), "u0", "FailedMount: of an earlier pod of that name", 99.0),
     ]
     snapshot = observer.snapshot()

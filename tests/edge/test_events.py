@@ -71,6 +71,7 @@ async def test_words_that_hold_on_are_counted_every_ten_minutes() -> None:
 
 DIFFERENT = {
     "another object": replace(EVENT, regarding=ObjectKey("TokenService", "team", "code")),
+    "an object made anew under the name": replace(EVENT, uid="u2"),
     "another reason": replace(EVENT, reason=Reason.SCALED_DOWN),
     "other words": replace(EVENT, message="2 -> 3 replicas"),
 }

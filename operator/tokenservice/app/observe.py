@@ -195,11 +195,18 @@ def _pods(pods: Iterable[Pod], resources: frozenset[str]) -> Iterable[Pod]:
 
 
 def _told_of(pods: tuple[Pod, ...], complaints: Iterable[Complaint]) -> tuple[Pod, ...]:
-    """Pods that are not prepared, with the last that was said of it; the same objects where nothing was."""
-    last: dict[str, str] = {}
+    """Pods that are not prepared, with the last that was said of it; the same objects where nothing was.
+
+    An event may name any uid, but no other namespace than its own.
+    """
+    last: dict[tuple[str, str, str], str] = {}
     for found in sorted(complaints, key=lambda one: (one.at, one.words)):
-        last[found.uid] = found.words
-    return tuple([replace(p, complaint=last[p.uid]) if p.unprepared and p.uid in last else p for p in pods])
+        last[(*found.pod, found.uid)] = found.words
+    return tuple([replace(p, complaint=last[_id_of(p)]) if p.unprepared and _id_of(p) in last else p for p in pods])
+
+
+def _id_of(pod: Pod) -> tuple[str, str, str]:
+    return pod.namespace, pod.name, pod.uid
 
 
 def _matters(pod: Pod, resources: frozenset[str]) -> bool:

@@ -40,6 +40,14 @@ class _Series:
     count: int = 1
 
 
+_Identity = tuple[ObjectKey, str, str, str]
+
+
+def _identity(event: Event) -> _Identity:
+    """Of a series. An object that is made anew under a name is another: its owner looks for its own events."""
+    return event.regarding, event.uid, str(event.reason), event.message
+
+
 class Events:
     """Writes events, each once."""
 
@@ -47,11 +55,11 @@ class Events:
         self._api = api
         self._instance = instance
         self._wall_clock = wall_clock
-        self._series: dict[tuple[ObjectKey, str, str], _Series] = {}
+        self._series: dict[_Identity, _Series] = {}
 
     async def emit(self, event: Event) -> None:
         """Writes a new event, or counts a repeat."""
-        identity = (event.regarding, str(event.reason), event.message)
+        identity = _identity(event)
         series = self._series.get(identity)
         if series is None:
             self._series[identity] = await self._create(event)
@@ -75,7 +83,7 @@ class Events:
             await self._api.patch(series.key, patch, Patch.MERGE)
             series.written_at = now
         except NotFound:  # events live for an hour
-            self._series[(event.regarding, str(event.reason), event.message)] = await self._create(event)
+            self._series[_identity(event)] = await self._create(event)
 
     def _body(self, event: Event, key: ObjectKey, now: float) -> Json:
         resource = RESOURCES[event.regarding.kind]
