@@ -38,6 +38,8 @@ NAMES = (
     "mute",
     "both",
     "framed",
+    "doubled",
+    "ranked",
 )
 SERVICES = {("team", name): ServiceKey("team", name) for name in NAMES}
 
@@ -107,6 +109,7 @@ class Engine:
     ranks: int = 1
     queue_growth: float = 0.0
     running: int = 4
+    rank: str = "engine"
 
     def text(self, seconds: float) -> str:
         return "".join(self._rank(rank, seconds) for rank in range(self.ranks))
@@ -114,7 +117,7 @@ class Engine:
     def _rank(self, rank: int, seconds: float) -> str:
         requests = self.rate / self.ranks * seconds
         return self.template.format(
-            labels=f'model_name="{self.model}",engine="{rank}"',
+            labels=f'model_name="{self.model}",{self.rank}="{rank}"',
             requests=requests,
             half=requests / 2,
             prompt=100 * requests,
@@ -134,12 +137,15 @@ class Farm:
     epoch: float = field(default_factory=time.time)
     port: int = 0
     hanging: bool = False
+    again: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    """Pods that are scraped once more, and the labels that differ then."""
     clock: Callable[[], float] | None = None
     """Samples are those of this time (Unix, seconds) and say so, as where another Prometheus passes them on."""
 
     def answer(self, path: str) -> str | None:
         if path == "/sd":
-            return json.dumps([self._target(pod) for pod in self.engines])
+            again = [self._target(pod, **labels) for pod, labels in self.again]
+            return json.dumps([*(self._target(pod) for pod in self.engines), *again])
         engine = self.engines.get(path.removeprefix("/pods/"))
         if engine is None or self.hanging:
             return None
@@ -149,9 +155,10 @@ class Farm:
         samples = engine.text(now - self.epoch).split("\n")
         return "".join(f"{sample} {now * 1000:.0f}\n" for sample in samples if sample)
 
-    def _target(self, pod: str) -> dict[str, object]:
-        labels = {"__metrics_path__": f"/pods/{pod}", "namespace": "team", "pod": pod}
-        return {"targets": [f"127.0.0.1:{self.port}"], "labels": labels}
+    def _target(self, pod: str, **labels: str) -> dict[str, object]:
+        """`job` and `instance` may be given."""
+        known = {"__metrics_path__": f"/pods/{pod}", "namespace": "team", "pod": pod}
+        return {"targets": [f"127.0.0.1:{self.port}"], "labels": known | labels}
 
 
 def _serve(farm: Farm) -> ThreadingHTTPServer:
@@ -187,6 +194,8 @@ ENGINES = {
     "both-1": Engine("both", 6, VLLM + SGLANG),
     "framed-1": Engine("framed", 5),
     "forger": Engine("framed", 5, LENGTHS),
+    "doubled-1": Engine("doubled", 5),
+    "ranked-1": Engine("ranked", 5, SGLANG, ranks=4, rank="dp_rank"),
     "uneven-1": Engine("uneven", 2),
     "uneven-2": Engine("uneven", 20),
     "uneven-3": Engine("uneven", 22),
@@ -234,6 +243,11 @@ def is_known(answer: Answer, name: str) -> bool:
 
 def all_known(answer: Answer) -> bool:
     return all(is_known(answer, name) for name in NAMES if name != "mute")
+
+
+def reason_of(answer: Answer, name: str) -> str:
+    metrics = answer.services[ServiceKey("team", name)]
+    return metrics.reason if isinstance(metrics, Missing) else ""
 
 
 async def settled(prometheus: Prometheus) -> Answer:
@@ -330,6 +344,26 @@ async def test_who_speaks_in_the_name_of_a_service_is_counted_and_teaches_nothin
     await asyncio.sleep(WINDOWS.rate)
     assert known(await read(prometheus), "framed").engines_heard == 2  # its figures are in the means still
     await read_until(prometheus, lambda found: known(found, "framed").engines_heard == 1, WINDOWS.mean + 20)
+
+
+AGAIN = {
+    "another job": {"job": "annotated-pods"},
+    "another job that names addresses otherwise": {"job": "annotated-pods", "instance": "doubled-1"},
+    "another replica of Prometheus": {"prometheus_replica": "b"},
+}
+
+
+@pytest.mark.parametrize("case", AGAIN)
+async def test_what_is_scraped_twice_is_no_demand(scraped: tuple[Farm, Prometheus], case: str) -> None:
+    """Every request would count twice, in demand and in what profiles learn; ranks of one engine are no doubles."""
+    farm, prometheus = scraped
+    await settled(prometheus)
+    farm.again = [("doubled-1", AGAIN[case])]
+    answer = await read_until(prometheus, lambda found: reason_of(found, "doubled") == "ScrapedTwice")
+    assert (is_known(answer, "parallel"), is_known(answer, "chat"), is_known(answer, "both")) == (True,) * 3
+    farm.again = []
+    answer = await read_until(prometheus, lambda found: is_known(found, "doubled") and is_known(found, "ranked"))
+    assert known(answer, "doubled").running == 8
 
 
 async def test_the_peak_outlives_the_load(scraped: tuple[Farm, Prometheus]) -> None:

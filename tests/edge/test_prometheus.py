@@ -38,6 +38,7 @@ FIGURES = {
     "kv_usage": 0.5,
     "engines_reporting": 3.0,
     "engines_heard": 3.0,
+    "scraped_again": 0.0,
     "counter_resets": 0.0,
     "age_seconds": 4.0,
 }
@@ -84,7 +85,7 @@ async def ask(server: Prometheus, answers: Callable[[str], Reply], query: str | 
 async def test_a_healthy_service_has_all_its_figures(server: Prometheus) -> None:
     answer = await ask(server, healthy())
     buckets = ((0.1, 1.0), (1.0, 3.0), (math.inf, 4.0))
-    judged = ("age_seconds", "counter_resets")
+    judged = ("age_seconds", "counter_resets", "scraped_again")
     want = {name: value for name, value in FIGURES.items() if name not in judged}
     want |= {"engines_reporting": 3, "engines_heard": 3, "ttft_buckets": buckets, "tpot_buckets": buckets}  # type: ignore[dict-item]
     assert answer.services[CHAT] == ServiceMetrics(**want)  # type: ignore[arg-type]
@@ -148,6 +149,7 @@ NOT_ENOUGH: dict[str, tuple[dict[str, float | str | None], str]] = {
     "KV usage is NaN": ({"kv_usage": "NaN"}, "NotANumber"),
     "running is infinite": ({"running": "-Inf"}, "NotANumber"),
     "counters begin anew all the time": ({"counter_resets": 2.0}, "CounterResets"),
+    "engines are scraped by two jobs": ({"scraped_again": 3.0}, "ScrapedTwice"),
     "nobody reports freshly": ({"engines_reporting": None}, "NotANumber"),
 }
 

@@ -236,6 +236,9 @@ def _metrics(row: Row, found: _Round, question: Question) -> ServiceMetrics | Mi
         return Missing(
             "Stale", f"the newest sample of {model} in {namespace} is {age:.0f} s old, {limit} s are allowed"
         )
+    if own.get("scraped_again", 0.0) > 0:
+        fix = "leave one PodMonitor, ServiceMonitor or scrape job for them, and query where replicas are deduplicated"
+        return Missing("ScrapedTwice", f"engines of {model} in {namespace} are scraped more than once: {fix}")
     if "requests_per_second" not in own and own["running"] > 0 and "output_tokens_per_second" in own:
         fix = "check that their version names its metrics as `tokenservice engine check` expects"
         return Missing("NoCounters", f"engines of {model} in {namespace} run requests and count none: {fix}")

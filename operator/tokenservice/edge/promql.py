@@ -87,6 +87,7 @@ def figures(windows: Windows) -> dict[str, str]:
         "kv_usage": f"max by ({BY}) ({KV_USAGE.selector()})",
         "engines_reporting": _engines(windows),
         "engines_heard": _heard(mean),
+        "scraped_again": _scraped_again(rate),
         "counter_resets": f"max by ({BY}) {TTFT.of('resets', rate, '_count')}",
         "age_seconds": f"time() - max by ({BY}) {RUNNING.of('timestamp')}",
     }
@@ -185,7 +186,28 @@ def _heard(mean: str) -> str:
     names = (dialect + of for one in _COUNTED for dialect, of in (("vllm:", one.vllm), ("sglang:", one.sglang)))
     pattern = "|".join(sorted({*names, f"sglang:{TPOT.before}"}))
     told = f'last_over_time({{__name__=~"({pattern})(_sum|_count)?",namespace!=""}}{mean})'
-    return f"count by ({BY}) (count by ({BY}, instance, pod) ({told}))"
+    return _groups(told, "instance, pod, job")
+
+
+def _scraped_again(rate: str) -> str:
+    """Series beyond the first of each rank of each engine, and jobs beyond the first of each pod: sums count them all.
+
+    Two jobs may call one engine's address by two names, so jobs are counted by pods; targets of which no pod is known
+    are told apart by their addresses alone. Replicas of one Prometheus have the same jobs and addresses.
+    """
+    told = f"last_over_time({RUNNING.selector()}{rate})"
+    of_pods = told.replace('namespace!=""', 'namespace!="",pod!=""')
+    series = f"(count by ({BY}) ({told}) - {_groups(told, f'__name__, instance, pod, {_RANKS}')})"
+    jobs = f"({_groups(of_pods, 'pod, job')} - {_groups(of_pods, 'pod')})"
+    return f"{series} + {jobs} or {series}"
+
+
+def _groups(series: str, by: str) -> str:
+    return f"count by ({BY}) (count by ({BY}, {by}) ({series}))"
+
+
+_RANKS = "engine, engine_type, dp_rank, tp_rank, pp_rank, moe_ep_rank, priority, pid"
+"""Labels by which one engine has several series: `engine` is vLLM's rank of data parallelism, most are SGLang's."""
 
 
 _COUNTED = (
