@@ -360,6 +360,13 @@ BAD = (
         base=FLEET,
     ),
     Bad(
+        "Prometheus with a password in its address",
+        _spec(prometheus={"address": "https://reader:secret@prometheus:9090"}),
+        "spec.prometheus.address",
+        "put no user and password into the address",
+        base=FLEET,
+    ),
+    Bad(
         "fleet utilization in percent",
         _spec(targetUtilization=70),
         "spec.targetUtilization",

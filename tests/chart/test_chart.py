@@ -441,6 +441,7 @@ WRONG = {
     "a negative count": (values(operator__replicas=-1), "replicas"),
     "a short digest": (values(image__digest="sha256:abc"), "digest"),
     "an address without scheme": (values(prometheus__address="prometheus:9090"), "address"),
+    "an address with a password": (values(prometheus__address="http://a:b@prometheus:9090"), "prometheus.tokenSecret"),
     "a plain webhook URL": (values(webhook__url="http://example.com"), "url"),
     "an image with a space": (values(engineImages__vllm__amd="a b"), "amd"),
     "a gateway without namespace": (values(access__gateways=[{"podLabels": {}}]), "namespace"),

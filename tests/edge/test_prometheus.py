@@ -525,3 +525,13 @@ def test_merging_keeps_the_total_and_never_falls(
     assert all(later >= earlier - 1e-9 for earlier, later in pairwise(counts))
     assert [count for _, count in _merged(right, left)] == pytest.approx(counts)
     assert _at(left, left[0][0]) == left[0][1]
+
+
+@pytest.mark.parametrize(
+    "address", ["http://reader:hunter2@127.0.0.1:1", "http://reader:hunter2@[::1", "reader:hunter2@x"]
+)
+async def test_a_password_in_the_address_is_told_to_nobody(address: str) -> None:
+    """The message stands in the status of every TokenService."""
+    missing = (await PrometheusReader().read(question(address))).services[CHAT]
+    assert isinstance(missing, Missing)
+    assert "hunter2" not in missing.message

@@ -45,6 +45,11 @@ def matches(pattern: str, message: str) -> Rule:
     return Rule(f"self.matches({cel_text(pattern)})", message, check=lambda value: is_text(value, pattern))
 
 
+def lacks(pattern: str, message: str) -> Rule:
+    """Nothing of the text matches `pattern`, which stays in what RE2 and Python's re share."""
+    return Rule(f"!self.matches({cel_text(pattern)})", message, check=lambda value: not re.search(pattern, str(value)))
+
+
 def between(low: float, high: float, message: str) -> Rule:
     """A number from `low` to `high`. The schema's own bounds are told without their decimals: 0.95 becomes 0."""
     return Rule(f"self >= {low} && self <= {high}", message, check=lambda value: low <= value <= high)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenservice.api.base import REQUIRED, ApiModel, field, matches
+from tokenservice.api.base import REQUIRED, ApiModel, field, lacks, matches
 from tokenservice.api.conditions import CONDITIONS_SCHEMA, Condition, initial_conditions
 from tokenservice.api.quantity import SHARE_OF_CAPACITY
 from tokenservice.api.token_service import Tier
@@ -21,7 +21,14 @@ class PrometheusSource(ApiModel):
         "URL of the Prometheus HTTP API",
         default_text="the chart's prometheus.address",
         max_length=512,
-        rules=(matches(r"^https?://.+$", "give a URL, for example http://prometheus.monitoring.svc:9090"),),
+        rules=(
+            matches(r"^https?://.+$", "give a URL, for example http://prometheus.monitoring.svc:9090"),
+            lacks(
+                r"^[^/]*//[^/?#]*@",
+                "put no user and password into the address, which all may read: give the operator a token by"
+                " prometheus.tokenSecret of the chart",
+            ),
+        ),
     )
     utilization_query: str | None = field(
         None,

@@ -166,13 +166,13 @@ class PrometheusReader:
 
 
 class _Client:
-    """`PrometheusConnect` without its retries, and with one kind of error."""
+    """`PrometheusConnect` without its retries, and with one kind of error, that shows no password of the address."""
 
     def __init__(self, address: str, headers: dict[str, str], timeout: int) -> None:
-        self._address = address.rstrip("/")
+        self._shown = address.rpartition("@")[2].rstrip("/")
         try:
             self._connect = PrometheusConnect(
-                url=self._address, headers=headers, retry=Retry(0, read=False), timeout=timeout
+                url=address.rstrip("/"), headers=headers, retry=Retry(0, read=False), timeout=timeout
             )
         except ValueError as error:  # an address that is no URL
             raise _NoAnswer(self._not_prometheus()) from error
@@ -199,19 +199,19 @@ class _Client:
         code = match.group(1) if match else "?"
         if code in ("401", "403"):
             fix = "give the operator a token that may query it (prometheus.bearerTokenFile)"
-            return Missing("Unauthorized", f"Prometheus at {self._address} answers {code}: {fix}")
+            return Missing("Unauthorized", f"Prometheus at {self._shown} answers {code}: {fix}")
         if code == "404":
             return self._not_prometheus()
-        return Missing("QueryFailed", f"Prometheus at {self._address} answers {text[:300]}")
+        return Missing("QueryFailed", f"Prometheus at {self._shown} answers {text[:300]}")
 
     def _not_prometheus(self) -> Missing:
         fix = "check prometheus.address, it must be the base URL of a Prometheus HTTP API"
-        return Missing("NotPrometheus", f"what answers at {self._address} is not a Prometheus API: {fix}")
+        return Missing("NotPrometheus", f"what answers at {self._shown} is not a Prometheus API: {fix}")
 
     def _unreachable(self, error: Exception) -> Missing:
         what = "did not answer in time" if isinstance(error, requests.exceptions.Timeout) else "cannot be reached"
         fix = "check prometheus.address, that Prometheus runs, and that network policies allow it"
-        return Missing("Unreachable", f"Prometheus at {self._address} {what}: {fix}")
+        return Missing("Unreachable", f"Prometheus at {self._shown} {what}: {fix}")
 
 
 # --- from results to metrics ---------------------------------------------------------------------------------------
