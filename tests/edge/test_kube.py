@@ -450,6 +450,37 @@ async def test_no_way_to_the_cluster_is_a_matter_of_configuration(path: str | No
         await module.connect(path)
 
 
+_BAD_CA = {"clusters": [{"name": "c", "cluster": {"server": "https://x", "certificate-authority-data": "%"}}]}
+_NO_CA = {"clusters": [{"name": "c", "cluster": {"server": "https://x", "certificate-authority-data": "bm8gUEVN"}}]}
+_REST = {
+    "users": [{"name": "u", "user": {"token": "t"}}],
+    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    "current-context": "x",
+}
+BROKEN: dict[str, tuple[bytes | None, str]] = {
+    "malformed": (b"clusters: [", "parsing"),
+    "text": (b"no kubeconfig at all", "the form"),
+    "a list": (b"[]", "the form"),
+    "empty": (b"", "the form"),
+    "a NUL byte": (b"a: \0", "unacceptable character"),
+    "no UTF-8": (b"\xff\xfe\xfd", "utf-8"),
+    "base64 that is none": (json.dumps(_BAD_CA | _REST).encode(), "certificate"),
+    "a CA that is none": (json.dumps(_NO_CA | _REST).encode(), "certificate"),
+    "a directory": (None, "directory"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+async def test_a_broken_kubeconfig_is_named_with_what_is_wrong(case: str, tmp_path: Path) -> None:
+    path, (content, wrong) = tmp_path / "config", BROKEN[case]
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"(?s)through kubeconfig {path}: .*{wrong}"):
+        await module.connect(str(path))
+
+
 async def test_the_lease_never_waits_for_a_connection_that_a_watch_holds(server: Scripted, kubeconfig: Path) -> None:
     """Ten watched namespaces hold a hundred watches; a client has a hundred connections where nothing is said."""
 

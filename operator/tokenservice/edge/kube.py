@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from aiohttp.http_exceptions import HttpProcessingError
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
@@ -92,6 +93,13 @@ class WatchEvent:
     object: Json
 
 
+_BROKEN = (
+    *(kubernetes_config.ConfigException, yaml.YAMLError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+)
+"""What a file shows that is no kubeconfig: its loader takes the form for granted."""
+
+
 async def connect(kubeconfig: str | None = None, context: str | None = None) -> kubernetes_client.ApiClient:
     """A connection from a kubeconfig, or without one as the pod's own ServiceAccount.
 
@@ -104,15 +112,20 @@ async def connect(kubeconfig: str | None = None, context: str | None = None) -> 
             await kubernetes_config.load_kube_config(kubeconfig, context, configuration)  # type: ignore[no-untyped-call]
         else:
             kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-    except kubernetes_config.ConfigException as error:
+        # Each watch of a kind in a namespace holds a connection, and the Lease must never wait for one: writes are
+        # bounded by who makes them.
+        configuration.connection_pool_maxsize = 0
+        client = kubernetes_client.ApiClient(configuration)
+    except _BROKEN as error:
         where = f"kubeconfig {kubeconfig}" if kubeconfig else "the pod's ServiceAccount (or give --kubeconfig)"
-        raise ConfigurationError(f"no way to the API server through {where}: {error}") from error
-    # Each watch of a kind in a namespace holds a connection, and the Lease must never wait for one: writes are bounded
-    # by who makes them.
-    configuration.connection_pool_maxsize = 0
-    client = kubernetes_client.ApiClient(configuration)
+        raise ConfigurationError(f"no way to the API server through {where}: {_what_is_wrong(error)}") from error
     client.user_agent = USER_AGENT
     return client
+
+
+def _what_is_wrong(error: Exception) -> str:
+    formless = isinstance(error, LookupError | TypeError | AttributeError)
+    return f"it does not have the form of one ({error})" if formless else str(error) or type(error).__name__
 
 
 class Kube:
