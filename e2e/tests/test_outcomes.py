@@ -13,7 +13,9 @@ import requests
 
 from e2e.tests.support.api import Json, is_true, throughout
 from e2e.tests.support.bed import reinstalled
+from e2e.tests.support.nodes import foreign_pod
 from e2e.tests.support.site import MODEL, Site
+from tokenservice.core.names import VARIANT_LABEL
 
 pytestmark = pytest.mark.cluster
 
@@ -374,3 +376,20 @@ def test_a_claim_that_is_not_there_is_told_and_costs_no_replica(site: Site) -> N
     said = stalled(site, "EngineFailed", 'persistentvolumeclaim "weights" not found')["message"]
     assert "create the claim" in said
     assert set(site.endpoints()) == good
+
+
+def test_a_change_of_variant_gets_through_where_no_accelerator_is_free(site: Site) -> None:
+    """Another engine is another Deployment. One replica can be missed: it makes room for its successor."""
+    site.bed.cluster.apply(foreign_pod(site, "neighbour", site.node(), gpus=6))
+    asked: dict[str, Any] = {"scaling": {"minReplicas": 1}, "replicas": 2}
+    site.serving(**asked)
+    with site.traffic(rate=0.5) as traffic:
+        site.apply(**asked, engine={"name": "SGLang"})
+        site.eventually(lambda: [_variant(it) for it in site.deployments()] == ["h100-sglang-tp1-bf16"], "it took over")
+        site.eventually(lambda: len(site.endpoints()) == 2, "both serve")
+        traffic.goes_on(2)
+    assert traffic.lost == {}
+
+
+def _variant(deployment: Json) -> str:
+    return str(deployment["metadata"]["labels"][VARIANT_LABEL])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -127,3 +128,31 @@ def test_of_several_deployments_no_more_exchange_in_place_than_can_be_missed() -
     applied = [action for action in made.round().actions if isinstance(action, Apply)]
     strategies = [one.manifest["spec"]["strategy"] for one in applied if one.manifest["kind"] == "Deployment"]
     assert sum(one["rollingUpdate"]["maxUnavailable"] for one in strategies) == 1
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_change_of_variant_gets_through_a_full_cluster_and_lets_nothing_go_before_its_time(nodes: int) -> None:
+    """Eight serve, four are needed. Where there is room, successors come first; where not, one goes at a time."""
+    before = make_service("chat", scaling={"minReplicas": 4})
+    after = make_service("chat", scaling={"minReplicas": 4}, engine={"quantization": "FP8"})
+    made = World(
+        services=[after],
+        nodes=[make_node(f"n{number}") for number in range(nodes)],
+        metrics={after.key: make_metrics(1.0, engines_reporting=99)},
+        extra={"profiles": (H100_8B, FP8)},
+        start_seconds=60.0,
+    )
+    old = make_deployment(before, 8)
+    made.children = {old.key: old}
+    made.pods = {name: make_pod(name, node="n0") for name in (f"p{number}" for number in range(8))}
+    counts_of_old = []
+    for _ in range(30):
+        made.round()
+        assert made.serving(after.key) >= 4
+        if old.key in made.children:
+            assert made.serving(after.key) >= 7
+            counts_of_old.append(int(made.children[old.key].body["spec"]["replicas"]))
+    assert {pod.variant for pod in made.pods.values()} == {VARIANT.replace("bf16", "fp8")}
+    assert made.serving(after.key) == 4
+    assert (min(counts_of_old) < 8) is (nodes == 1)
+    assert all(more - fewer <= 1 for more, fewer in pairwise(counts_of_old))

@@ -22,7 +22,7 @@ from tokenservice.core.model import (
     Settings,
     Snapshot,
 )
-from tokenservice.core.names import VARIANT_LABEL, deployment_name
+from tokenservice.core.names import SERVICE_LABEL, VARIANT_LABEL, deployment_name
 
 NOW = 1_800_000_000.0
 FLEET = TokenFleetSpec.model_validate({"consolidation": {"scaleDownWindowSeconds": 120}})
@@ -127,7 +127,7 @@ def make_deployment(
             "name": name,
             "namespace": service.key.namespace,
             "generation": 1,
-            "labels": {VARIANT_LABEL: variant},
+            "labels": {SERVICE_LABEL: service.key.name, VARIANT_LABEL: variant},
             "annotations": annotations or {},
         },
         "spec": {"replicas": replicas},

@@ -40,7 +40,7 @@ from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.pace import turn
 from tokenservice.core.reporting import Decided, told
 from tokenservice.core.rollback import failure, with_history
-from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, retired, step
+from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, making_room, retired, step
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.stragglers import lasting, since, stragglers
 from tokenservice.core.utilization import Interval
@@ -195,7 +195,12 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
     done = facts.memo.recall_each(
         "quiet",
         keys,
-        (tuple(asked.values()), column(grants, keys, None), column(facts.all_belongings, keys, ())),
+        (
+            tuple(asked.values()),
+            column(grants, keys, None),
+            column(facts.all_belongings, keys, ()),
+            column(facts.going, keys, ()),
+        ),
         lambda new: [_recalled_actions(facts, asked[key], grants[key]) for key in new],
         _nothing,
         shared=(facts.snapshot.stale_kinds, facts.scope),
@@ -207,7 +212,7 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
 def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     """New demand alone gives no other manifests: those that were compared with the same objects need no second look."""
     key, ways = seen.service.key, [variant for variant, _ in seen.ranked]
-    around = (facts.belongings(key), facts.snapshot.stale_kinds, facts.scope)
+    around = (facts.belongings(key), facts.going.get(key, ()), facts.snapshot.stale_kinds, facts.scope)
     given = (
         seen.service.spec,
         seen.service.uid,
@@ -295,14 +300,16 @@ def _reason(next_step: Step) -> Reason:
     return Reason.UPDATED if next_step.reason is Reason.STEADY else next_step.reason
 
 
-def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
+def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> Sequence[Action]:
     if facts.snapshot.stale_kinds:
         return []
-    gone = retired(facts, seen.service.key, grant.counts, grant.want.replicas)
-    return [
-        delete(child, seen.service.key, Reason.REMOVED, f"{child.key.name}: its variant is no longer used")
-        for child in gone
-    ]
+    key = seen.service.key
+    gone = retired(facts, key, grant.counts, grant.want.replicas)
+    if gone:
+        why = "its variant is no longer used"
+        return [delete(child, key, Reason.REMOVED, f"{child.key.name}: {why}") for child in gone]
+    fewer = making_room(facts, key, grant.counts, seen.owed)
+    return [] if fewer is None else [fewer]
 
 
 def _unlisted(facts: Facts, service: Service) -> Iterable[Action]:

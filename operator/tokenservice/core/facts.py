@@ -42,9 +42,9 @@ class Pods:
 
     A replica of several pods is its leader here; the pods that only work for one are its `workers`. `engines` are ours,
     of which only those that live are in `by_variant`, `by_service` and `workers`. `residents` are on a node or on their
-    way there, by its name, whoever they are; `staying` are ours that are to stay where they are. Of ours that are not
-    going, those in `gated` are held back by our gate alone, in `moving` are marked by a move, and in `stuck` find no
-    room, under True.
+    way there, by its name, whoever they are; `staying` are ours that are to stay where they are, `going` those that are
+    on their way out, by service. Of ours that are not going, those in `gated` are held back by our gate alone, in
+    `moving` are marked by a move, and in `stuck` find no room, under True.
     """
 
     engines: tuple[Pod, ...]
@@ -53,6 +53,7 @@ class Pods:
     workers: Mapping[ServiceKey, tuple[Pod, ...]]
     residents: Mapping[str, tuple[Pod, ...]]
     staying: Mapping[str, tuple[Pod, ...]]
+    going: Mapping[ServiceKey, tuple[Pod, ...]]
     gated: Mapping[bool, tuple[Pod, ...]]
     moving: Mapping[bool, tuple[Pod, ...]]
     stuck: Mapping[bool, tuple[Pod, ...]]
@@ -96,6 +97,7 @@ _KEYS: Mapping[str, Callable[[Pod], Any]] = {
     "workers": lambda pod: _alive(pod) if pod.worker else None,
     "residents": home,
     "staying": stand,
+    "going": lambda pod: pod.service if pod.deleting else None,
     "gated": lambda pod: (pod.gated and not pod.other_gates and _staying(pod)) or None,
     "moving": lambda pod: (pod.deletion_cost <= LEAVING and _staying(pod)) or None,
     "stuck": lambda pod: (pod.unschedulable and _staying(pod)) or None,
@@ -231,6 +233,11 @@ class Facts:
     def staying(self) -> Mapping[str, tuple[Pod, ...]]:
         """Pods of ours that are to stay where they are, by the node that they are bound to."""
         return self._pods.staying
+
+    @property
+    def going(self) -> Mapping[ServiceKey, tuple[Pod, ...]]:
+        """Pods of ours on their way out, by service: they hold what they have until they are gone."""
+        return self._pods.going
 
     @property
     def gated(self) -> tuple[Pod, ...]:

@@ -247,6 +247,34 @@ def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int], asked:
     return tuple(old) if serving >= wanted else tuple(child for child in old if replicas(child) == 0)
 
 
+def making_room(facts: Facts, service: ServiceKey, counts: Mapping[str, int], owed: int) -> Apply | None:
+    """One replica less of a variant that is wanted no more: its successors find no room, and the others are enough.
+
+    One at a time: nothing goes while one is going or a successor starts. The template stays what it is.
+    """
+    pods = facts.pods_of(service)
+    successors = [pod for pod in pods if pod.variant in counts]
+    waits = any(pod.unschedulable and pod.unbound is None for pod in successors)
+    starts = any(pod.node is not None and not pod.ready for pod in successors)
+    if not waits or starts or service in facts.going or sum(pod.ready for pod in pods) <= owed:
+        return None
+    old = [pair for pair in sorted(facts.deployments.get(service, {}).items()) if pair[0] not in counts]
+    for variant, child in old:
+        count = replicas(child)
+        if count > 0 and not spans_nodes(child) and not rolling_out(child):
+            why = f"{variant}: {count} -> {count - 1} replicas, to make room for a successor that finds none"
+            return apply(_with_count(child, count - 1), child, service, Reason.SCALED_DOWN, why)
+    return None
+
+
+def _with_count(child: Child, count: int) -> Json:
+    """The Deployment as it stands, with another count."""
+    kept = ("name", "namespace", "labels", "annotations", "ownerReferences")
+    metadata = {name: value for name, value in child.body["metadata"].items() if name in kept}
+    spec = {**child.body["spec"], "replicas": count}
+    return {"apiVersion": child.body["apiVersion"], "kind": child.key.kind, "metadata": metadata, "spec": spec}
+
+
 def delete(child: Child, service: ServiceKey, reason: Reason, message: str, after: tuple[str, ...] = ()) -> Delete:
     """Deletes exactly the object that was seen."""
     return Delete(
