@@ -441,6 +441,7 @@ WRONG = {
     "a negative count": (values(operator__replicas=-1), "replicas"),
     "a short digest": (values(image__digest="sha256:abc"), "digest"),
     "an address without scheme": (values(prometheus__address="prometheus:9090"), "address"),
+    "two ports that are one": (values(metrics__port=8081, health__port=8081), "give each a port of its own"),
     "an address with a password": (values(prometheus__address="http://a:b@prometheus:9090"), "prometheus.tokenSecret"),
     "a plain webhook URL": (values(webhook__url="http://example.com"), "url"),
     "an image with a space": (values(engineImages__vllm__amd="a b"), "amd"),
@@ -472,3 +473,17 @@ def test_the_schema_describes_every_value() -> None:
     assert schema["additionalProperties"] is False
     assert not list(closed(schema, given))
     assert set(schema["properties"]) == set(given) | {"global"}
+
+
+def test_what_yaml_takes_for_numbers_and_truths_reaches_the_operator_as_it_was_written(tmp_path: Path) -> None:
+    """A namespace may be all digits, a domain `on`; no patch is an empty one."""
+    unusual = (*values(clusterDomain="on", enginePodPatch=None), "--namespace=1234", *MONITORING)
+    objects = rendered(*unusual)
+    file = tmp_path / "config.yaml"
+    file.write_text(only(objects, "ConfigMap")["data"]["config.yaml"])
+    read = load(str(file))
+    assert (read.lease.namespace, read.core.cluster_domain, read.core.pod_patch) == ("1234", "on", {})
+    names = [it["metadata"].get("namespace", "1234") for it in objects]
+    assert set(names) == {"1234"}
+    subjects = [subject for it in objects for subject in it.get("subjects", ())]
+    assert {subject["namespace"] for subject in subjects} == {"1234"}
