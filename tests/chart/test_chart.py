@@ -441,6 +441,7 @@ WRONG = {
     "a negative count": (values(operator__replicas=-1), "replicas"),
     "a short digest": (values(image__digest="sha256:abc"), "digest"),
     "an address without scheme": (values(prometheus__address="prometheus:9090"), "address"),
+    "a port of the webhook that is another's": (values(webhook__port=8080), "give each a port of its own"),
     "two ports that are one": (values(metrics__port=8081, health__port=8081), "give each a port of its own"),
     "an address with a password": (values(prometheus__address="http://a:b@prometheus:9090"), "prometheus.tokenSecret"),
     "a plain webhook URL": (values(webhook__url="http://example.com"), "url"),
@@ -487,3 +488,8 @@ def test_what_yaml_takes_for_numbers_and_truths_reaches_the_operator_as_it_was_w
     assert set(names) == {"1234"}
     subjects = [subject for it in objects for subject in it.get("subjects", ())]
     assert {subject["namespace"] for subject in subjects} == {"1234"}
+
+
+def test_no_address_and_no_webhook_are_no_mistake() -> None:
+    none = values(prometheus__address=None, webhook__enabled=False, webhook__port=8080)
+    assert config(*none)["prometheus"]["address"] in (None, "")

@@ -217,7 +217,7 @@ def test_no_replica_makes_room_for_one_that_waits_for_a_volume(unbound: str | No
     story.change({"replicas": 2, "engine": {"maxNumSeqs": 32}})
     pods = [*story.pods[:-1], waiting_for(unbound)]
     (deployment,) = [child for key, child in story.children.items() if key.kind == "Deployment"]
-    assert bool(exchanged_in_place({VARIANT: deployment}, pods, 1)) == (unbound is None)
+    assert bool(exchanged_in_place({VARIANT: deployment}, frozenset({VARIANT}), pods, 1)) == (unbound is None)
 
 
 MOUNT = 'FailedMount: MountVolume.SetUp failed for volume "weights" : secret "hub" not found'

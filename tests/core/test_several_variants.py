@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.build import (
     FLEET,
+    GPU,
     H100,
     H100_8B,
     VARIANT,
@@ -20,8 +21,9 @@ from tests.support.build import (
     make_service,
 )
 from tests.support.world import World
-from tokenservice.core.model import Apply, Missing, Profile
+from tokenservice.core.model import Apply, Missing, ObjectKey, Profile
 from tokenservice.core.names import ENGINE_KINDS
+from tokenservice.core.room import rooms
 
 A100 = replace(
     H100,
@@ -130,29 +132,76 @@ def test_of_several_deployments_no_more_exchange_in_place_than_can_be_missed() -
     assert sum(one["rollingUpdate"]["maxUnavailable"] for one in strategies) == 1
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_change_of_variant_gets_through_a_full_cluster_and_lets_nothing_go_before_its_time(nodes: int) -> None:
-    """Eight serve, four are needed. Where there is room, successors come first; where not, one goes at a time."""
-    before = make_service("chat", scaling={"minReplicas": 4})
-    after = make_service("chat", scaling={"minReplicas": 4}, engine={"quantization": "FP8"})
-    made = World(
+@dataclass
+class Slow(World):
+    """Its scheduler looks again at what found no room after ten seconds, as the real one does in the end."""
+
+    def _schedule(self) -> None:
+        if self.now % 10 == 0:
+            super()._schedule()
+
+
+@dataclass
+class Crowded(World):
+    """Whatever becomes free is taken by somebody else before anybody of ours."""
+
+    def _schedule(self) -> None:
+        for name, room in rooms(self.nodes, self.pods.values()).items():
+            for number in range(room.free[GPU]):
+                foreign = make_pod(f"foreign-{self.now}-{number}", node=name, service=None, gpus=1)
+                self.pods[foreign.name] = foreign
+        super()._schedule()
+
+
+def changing(kind: type[World], *, nodes: int = 1, gpus: int = 1, wanted: int = 4) -> tuple[World, ObjectKey]:
+    """A service that goes from BF16, of which eight replicas stand on the first node, to FP8; its old Deployment."""
+    before = make_service("chat", scaling={"minReplicas": wanted})
+    after = make_service("chat", scaling={"minReplicas": wanted}, engine={"quantization": "FP8"})
+    other = replace(FP8, spec=FP8.spec.model_copy(update={"tensor_parallel_size": gpus}))
+    made = kind(
         services=[after],
         nodes=[make_node(f"n{number}") for number in range(nodes)],
         metrics={after.key: make_metrics(1.0, engines_reporting=99)},
-        extra={"profiles": (H100_8B, FP8)},
+        extra={"profiles": (H100_8B, other)},
         start_seconds=60.0,
     )
     old = make_deployment(before, 8)
     made.children = {old.key: old}
     made.pods = {name: make_pod(name, node="n0") for name in (f"p{number}" for number in range(8))}
-    counts_of_old = []
-    for _ in range(30):
+    return made, old.key
+
+
+@pytest.mark.parametrize(("kind", "nodes"), [(World, 1), (World, 2), (Slow, 1)])
+def test_a_change_of_variant_gets_through_a_full_cluster_and_lets_nothing_go_before_its_time(
+    kind: type[World], nodes: int
+) -> None:
+    """Eight serve, four are needed. Where there is room, successors come first; where not, one goes at a time."""
+    made, old = changing(kind, nodes=nodes)
+    service, counts_of_old = made.services[0].key, []
+    for _ in range(60):
         made.round()
-        assert made.serving(after.key) >= 4
-        if old.key in made.children:
-            assert made.serving(after.key) >= 7
-            counts_of_old.append(int(made.children[old.key].body["spec"]["replicas"]))
+        assert made.serving(service) >= 4
+        if old in made.children:
+            assert made.serving(service) >= 7
+            counts_of_old.append(int(made.children[old].body["spec"]["replicas"]))
     assert {pod.variant for pod in made.pods.values()} == {VARIANT.replace("bf16", "fp8")}
-    assert made.serving(after.key) == 4
+    assert made.serving(service) == 4
     assert (min(counts_of_old) < 8) is (nodes == 1)
     assert all(more - fewer <= 1 for more, fewer in pairwise(counts_of_old))
+
+
+def test_who_holds_another_room_than_a_successor_waits_for_makes_none() -> None:
+    made, old = changing(World, gpus=4)
+    made.run(30)
+    assert made.children[old].body["spec"]["replicas"] == made.serving(made.services[0].key) == 8
+
+
+def test_room_that_somebody_else_takes_costs_one_replica_of_what_is_wanted() -> None:
+    """And not the whole headroom: what is owed takes the recent peak without any."""
+    made, _ = changing(Crowded, wanted=1)
+    service = made.services[0].key
+    for _ in range(60):
+        made.metrics = {service: make_metrics(100.0, engines_reporting=made.serving(service))}
+        made.round()
+    (wanted,) = [child.body["spec"]["replicas"] for key, child in made.children.items() if key.name.endswith("fp8")]
+    assert 5 < made.serving(service) == wanted - 1

@@ -199,20 +199,21 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
             tuple(asked.values()),
             column(grants, keys, None),
             column(facts.all_belongings, keys, ()),
-            column(facts.going, keys, ()),
         ),
         lambda new: [_recalled_actions(facts, asked[key], grants[key]) for key in new],
         _nothing,
         shared=(facts.snapshot.stale_kinds, facts.scope),
     )
     found = [action for mine in done.values() for action in mine]
+    without_room = {pod.service for pod in facts.stuck}
+    found += [action for key in keys if key in without_room for action in _giving_way(facts, asked[key], grants[key])]
     return sorted(found, key=lambda action: action.can_wait)
 
 
 def _recalled_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     """New demand alone gives no other manifests: those that were compared with the same objects need no second look."""
     key, ways = seen.service.key, [variant for variant, _ in seen.ranked]
-    around = (facts.belongings(key), facts.going.get(key, ()), facts.snapshot.stale_kinds, facts.scope)
+    around = (facts.belongings(key), facts.snapshot.stale_kinds, facts.scope)
     given = (
         seen.service.spec,
         seen.service.uid,
@@ -285,7 +286,7 @@ def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[st
     next_step = step(facts, service.key, name, count, live)
     settings, fleet = facts.snapshot.settings, facts.snapshot.fleet
     pods = facts.pods.get((service.key, name), ())
-    in_place = name in exchanged_in_place(deployments, facts.pods_of(service.key), seen.owed)
+    in_place = name in exchanged_in_place(deployments, seen.ways, facts.pods_of(service.key), seen.owed)
     manifest = engines_of(
         service, variant, next_step.replicas, settings, fleet=fleet, surge=next_step.surge, in_place=in_place
     )
@@ -300,16 +301,23 @@ def _reason(next_step: Step) -> Reason:
     return Reason.UPDATED if next_step.reason is Reason.STEADY else next_step.reason
 
 
-def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> Sequence[Action]:
+def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     if facts.snapshot.stale_kinds:
         return []
+    gone = retired(facts, seen.service.key, grant.counts, grant.want.replicas)
+    return [
+        delete(child, seen.service.key, Reason.REMOVED, f"{child.key.name}: its variant is no longer used")
+        for child in gone
+    ]
+
+
+def _giving_way(facts: Facts, seen: Outlook, grant: Grant) -> Iterable[Action]:
+    """What goes of a variant that is wanted no more, so that its successors find room."""
     key = seen.service.key
-    gone = retired(facts, key, grant.counts, grant.want.replicas)
-    if gone:
-        why = "its variant is no longer used"
-        return [delete(child, key, Reason.REMOVED, f"{child.key.name}: {why}") for child in gone]
-    fewer = making_room(facts, key, grant.counts, seen.owed)
-    return [] if fewer is None else [fewer]
+    if not facts.snapshot.stale_kinds and not retired(facts, key, grant.counts, grant.want.replicas):
+        fewer = making_room(facts, key, grant.counts, seen.owed)
+        if fewer is not None:
+            yield fewer
 
 
 def _unlisted(facts: Facts, service: Service) -> Iterable[Action]:

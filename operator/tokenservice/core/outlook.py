@@ -57,6 +57,11 @@ class Outlook:
         return self.demand.arriving / able if able > 0 else 0.0
 
     @property
+    def ways(self) -> frozenset[str]:
+        """Names of the variants in which it may run."""
+        return frozenset(variant.name for variant, _ in self.ranked)
+
+    @property
     def queued(self) -> bool:
         """Whether a queue stands: more than arrives in a second."""
         return not isinstance(self.demand, Missing) and self.demand.waiting > self.demand.arriving

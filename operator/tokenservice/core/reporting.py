@@ -287,7 +287,7 @@ def _exchange(facts: Facts, seen: Outlook) -> str:
             "the change waits: a LeaderWorkerSet starts no successor of a single replica (ask for 2 replicas for a"
             " while, or delete the LeaderWorkerSet to exchange it without one that serves)"
         )
-    if exchanged_in_place(deployments, pods, seen.owed):
+    if exchanged_in_place(deployments, seen.ways, pods, seen.owed):
         return "changes are being rolled out in place, one replica at a time: no accelerators are free for a surge"
     if exchanging and any(pod.unschedulable for pod in pods):
         ready = sum(pod.ready for pod in pods)

@@ -8,7 +8,7 @@ falls back. All of this is read off the objects on every pass, so a restart in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from tokenservice.core.drift import differs
@@ -30,6 +30,7 @@ from tokenservice.core.model import (
 from tokenservice.core.packing import victims
 from tokenservice.core.refusal import refused_pods
 from tokenservice.core.repack import LEAVING, VICTIM
+from tokenservice.core.room import usable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,14 +226,17 @@ def mark(pod: Pod, cost: int, reason: Reason, why: str) -> SetDeletionCost:
     )
 
 
-def exchanged_in_place(deployments: Mapping[str, Child], pods: Sequence[Pod], owed: int) -> frozenset[str]:
+def exchanged_in_place(
+    deployments: Mapping[str, Child], ways: Set[str], pods: Sequence[Pod], owed: int
+) -> frozenset[str]:
     """Variants of which a replica may go before its successor serves: that finds no room, and the others are enough.
 
     Only for as long as it waits: once it has the room, the exchange goes on with a surge again. Where it waits for a
-    volume, room would not help it. Each Deployment may be one short then, so no more of them than can be missed.
+    volume, room would not help it. Of variants that are among the `ways` to run the service; and as each Deployment may
+    be one short then, of no more than can be missed.
     """
     waiting = {pod.variant for pod in pods if pod.unschedulable and not pod.ready and pod.unbound is None}
-    may = sorted(variant for variant, child in deployments.items() if variant in waiting and rolling_out(child))
+    may = sorted(variant for variant, child in deployments.items() if variant in waiting & ways and rolling_out(child))
     return frozenset(may[: max(0, sum(pod.ready for pod in pods) - owed)])
 
 
@@ -250,21 +254,45 @@ def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int], asked:
 def making_room(facts: Facts, service: ServiceKey, counts: Mapping[str, int], owed: int) -> Apply | None:
     """One replica less of a variant that is wanted no more: its successors find no room, and the others are enough.
 
-    One at a time: nothing goes while one is going or a successor starts. The template stays what it is.
+    Only what holds the very room that a successor waits for goes, and one at a time: nothing while one is going, a
+    successor starts, or there is room that the scheduler has yet to see. Of what is wanted one is missed at most, who
+    ever takes the room. The template stays what it is.
     """
     pods = facts.pods_of(service)
     successors = [pod for pod in pods if pod.variant in counts]
-    waits = any(pod.unschedulable and pod.unbound is None for pod in successors)
+    waiting = [pod for pod in successors if pod.unschedulable and pod.unbound is None]
     starts = any(pod.node is not None and not pod.ready for pod in successors)
-    if not waits or starts or service in facts.going or sum(pod.ready for pod in pods) <= owed:
+    fewest = max(owed, sum(counts.values()) - 1)
+    if not waiting or starts or _going(facts, service) or sum(pod.ready for pod in pods) <= fewest:
+        return None
+    if any(_has_room(facts, pod) for pod in waiting):
         return None
     old = [pair for pair in sorted(facts.deployments.get(service, {}).items()) if pair[0] not in counts]
     for variant, child in old:
         count = replicas(child)
-        if count > 0 and not spans_nodes(child) and not rolling_out(child):
+        leaves_room = any(
+            _alike(facts, pod, other) for pod in facts.pods.get((service, variant), ()) for other in waiting
+        )
+        if count > 0 and leaves_room and not spans_nodes(child) and not rolling_out(child):
             why = f"{variant}: {count} -> {count - 1} replicas, to make room for a successor that finds none"
             return apply(_with_count(child, count - 1), child, service, Reason.SCALED_DOWN, why)
     return None
+
+
+def _has_room(facts: Facts, pod: Pod) -> bool:
+    rooms = facts.rooms.values()
+    return any(usable(room.node) and room.fits(pod) and facts.admits(pod, room) for room in rooms)
+
+
+def _going(facts: Facts, service: ServiceKey) -> bool:
+    """Whether a pod of the service is on its way out, on a node that lives; on another it may be so for ever."""
+    nodes = [facts.nodes.get(pod.node or "") for pod in facts.going.get(service, ())]
+    return any(node is not None and node.ready for node in nodes)
+
+
+def _alike(facts: Facts, pod: Pod, other: Pod) -> bool:
+    """Whether they take the same room."""
+    return pod.accelerators == other.accelerators and facts.accelerator_of(pod) == facts.accelerator_of(other)
 
 
 def _with_count(child: Child, count: int) -> Json:
