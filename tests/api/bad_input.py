@@ -361,6 +361,7 @@ BAD = (
     ),
     Bad(
         "Prometheus with a password in its address",
+        # pragma: allowlist nextline secret
         _spec(prometheus={"address": "https://reader:secret@prometheus:9090"}),
         "spec.prometheus.address",
         "put no user and password into the address",

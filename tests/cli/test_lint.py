@@ -16,7 +16,7 @@ from tokenservice.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 HEAD = "apiVersion: taas.dev/v1alpha1\nkind: TokenService\nmetadata: {name: chat}\n"
-SECRET = "apiVersion: v1\nkind: Secret\nmetadata: {name: hugging-face}\nstringData: {token: x}\n"
+FOREIGN = "apiVersion: v1\nkind: Secret\nmetadata: {name: hugging-face}\nstringData: {token: x}\n"
 MODEL = "spec:\n  model: {uri: 'hf://Qwen/Qwen3-32B'}\n"
 
 
@@ -163,12 +163,12 @@ def test_items_of_a_list_are_judged_one_by_one() -> None:
 
 
 def test_kinds_of_others_are_none_of_our_business() -> None:
-    assert told(SECRET, HEAD + MODEL + "---\n" + SECRET) == []
+    assert told(FOREIGN, HEAD + MODEL + "---\n" + FOREIGN) == []
 
 
 def test_files_with_kinds_of_others_alone_are_noted_and_no_error(tmp_path: Path) -> None:
     file = tmp_path / "secret.yaml"
-    file.write_text(SECRET + "---\n" + SECRET)
+    file.write_text(FOREIGN + "---\n" + FOREIGN)
     done = CliRunner().invoke(app, ["lint", str(file)])
     assert done.exit_code == 0
     assert f"{file}: nothing of taas.dev/v1alpha1 to judge, only Secret\n0 resources" in done.output

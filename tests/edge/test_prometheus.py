@@ -528,7 +528,9 @@ def test_merging_keeps_the_total_and_never_falls(
 
 
 @pytest.mark.parametrize(
-    "address", ["http://reader:hunter2@127.0.0.1:1", "http://reader:hunter2@[::1", "reader:hunter2@x"]
+    "address",
+    # pragma: allowlist nextline secret
+    ["http://reader:hunter2@127.0.0.1:1", "http://reader:hunter2@[::1", "reader:hunter2@x"],
 )
 async def test_a_password_in_the_address_is_told_to_nobody(address: str) -> None:
     """The message stands in the status of every TokenService."""
