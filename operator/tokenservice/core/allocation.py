@@ -115,10 +115,15 @@ def _precedence(service: Service) -> tuple[int, float, str, str]:
     return (tier, service.created_at, service.key.namespace, service.key.name)
 
 
+def open_room(facts: Facts) -> Yard:
+    """Room that new pods may have."""
+    return Yard((room for room in facts.rooms.values() if usable(room.node)), facts.admits, facts.site)
+
+
 def after_pending(facts: Facts) -> Yard:
     """Room that is left once pods that wait for a node have theirs."""
     waiting = [p for p in facts.engine_pods if p.node is None and not p.deleting and (p.gated or not p.nominated_node)]
-    left = Yard((room for room in facts.rooms.values() if usable(room.node)), facts.admits, facts.site)
+    left = open_room(facts)
     for pod in sorted(waiting, key=lambda pod: (pod.created_at, pod.namespace, pod.name)):
         left.fill(pod)
     return left

@@ -195,11 +195,7 @@ def _actions(facts: Facts, outlooks: Iterable[Outlook], grants: Mapping[ServiceK
     done = facts.memo.recall_each(
         "quiet",
         keys,
-        (
-            tuple(asked.values()),
-            column(grants, keys, None),
-            column(facts.all_belongings, keys, ()),
-        ),
+        (tuple(asked.values()), column(grants, keys, None), column(facts.all_belongings, keys, ())),
         lambda new: [_recalled_actions(facts, asked[key], grants[key]) for key in new],
         _nothing,
         shared=(facts.snapshot.stale_kinds, facts.scope),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+from tokenservice.core.allocation import open_room
 from tokenservice.core.drift import differs
 from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes, surge
 from tokenservice.core.groups import ordinal
@@ -30,7 +31,6 @@ from tokenservice.core.model import (
 from tokenservice.core.packing import victims
 from tokenservice.core.refusal import refused_pods
 from tokenservice.core.repack import LEAVING, VICTIM
-from tokenservice.core.room import usable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +265,8 @@ def making_room(facts: Facts, service: ServiceKey, counts: Mapping[str, int], ow
     fewest = max(owed, sum(counts.values()) - 1)
     if not waiting or starts or _going(facts, service) or sum(pod.ready for pod in pods) <= fewest:
         return None
-    if any(_has_room(facts, pod) for pod in waiting):
+    room = open_room(facts)
+    if any(room.holds((pod,)) for pod in waiting):
         return None
     old = [pair for pair in sorted(facts.deployments.get(service, {}).items()) if pair[0] not in counts]
     for variant, child in old:
@@ -277,11 +278,6 @@ def making_room(facts: Facts, service: ServiceKey, counts: Mapping[str, int], ow
             why = f"{variant}: {count} -> {count - 1} replicas, to make room for a successor that finds none"
             return apply(_with_count(child, count - 1), child, service, Reason.SCALED_DOWN, why)
     return None
-
-
-def _has_room(facts: Facts, pod: Pod) -> bool:
-    rooms = facts.rooms.values()
-    return any(usable(room.node) and room.fits(pod) and facts.admits(pod, room) for room in rooms)
 
 
 def _going(facts: Facts, service: ServiceKey) -> bool:
