@@ -406,6 +406,23 @@ async def test_a_placed_pod_may_serve_before_its_gate_is_lifted() -> None:
     assert report.written == ((POD, server.objects[POD]["metadata"]["resourceVersion"]),)
 
 
+async def test_who_is_frozen_before_it_lifts_a_gate_lifts_none_that_another_holds_since() -> None:
+    server = Server()
+    uid = live_pod(server)
+    patch = server.patch
+
+    async def successor_writes(key: ObjectKey, body: Json, how: Patch, subresource: str = "") -> Json:
+        answer = await patch(key, body, how, subresource)
+        server.put(server.objects[key])
+        return answer
+
+    server.patch = successor_writes  # type: ignore[method-assign,assignment]
+    place = Place(id="p", reason=Reason.PLACED, message="", pod=POD, uid=uid, node="node-1")
+    report = await make_applier(server).apply([place])
+    assert report.outcomes[0].result is Result.CONFLICT
+    assert "spec" not in server.objects[POD]
+
+
 @pytest.mark.parametrize("failures", [[], [Invalid("a webhook says no")]], ids=["placed", "refused"])
 async def test_pods_without_a_node_are_let_go_when_no_other_can_lose_its_room_to_them(failures: list[ApiError]) -> None:
     """The scheduler knows nothing of what is planned: whoever is let go first takes what was meant for others."""

@@ -312,14 +312,17 @@ class Applier:
     async def place(self, pod: ObjectKey, uid: str, node: str | None) -> tuple[ObjectKey, str]:
         """Nominates, lets it serve, and only then lifts our gate: a pod without its gate can always become Ready.
 
-        Both are strategic merges, so that the conditions and the gates of others stay as they are.
+        Both are strategic merges, so that the conditions and the gates of others stay as they are. The second expects
+        what the first has written: a process that is frozen between the two lifts no gate that another holds since.
         """
         status: Json = {"conditions": [self._serving(True)]}
         if node is not None:
             status["nominatedNodeName"] = node
-        await self._writer.patch(pod, {"metadata": {"uid": uid}, "status": status}, Patch.STRATEGIC, "status")
+        body: Json = {"metadata": {"uid": uid}, "status": status}
+        _, revision = _written(await self._writer.patch(pod, body, Patch.STRATEGIC, "status"))
         lifted = {"schedulingGates": [{"$patch": "delete", "name": PLACEMENT_GATE}]}
-        return _written(await self._writer.patch(pod, {"metadata": {"uid": uid}, "spec": lifted}, Patch.STRATEGIC))
+        body = {"metadata": {"uid": uid, "resourceVersion": revision}, "spec": lifted}
+        return _written(await self._writer.patch(pod, body, Patch.STRATEGIC))
 
     def _serving(self, serving: bool) -> Json:
         now = datetime.fromtimestamp(self._wall_clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
