@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.build import FLEET, NOW, make_deployment, make_metrics, make_node, make_pod, make_service
+from tests.support.build import FLEET, NOW, VARIANT, make_deployment, make_metrics, make_node, make_pod, make_service
 from tests.support.build import make_snapshot as snapshot_of
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.capacity import Workload
@@ -507,14 +508,24 @@ def test_what_is_said_of_a_peak_that_nobody_knows_is_no_number() -> None:
     assert "inf " not in repr(passes(CHAT, LEARNED, quiet(1))[0].statuses)
 
 
-def test_another_time_to_load_begins_anew() -> None:
+@pytest.mark.parametrize("other", [{"lead_seconds": 130.0}, {"lead_seconds": 50.0}, {"unit": "h100-vllm-tp2-bf16"}])
+def test_another_time_to_load_and_replicas_of_another_worth_begin_anew(other: dict[str, Any]) -> None:
     before = passes(CHAT, LEARNED, quiet(200))[-1]
     record = before.hindsights[CHAT.key]
-    other = replace(before, hindsights={CHAT.key: replace(record, lead_seconds=record.lead_seconds + 1)})
-    after = passes(CHAT, LEARNED, quiet(2), before=other, start=NOW + 1000)
-    assert after[0].hindsights[CHAT.key].lead_seconds == record.lead_seconds
-    assert after[0].hindsights[CHAT.key].seconds == 0
+    known = replace(before, hindsights={CHAT.key: replace(record, **other)})
+    after = passes(CHAT, LEARNED, quiet(2), before=known, start=NOW + 1000)
+    anew = after[0].hindsights[CHAT.key]
+    assert (anew.lead_seconds, anew.unit, anew.seconds) == (record.lead_seconds, VARIANT, 0)
     assert wanted(after[1]) == IDLE_REPLICAS
+
+
+def test_a_start_that_takes_a_little_longer_forgets_nothing() -> None:
+    before = passes(CHAT, LEARNED, quiet(200))[-1]
+    record = before.hindsights[CHAT.key]
+    known = replace(before, hindsights={CHAT.key: replace(record, lead_seconds=record.lead_seconds / 1.2)})
+    after = passes(CHAT, LEARNED, quiet(2), before=known, start=NOW + 1000)
+    assert after[0].hindsights[CHAT.key].seconds > record.seconds
+    assert wanted(after[1]) == 1
 
 
 def test_an_outage_of_metrics_leaves_the_record_as_it_was() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -607,6 +608,34 @@ def test_a_first_start_counts_from_when_the_pod_got_its_node(state: dict[str, ob
     seen = projections.pod(pod(status={"conditions": [bound], "containerStatuses": [state] if state else []}))
     assert isinstance(seen, Pod)
     assert seen.starting_since == (projections.seconds("2026-01-01T00:00:00Z") if starts else None)
+
+
+BOUND = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+
+
+def started(at: str, restarts: int = 0, ready: str = "True") -> Pod:
+    """A pod that got its node at midnight, and was ready, or not so any more, since `at`."""
+    condition = {"type": "ContainersReady", "status": ready, "lastTransitionTime": f"2026-01-01T{at}Z"}
+    states = [{"name": "engine", "started": True, "restartCount": restarts}]
+    seen = projections.pod(pod(status={"conditions": [BOUND, condition], "containerStatuses": states}))
+    assert isinstance(seen, Pod)
+    return seen
+
+
+def test_a_start_is_measured_from_the_node_to_the_first_time_that_the_engine_is_ready() -> None:
+    assert started("00:03:20").took_seconds == 200.0
+    assert started("00:03:20", ready="False").took_seconds is None
+    assert started("00:03:20", restarts=1).took_seconds is None, "its weights were there by then"
+
+
+def test_who_is_ready_again_after_a_while_did_not_start_then() -> None:
+    after, first = projections.PODS.after, started("00:03:20")
+    assert after(None, first) == first
+    lost = after(first, started("05:00:00", ready="False"))
+    assert after(lost, started("06:00:00")).took_seconds == 200.0
+    assert after(first, started("06:00:00", restarts=1)).took_seconds is None
+    anew = replace(started("06:00:00"), uid="another")
+    assert after(first, anew) == anew
 
 
 def test_the_loader_of_adapters_starts_first_and_says_nothing_of_the_engines_start() -> None:

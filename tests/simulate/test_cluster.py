@@ -224,6 +224,20 @@ def test_a_crashed_replica_loads_again_where_it_was() -> None:
     assert (ready(made), made.ledger.held.starting) == (2, pytest.approx((2 + 1) * LOAD_SECONDS))
 
 
+def test_replicas_tell_how_long_their_start_took_and_no_other_start() -> None:
+    made = cluster()
+    scaled(made, "chat", 2)
+    made.begin()
+    assert [pod.took_seconds for pod in pods(made)] == [None, None], "they were there before the beginning"
+    scaled(made, "chat", 3)
+    live(made, LOAD_SECONDS + 1)
+    assert sorted(pod.took_seconds or 0.0 for pod in pods(made)) == [0.0, 0.0, LOAD_SECONDS]
+    for _ in pods(made):
+        made.crash_oldest("chat")
+    live(made, LOAD_SECONDS + 1)
+    assert [pod.took_seconds for pod in pods(made)] == [None, None, None]
+
+
 @pytest.mark.parametrize("service", ["nobody", "chat"])
 def test_a_crash_or_a_loss_where_nothing_serves_is_no_event(service: str) -> None:
     made = cluster()

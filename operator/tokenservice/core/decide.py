@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from tokenservice.api.token_service import Rollback
 from tokenservice.core.adapters import mounts_list
-from tokenservice.core.allocation import Grant, Ranked, Want, allocate, stock
+from tokenservice.core.allocation import Grant, Ranked, Want, allocate, stock, worth
 from tokenservice.core.capacity import Targets
 from tokenservice.core.choice import chosen
 from tokenservice.core.facts import Facts, rolling_out, spans_nodes
@@ -42,6 +42,7 @@ from tokenservice.core.reporting import Decided, told
 from tokenservice.core.rollback import failure, with_history
 from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, making_room, retired, step
 from tokenservice.core.scaling import utilization_target
+from tokenservice.core.starts import alike
 from tokenservice.core.stragglers import lasting, since, stragglers
 from tokenservice.core.utilization import Interval
 from tokenservice.core.warmup import warm_ups
@@ -101,8 +102,10 @@ def _hindsights(facts: Facts, outlooks: Sequence[Outlook], now: float) -> dict[S
     for seen, lead, record, last in zip(outlooks, leads.values(), records, metrics, strict=True):
         key = seen.service.key
         if lead is not None and seen.want is not None and seen.targets is not None:
-            if record is None or record.lead_seconds != lead:
-                record = begun(lead, now, _able(facts, seen, seen.want))  # with another lead nothing learned holds
+            unit = seen.want.variant.name
+            if record is None or record.unit != unit or not alike(record.lead_seconds, lead):
+                # With another lead, and in replicas of another variant, nothing learned holds.
+                record = begun(lead, now, _able(facts, seen, seen.want), unit)
             elif not record.knows(last, now, turn(seen.service.uid)) and isinstance(last, ServiceMetrics):
                 looks[key] = _look(facts, seen, seen.want, seen.targets, last, record)
         if record is not None:
@@ -139,7 +142,8 @@ def _able(facts: Facts, seen: Outlook, want: Want) -> float:
     spec = seen.service.spec
     assert spec is not None
     filled = utilization_target(spec, facts.snapshot.fleet)
-    return sum(want.current.values()) * facts.margin(seen.service.key).factor * filled
+    there = worth(seen.service, want.ranked, want.primary, want.current)
+    return there * facts.margin(seen.service.key).factor * filled
 
 
 def _look(

@@ -103,17 +103,19 @@ UNWATCHED = Advice(inf, 0.0)
 class Hindsight:
     """The record of one service. Arrays are never written to; a step makes new ones, so a record equals only itself.
 
-    Demand is in one unit throughout, that of the `capacity` that `lived` is given: replicas' worth, so that it weighs
-    the same when requests grow longer. `recent` are the last (time, demand). `peaks[g, w, b]` is the highest demand
-    with growth g in part b of window w; `targets[r, b]` the lowest count that rule r asked for in part b of the last
-    lead. By rule: its queue, what it would have missed, and its replica-seconds. `arrived` and `seconds` are what the
-    record covers, `covered` the seconds as far as they are remembered. `highest` is the highest demand, which fades as
-    the rest does, and `most` the replicas that it takes; a queue may take `tolerated_seconds`; `longest_lull` is the
-    longest time, in seconds, for which demand stayed far below, and the present lull, if there is one, began at
-    `lull_since`. `told_by` is what told the demand last.
+    Demand is in one unit throughout, that of the `capacity` that `lived` is given: replicas' worth, so that it
+    weighs the same when requests grow longer; `unit` names the variant of these replicas. `recent` are the last
+    (time, demand). `peaks[g, w, b]` is the highest demand with growth g in part b of window w; `targets[r, b]` the
+    lowest count that rule r asked for in part b of the last lead. By rule: its queue, what it would have missed,
+    and its replica-seconds. `arrived` and `seconds` are what the record covers, `covered` the seconds as far as
+    they are remembered. `highest` is the highest demand, which fades as the rest does, and `most` the replicas that
+    it takes; a queue may take `tolerated_seconds`; `longest_lull` is the longest time, in seconds, for which demand
+    stayed far below, and the present lull, if there is one, began at `lull_since`. `told_by` is what told the
+    demand last.
     """
 
     lead_seconds: float
+    unit: str
     at: float
     recent: tuple[tuple[float, float], ...]
     peaks: Floats
@@ -142,7 +144,7 @@ class Hindsight:
         return self.told_by is told_by and floor(now / period - turn) == floor(self.at / period - turn)
 
 
-def begun(lead_seconds: float, now: float, able: float = 0.0) -> Hindsight:
+def begun(lead_seconds: float, now: float, able: float = 0.0, unit: str = "") -> Hindsight:
     """A record that has seen nothing. Every rule starts from the fleet that is there, which takes `able` requests per
     second: as if that much had been asked for until now."""
     rules = len(LEADS) * len(GROWTHS) * len(FACTORS)
@@ -150,6 +152,7 @@ def begun(lead_seconds: float, now: float, able: float = 0.0) -> Hindsight:
     peaks[..., 0] = able
     return Hindsight(
         lead_seconds=lead_seconds,
+        unit=unit,
         at=now,
         recent=(),
         peaks=peaks,
@@ -242,6 +245,7 @@ def _lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
         found.append(
             Hindsight(
                 lead_seconds=record.lead_seconds,
+                unit=record.unit,
                 at=now,
                 recent=recents[row],
                 # Copies, or one record that nobody looks at any more would keep all the others' arrays.

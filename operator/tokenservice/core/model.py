@@ -125,6 +125,8 @@ class Pod:
     """What the scheduler says of a volume that it waits for; room would not help."""
     starting_since: float | None = None
     """When it got its node, seconds since the epoch, as long as no start of its engine has ended, good or bad."""
+    took_seconds: float | None = None
+    """From its node until its engine was ready, of one that has not started anew since: a cold start, measured."""
     unprepared: bool = False
     """Its volumes are not mounted yet, or its sandbox is not made."""
     complaint: str | None = None

@@ -26,6 +26,7 @@ from tokenservice.core.model import (
     Variant,
 )
 from tokenservice.core.scaling import Scaling, desired, whole
+from tokenservice.core.starts import as_started
 from tokenservice.core.utilization import Interval
 from tokenservice.core.variants import candidates, ranked
 
@@ -118,12 +119,14 @@ def outlook(facts: Facts, service: Service) -> Outlook:
     rivals, used = facts.rivals(service.key), tuple(facts.counts(service.key))
     given = (spec, work, rivals, used, facts.scope)
     ways = facts.memo.recall("ways", service.key, given, lambda: _ways(facts, service, spec, work))
+    pods = facts.pods_of(service.key)
+    order = facts.memo.recall("starts", service.key, (ways, pods), lambda: as_started(ways.ranked, spec, pods))
     seen = Outlook(
         service=service,
         problems=ways.problems,
         targets=ways.targets,
         workload=ways.workload,
-        ranked=ways.ranked,
+        ranked=order,
         metrics=metrics,
     )
     return _scaled(facts, seen) if seen.ranked and not seen.problems else seen

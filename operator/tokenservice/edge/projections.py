@@ -254,6 +254,7 @@ def pod(obj: Json) -> Pod | Resident | None:
         failure=(_failure(states) or _lacks_claim(unbound)) if SERVICE_LABEL in labels else None,
         unbound=unbound,
         starting_since=_starting_since(status, states) if SERVICE_LABEL in labels else None,
+        took_seconds=_took_seconds(status, states) if SERVICE_LABEL in labels else None,
         unprepared=SERVICE_LABEL in labels and _unprepared(status, states),
         unverified=any(state.get("name") == VERIFIER_CONTAINER and _fails(state) for state in states),
         held_to=_held_to(metadata.get("annotations") or {}, spec, states) if SERVICE_LABEL in labels else None,
@@ -313,9 +314,29 @@ def _starting_since(status: Json, states: list[Json]) -> float | None:
     awaited = [state for state in states if state.get("name") != LOADER_CONTAINER]
     if any(state.get("started") or state.get("restartCount") for state in awaited):
         return None
+    return _true_since(status, "PodScheduled")
+
+
+def _took_seconds(status: Json, states: list[Json]) -> float | None:
+    """None while it starts, and of one whose engine started again: its weights were there by then."""
+    bound, ready = _true_since(status, "PodScheduled"), _true_since(status, "ContainersReady")
+    if bound is None or ready is None or any(state.get("restartCount") for state in states):
+        return None
+    return max(0.0, ready - bound)
+
+
+def _true_since(status: Json, kind: str) -> float | None:
+    """Seconds since the epoch."""
     conditions = status.get("conditions") or ()
-    bound: Json = next((c for c in conditions if c.get("type") == "PodScheduled" and c.get("status") == "True"), {})
-    return seconds(bound["lastTransitionTime"]) if bound.get("lastTransitionTime") else None
+    found: Json = next((c for c in conditions if c.get("type") == kind and c.get("status") == "True"), {})
+    return seconds(found["lastTransitionTime"]) if found.get("lastTransitionTime") else None
+
+
+def _pod_after(last: Pod | Resident | None, new: Pod | Resident) -> Pod | Resident:
+    """A pod that was ready has started: that it is so again after a while is no other start."""
+    if not isinstance(last, Pod) or not isinstance(new, Pod) or last.uid != new.uid or last.took_seconds is None:
+        return new
+    return new if new.restarts else replace(new, took_seconds=last.took_seconds)
 
 
 def _unprepared(status: Json, states: list[Json]) -> bool:
@@ -577,7 +598,9 @@ ACCELERATORS = Projection(accelerator)
 PROFILES = Projection(profile)
 FLEETS = Projection(fleet, lambda value: (value.spec, value.error, value.body["metadata"].get("uid")))
 NODES = Projection(node)
-PODS = Projection(pod, lambda value: replace(value, resource_version="") if isinstance(value, Pod) else None)
+PODS = Projection(
+    pod, lambda value: replace(value, resource_version="") if isinstance(value, Pod) else None, _pod_after
+)
 COMPLAINTS = Projection(complaint, lambda value: (value.uid, value.words))
 CHILDREN = Projection(child, lambda value: _timeless(value.body), _child_after)
 

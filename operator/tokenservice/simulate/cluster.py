@@ -116,6 +116,7 @@ class Cluster:
         self._due: list[tuple[float, int, str, str]] = []
         self._serial = count(1)
         self._deleting_since: dict[str, float] = {}
+        self._loading_since: dict[str, float] = {}
 
     # --- what is there
 
@@ -183,7 +184,8 @@ class Cluster:
         if pod is None:
             return
         self.engines.stopped(pod)
-        crashed = self._change(pod.name, containers_ready=False, ready=False, restarts=pod.restarts + 1)
+        again = {"restarts": pod.restarts + 1, "took_seconds": None}
+        crashed = self._change(pod.name, containers_ready=False, ready=False, **again)
         if crashed is not None:
             self._load(crashed)
 
@@ -196,6 +198,7 @@ class Cluster:
                 self._node_started(name)
             self._schedule()
         self._due.clear()
+        self._loading_since.clear()
         for pod in list(self.pods.values()):
             self._change(pod.name, serving=True if gates else None)
             if pod.node is not None:
@@ -326,6 +329,7 @@ class Cluster:
     def _remove(self, pod: Pod) -> None:
         self.pods.pop(pod.name, None)
         self._deleting_since.pop(pod.name, None)
+        self._loading_since.pop(pod.name, None)
         if pod.containers_ready:
             self.engines.stopped(pod)
 
@@ -344,8 +348,9 @@ class Cluster:
         pod = self.pods.get(name)
         if pod is None or pod.containers_ready:
             return
-        ready = pod.serving is not False
-        changed = self._change(name, containers_ready=True, ready=ready)
+        ready, since = pod.serving is not False, self._loading_since.pop(name, None)
+        took = None if since is None or pod.restarts else self.now - since
+        changed = self._change(name, containers_ready=True, ready=ready, took_seconds=took)
         if changed is not None:
             self.engines.started(changed)
             self.engines.serving(changed, ready)
@@ -379,6 +384,7 @@ class Cluster:
         return True
 
     def _load(self, pod: Pod) -> None:
+        self._loading_since[pod.name] = self.now
         heappush(self._due, (self.now + self.engines.load_seconds(pod), next(self._serial), "pod", pod.name))
 
     def _admits(self, pod: Pod, room: Room) -> bool:
