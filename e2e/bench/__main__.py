@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from e2e.bench import measure
+from e2e.bench import bare, measure
 from e2e.bench.measure import PLAN_INTERVAL_SECONDS, STATUS_INTERVAL_SECONDS, Say, Size
 from e2e.demo.__main__ import OUT
 from e2e.testbed import bed as testbed
@@ -91,6 +91,7 @@ def measured(size: Size, options: argparse.Namespace, say: Say) -> dict[str, Any
                 rest = _at_rest(bed, size, options, say)
         finally:
             bed.stop()
+    alone = _without_operator(size, options, say)
     return {
         "services": size.services,
         "replicas": size.replicas,
@@ -98,6 +99,7 @@ def measured(size: Size, options: argparse.Namespace, say: Say) -> dict[str, Any
         "clients": options.clients,
         "apply_to_deployment_seconds": round(median(times), 1),
         "apply_to_deployment_rounds": [round(seconds, 1) for seconds in times],
+        "without_operator_seconds": round(alone, 1),
         **rest,
         "load_average": [round(value, 1) for value in os.getloadavg()],
         "cores": os.cpu_count(),
@@ -131,6 +133,15 @@ def _bed(size: Size, options: argparse.Namespace, say: Say) -> Bed:
     return bed
 
 
+def _without_operator(size: Size, options: argparse.Namespace, say: Say) -> float:
+    say("the same objects, without an operator")
+    bed = _bed(size, options, say)
+    try:
+        return bare.seconds_to_deployments(bed, size, options.clients, say)
+    finally:
+        bed.stop()
+
+
 def _at_rest(bed: Bed, size: Size, options: argparse.Namespace, say: Say) -> dict[str, Any]:
     measure.settle(bed, size, options.status_seconds, say)
     rest = measure.as_json(measure.idle(bed, options.idle_seconds, say))
@@ -151,6 +162,7 @@ def lines(found: list[dict[str, Any]], exponents: dict[str, float]) -> list[str]
     rows = [
         ("services, nodes", lambda one: f"{one['services']}, {one['nodes']}", ""),
         ("first create to last Deployment", lambda one: f"{one['apply_to_deployment_seconds']:.1f} s", _GROWING[0]),
+        ("  without an operator", lambda one: f"{one['without_operator_seconds']:.1f} s", ""),
         ("the operator's memory at most", lambda one: f"{one['rss_bytes'] / 1e6:.0f} MB", _GROWING[1]),
         ("API requests a minute at rest", lambda one: f"{one['idle_api_requests_per_minute']:.1f}", _GROWING[3]),
         ("writes at rest but the Lease", lambda one: f"{one['idle_writes_other_than_lease']}", ""),

@@ -120,7 +120,7 @@ def seconds_to_deployments(bed: Bed, size: Size, clients: int, say: Say) -> floa
         created = [
             pool.submit(_create_all, bed, size, range(first, size.services, clients)) for first in range(clients)
         ]
-        _wait(lambda: count(bed, "deployments", looks) - others, size.services, "Deployments", say)
+        wait(lambda: count(bed, "deployments", looks) - others, size.services, "Deployments", say)
         for one in created:
             one.result()
     return time.monotonic() - began
@@ -141,7 +141,8 @@ def count(bed: Bed, kind: str, client: requests.Session) -> int:
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-def _wait(look: Callable[[], int], wanted: int, what: str, say: Say) -> None:
+def wait(look: Callable[[], int], wanted: int, what: str, say: Say) -> None:
+    """Until so many are there, saying how far it is. Raises BenchError when they do not come."""
     began = said = time.monotonic()
     while (there := look()) < wanted:
         now = time.monotonic()
@@ -159,7 +160,7 @@ def _wait(look: Callable[[], int], wanted: int, what: str, say: Say) -> None:
 def settle(bed: Bed, size: Size, status_interval_seconds: float, say: Say) -> None:
     """Returns when every replica is Ready and nobody has written for longer than figures may wait: that is rest."""
     quiet = 1.5 * status_interval_seconds + 5
-    _wait(lambda: _ready(bed), size.pods, "replicas ready", say)
+    wait(lambda: _ready(bed), size.pods, "replicas ready", say)
     log, began, quiet_since = AuditLog(bed), time.monotonic(), time.monotonic()
     while time.monotonic() - quiet_since < quiet:
         time.sleep(2.0)
