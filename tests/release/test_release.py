@@ -139,3 +139,14 @@ def test_every_action_is_pinned_and_no_job_may_do_more_than_it_does() -> None:
     used = [step["uses"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "uses" in step]
     assert len(used) > 8
     assert [action for action in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)] == []
+
+
+def test_the_provenance_is_asked_for_signed_and_verified_in_one_version() -> None:
+    """BuildKit has its own where none is asked for, since 2026 another; cosign refuses what is of another type."""
+    steps = WORKFLOW["jobs"]["image"]["steps"]
+    (build,) = (step["with"] for step in steps if "provenance" in step.get("with", {}))
+    (signed,) = (step["run"] for step in steps if "provenance.json" in step.get("run", ""))
+    asked = dict(part.split("=") for part in build["provenance"].split(","))
+    verified = (ROOT / "SECURITY.md").read_text()
+    types = [re.findall(r"--type (slsaprovenance\w*)", text) for text in (signed, verified)]
+    assert (asked, types) == ({"mode": "max", "version": "v1"}, [["slsaprovenance1"]] * 2)
