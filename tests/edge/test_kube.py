@@ -450,6 +450,14 @@ async def test_no_way_to_the_cluster_is_a_matter_of_configuration(path: str | No
         await module.connect(path)
 
 
+@pytest.mark.parametrize("path", ["no/such/file", "no/such/file:nor/this"])
+async def test_a_kubeconfig_that_is_not_there_is_told_as_such(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its loader warns, reads nothing and misses a key of what it read."""
+    with pytest.raises(ConfigurationError, match=f"through kubeconfig {path}: there is no such file"):
+        await module.connect(path)
+    assert caplog.records == []
+
+
 _BAD_CA = {"clusters": [{"name": "c", "cluster": {"server": "https://x", "certificate-authority-data": "%"}}]}
 _NO_CA = {"clusters": [{"name": "c", "cluster": {"server": "https://x", "certificate-authority-data": "bm8gUEVN"}}]}
 _REST = {

@@ -139,8 +139,10 @@ def identity(environment: Mapping[str, str] = os.environ) -> str:
 def _read(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"the settings cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{path}: the settings cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not isinstance(content, dict | None):
         raise ConfigurationError(f"{path}: settings must be a mapping")
     return content or {}

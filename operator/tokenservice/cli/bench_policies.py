@@ -13,7 +13,9 @@ LIST = Path("docs/results.yaml")
 
 
 def policies(
-    studies: Annotated[Path, typer.Option("--list", help="What is run, and what was asked for.")] = LIST,
+    studies: Annotated[
+        Path, typer.Option("--list", dir_okay=False, help="What is run, and what was asked for.")
+    ] = LIST,
     quick: Annotated[bool, typer.Option("--quick", help="Only the quick part of the list, in a minute.")] = False,
     only: Annotated[str, typer.Option(help="Run only these scenarios' parts now; names, comma separated.")] = "",
     run: Annotated[bool, typer.Option(help="Run what is missing; else write the page from what was kept.")] = True,

@@ -67,9 +67,13 @@ def generated_files(crds: Path | None, chart: Path | None, docs: Path | None) ->
 
 
 def crd(
-    output: Annotated[Path | None, typer.Option(help="Folder for the CustomResourceDefinitions.")] = None,
-    chart: Annotated[Path | None, typer.Option(help="Chart whose templates/crds.yaml is written.")] = None,
-    docs: Annotated[Path | None, typer.Option(help="File for the API reference.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the CustomResourceDefinitions.")
+    ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Chart whose templates/crds.yaml is written.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(dir_okay=False, help="File for the API reference.")] = None,
 ) -> None:
     """Write the CustomResourceDefinitions, or print them when no place is named."""
     files = generated_files(output, chart, docs)

@@ -77,7 +77,7 @@ def lint(
     Kinds of others, such as Namespace or Secret, are passed over; a file with nothing else is noted and is no error.
     One without any resource is an error, and so is an object that is there twice. The exit status is 1 with errors.
     """
-    texts = [(str(file), typer.get_text_stream("stdin").read() if str(file) == "-" else _read(file)) for file in files]
+    texts = [(str(file), _read(file)) for file in files]
     done = linted(texts)
     for finding in done.findings:
         typer.echo(str(finding))
@@ -112,10 +112,12 @@ def linted(texts: Sequence[tuple[str, str]]) -> Linted:
 
 
 def _read(file: Path) -> str:
+    standard = str(file) == "-"
     try:
-        return file.read_text(encoding="utf-8")
+        return typer.get_text_stream("stdin").read() if standard else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file}: {error}") from error
+        where = "standard input" if standard else file
+        raise typer.BadParameter(f"{where}: {getattr(error, 'strerror', None) or error}") from error
 
 
 # --- The file -------------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -109,6 +111,7 @@ async def connect(kubeconfig: str | None = None, context: str | None = None) -> 
     configuration = kubernetes_client.Configuration()
     try:
         if kubeconfig:
+            _check_that_any_exists(kubeconfig)
             await kubernetes_config.load_kube_config(kubeconfig, context, configuration)  # type: ignore[no-untyped-call]
         else:
             kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
@@ -121,6 +124,12 @@ async def connect(kubeconfig: str | None = None, context: str | None = None) -> 
         raise ConfigurationError(f"no way to the API server through {where}: {_what_is_wrong(error)}") from error
     client.user_agent = USER_AGENT
     return client
+
+
+def _check_that_any_exists(kubeconfig: str) -> None:
+    """The loader takes missing files for empty ones, as `kubectl` does with some of several."""
+    if not any(Path(file).expanduser().exists() for file in kubeconfig.split(os.pathsep)):
+        raise FileNotFoundError("there is no such file")
 
 
 def _what_is_wrong(error: Exception) -> str:

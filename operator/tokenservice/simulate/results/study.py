@@ -140,8 +140,8 @@ def read(path: Path, *, quick: bool = False) -> Studies:
     """The list in a file, or its quick part. Raises InputError with every error, `file: field: message` a line."""
     try:
         found = Studies.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except ValidationError as errors:
         raise InputError("\n".join(_told(path, dict(error)) for error in errors.errors())) from None
     studies = tuple(
