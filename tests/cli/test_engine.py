@@ -13,3 +13,10 @@ def test_an_address_without_its_protocol_is_told_how_to_write_it(url: str) -> No
     done = CliRunner().invoke(app, ["engine", "check", url], env={"COLUMNS": "150"})
     assert done.exit_code == 2
     assert "write http://127.0.0.1:8000" in done.output
+
+
+@pytest.mark.parametrize("url", ["http://", "http://:8000", "http://[", "http://127.0.0.1:port"])
+def test_an_address_that_is_none_is_not_asked(url: str) -> None:
+    done = CliRunner().invoke(app, ["engine", "check", url], env={"COLUMNS": "150"})
+    assert done.exit_code == 2
+    assert f"{url} is no address" in done.output

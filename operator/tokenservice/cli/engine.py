@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -26,7 +27,14 @@ _MARKS = {True: "[green]kept[/green]", False: "[red]broken[/red]", None: "not tr
 
 def _address(url: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{url} says no protocol: write http://{url.rpartition('://')[2]}")
+        raise typer.BadParameter(f"{url} is neither http nor https: write http://{url.rpartition('://')[2]}")
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number, or half an IPv6 address
+        named = False
+    if not named:
+        raise typer.BadParameter(f"{url} is no address: write one such as http://127.0.0.1:8000")
     return url
 
 

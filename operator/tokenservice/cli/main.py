@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from tokenservice.cli.bench import bench
@@ -30,6 +33,16 @@ app.command()(run)
 app.command()(simulate)
 
 
+def _tell(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tokenservice {version('tokenservice')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_tell, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Keeps the names of subcommands, however many there are."""
