@@ -113,6 +113,20 @@ def test_a_digest_takes_precedence_over_the_tag() -> None:
     assert pod["containers"][0]["image"].endswith(f"@{digest}")
 
 
+def test_the_operator_has_the_priority_that_it_is_given() -> None:
+    def given(*arguments: str) -> str | None:
+        return only(rendered(*arguments), "Deployment")["spec"]["template"]["spec"].get("priorityClassName")
+
+    assert given() is None
+    assert given(*values(operator__priorityClassName="system-cluster-critical")) == "system-cluster-critical"
+
+
+@pytest.mark.parametrize("repository", ["operator", "example.org/a/operator", "localhost:5000/operator"])
+def test_a_repository_may_name_the_port_of_its_registry(repository: str) -> None:
+    pod = only(rendered(*values(image__repository=repository)), "Deployment")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == f"{repository}:0.1.0"
+
+
 def test_a_secret_reaches_the_operator_as_a_file_and_by_no_right() -> None:
     arguments = values(prometheus__tokenSecret={"name": "prom", "key": "bearer"})
     pod = only(rendered(*arguments), "Deployment")["spec"]["template"]["spec"]
@@ -429,6 +443,14 @@ def test_the_operator_may_reach_prometheus(address: str, port: int) -> None:
     assert reached == {53, 443, 6443, port}
 
 
+def test_the_operator_may_reach_pods_of_prometheus_behind_a_service_of_another_port() -> None:
+    """A policy judges the port that a connection has after the Service: many charts put 80 before 9090."""
+    wanted = values(prometheus__address="http://prometheus-server.monitoring", networkPolicy__prometheusPorts=[9090])
+    policy = only(rendered(*wanted), "NetworkPolicy")
+    reached = {it["port"] for rule in policy["spec"]["egress"] for it in rule["ports"]}
+    assert reached == {53, 443, 6443, 80, 9090}
+
+
 def test_every_default_engine_image_is_pinned_to_a_version() -> None:
     for engine in ("vLLM", "SGLang"):
         for vendor in ("NVIDIA", "AMD"):
@@ -444,6 +466,15 @@ WRONG = {
     "a port of the webhook that is another's": (values(webhook__port=8080), "give each a port of its own"),
     "two ports that are one": (values(metrics__port=8081, health__port=8081), "give each a port of its own"),
     "an address with a password": (values(prometheus__address="http://a:b@prometheus:9090"), "prometheus.tokenSecret"),
+    "an image with its tag in its name": (values(image__repository="example.org:5000/operator:0.1.0"), "repository"),
+    "an image with its digest in its name": (values(image__repository="operator@sha256:ab"), "repository"),
+    "a tag with a space": (values(image__tag="0.1.0 "), "tag"),
+    "a domain with a space": (values(clusterDomain="cluster local"), "clusterDomain"),
+    "misspelt resources": (values(operator__resources={"limit": {"memory": "1Gi"}}), "limit"),
+    "a misspelt toleration": (values(operator__tolerations=[{"keyy": "a"}]), "keyy"),
+    "a misspelt affinity": (values(operator__affinity={"nodeAffinitee": {}}), "nodeAffinitee"),
+    "a label that selects the operator": (values(operator__podLabels={"app.kubernetes.io/name": "a"}), "podLabels"),
+    "a port of Prometheus that is none": (values(networkPolicy__prometheusPorts=[0]), "prometheusPorts"),
     "a plain webhook URL": (values(webhook__url="http://example.com"), "url"),
     "an image with a space": (values(engineImages__vllm__amd="a b"), "amd"),
     "a gateway without namespace": (values(access__gateways=[{"podLabels": {}}]), "namespace"),
