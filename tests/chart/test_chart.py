@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tokenservice.app.settings import load
+from tokenservice.cli.lint import linted
 from tokenservice.core.names import PRIORITY_CLASSES, SERVICE_LABEL
 from tokenservice.edge.resources import OWNED_KINDS, RESOURCES
 
@@ -35,15 +36,15 @@ def helm() -> str | None:
 pytestmark = pytest.mark.skipif(helm() is None, reason="helm is not there yet: `make tools` fetches or builds it")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(helm()), "template", "tokenservice", str(CHART), "--namespace=taas", "--kube-version=1.33.0"]
+def run(*arguments: str, chart: Path = CHART) -> subprocess.CompletedProcess[str]:
+    command = [str(helm()), "template", "tokenservice", str(chart), "--namespace=taas", "--kube-version=1.33.0"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
 @cache
-def rendered(*arguments: str) -> tuple[Json, ...]:
+def rendered(*arguments: str, chart: Path = CHART) -> tuple[Json, ...]:
     """Every object of `helm template`."""
-    done = run(*arguments)
+    done = run(*arguments, chart=chart)
     assert done.returncode == 0, done.stderr
     return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
 
@@ -456,6 +457,27 @@ def test_every_default_engine_image_is_pinned_to_a_version() -> None:
         for vendor in ("NVIDIA", "AMD"):
             image = config()["engineImages"][engine][vendor]
             assert ":v" in image or "@sha256:" in image, image
+
+
+# --- what is said after an install ------------------------------------------------------------------------------------
+
+
+def notes(folder: Path, *arguments: str) -> str:
+    """NOTES.txt as Helm renders it, which it shows where there is a cluster only."""
+    chart = folder / "chart"
+    shutil.copytree(CHART, chart)
+    (chart / "templates/NOTES.txt").rename(chart / "notes.txt")
+    (chart / "templates/notes.yaml").write_text('{kind: Notes, text: {{ tpl (.Files.Get "notes.txt") . | toJson }}}')
+    text: str = only(rendered(*arguments, chart=chart), "Notes")["text"]
+    return text
+
+
+@pytest.mark.parametrize("watched", [[], ["team-a", "team-b"]])
+def test_the_first_service_that_is_shown_is_sound_and_looked_after(tmp_path: Path, watched: list[str]) -> None:
+    text = notes(tmp_path, *values(watchNamespaces=watched))
+    shown = yaml.safe_load(text.partition("<<EOF\n")[2].partition("  EOF\n")[0])
+    assert shown["metadata"].get("namespace") == (watched[0] if watched else None)
+    assert not linted([("notes", yaml.safe_dump(shown))]).findings
 
 
 WRONG = {
