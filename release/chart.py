@@ -68,6 +68,7 @@ def written(to: Path, version: str, operator: str, verifier: str, pins: Mapping[
     folder = to / CHART.name
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(CHART, folder)
+    shutil.copy(ROOT / "LICENSE", folder)
     _edit(folder / "values.yaml", _values(operator, verifier, pins))
     _edit(
         folder / "Chart.yaml",

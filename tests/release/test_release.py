@@ -75,6 +75,15 @@ def test_every_image_of_the_project_is_released() -> None:
     assert sorted(WORKFLOW["jobs"]["image"]["outputs"]) == built
 
 
+def test_what_is_released_has_its_licence_with_it(tmp_path: Path) -> None:
+    """Apache-2.0 asks for a copy in whatever is handed on."""
+    last = [file.read_text().rpartition("\nFROM ")[2] for file in ROOT.glob("images/*/Dockerfile")]
+    assert all("\nCOPY LICENSE /\n" in stage for stage in last if "licenses=" in stage)
+    assert sum("licenses=" in stage for stage in last) >= 3
+    folder = written(tmp_path, "1.2.3", OPERATOR, VERIFIER, PINS)
+    assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
 def test_no_image_installs_what_no_lock_names() -> None:
     commands = [
         f"{file.parent.name}: {command.strip()}"
