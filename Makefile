@@ -16,6 +16,8 @@ setup: $(VENV)/.ready ## Make the project's environment in .venv
 # pip first: one that comes with Python 3.11 takes the lock's pydantic[email] for a pydantic without a pin.
 $(VENV)/.ready: requirements/pip.txt requirements/dev.txt pyproject.toml
 	@echo "setup: installing pinned dependencies into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "setup: $(PYTHON) is Python %d.%d, and 3.11 is needed: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements/pip.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --require-hashes -r requirements/dev.txt & \

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,3 +136,21 @@ def test_every_boundary_of_the_threat_table_names_tests_that_exist() -> None:
         for test in named:
             file, _, function = test.partition("::")
             assert re.search(rf"^(async )?def {function}\(", text(file), re.MULTILINE), test
+
+
+def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
+    """pip's own words for one that is too old speak of a package that it cannot find."""
+    for name in ("Makefile", "pyproject.toml", "requirements"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    old = tmp_path / "old"
+    old.write_text(f"""#!{sys.executable}
+import sys
+sys.version_info = (3, 9, 2)
+exec(sys.argv[2])
+""")
+    old.chmod(0o755)
+    done = subprocess.run(["make", "setup", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "is Python 3.9, and 3.11 is needed" in done.stderr
+    assert not (tmp_path / ".venv").exists()
