@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,15 @@ def test_the_provenance_is_asked_for_signed_and_verified_in_one_version() -> Non
     verified = (ROOT / "SECURITY.md").read_text()
     types = [re.findall(r"--type (slsaprovenance\w*)", text) for text in (signed, verified)]
     assert (asked, types) == ({"mode": "max", "version": "v1"}, [["slsaprovenance1"]] * 2)
+
+
+COMMANDS = ("README.md", "docs/operations.md")
+"""Pages that say how an image is built and pushed."""
+
+
+def test_project_chart_and_commands_speak_of_one_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    said = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
+    assert (said["version"], said["appVersion"]) == (version, version)
+    shown = [re.findall(r"tokenservice-operator:(\S+)", (ROOT / page).read_text()) for page in COMMANDS]
+    assert [set(versions) for versions in shown] == [{version}] * len(COMMANDS)
