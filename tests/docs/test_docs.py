@@ -138,6 +138,23 @@ def test_every_boundary_of_the_threat_table_names_tests_that_exist() -> None:
             assert re.search(rf"^(async )?def {function}\(", text(file), re.MULTILINE), test
 
 
+CARRIED_OVER = {
+    "DeepSeek-R1": "deepseek-ai/DeepSeek-R1",
+    "Llama 8B": "meta-llama/Llama-3.1-8B-Instruct",
+    "Llama 70B": "meta-llama/Llama-3.1-70B-Instruct",
+    "gpt-oss": "openai/gpt-oss-120b",
+    "Qwen3 32B FP8": "Qwen/Qwen3-32B",
+    "Qwen3 235B": "Qwen/Qwen3-235B-A22B-FP8",
+}
+
+
+def test_the_readme_names_every_model_with_figures_of_another_engine() -> None:
+    """Who reads which rows are assumed takes the others for measured."""
+    said = text("README.md").partition("Capacity profiles ship")[2].partition("Each says so")[0]
+    assumed = {it.model for it in capacity_profiles().values() if it.source.startswith("Assumed equal")}
+    assert {model for name, model in CARRIED_OVER.items() if name in said} == assumed
+
+
 def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
     """pip's own words for one that is too old speak of a package that it cannot find."""
     for name in ("Makefile", "pyproject.toml", "requirements"):
