@@ -485,6 +485,7 @@ WRONG = {
     "a negative count": (values(operator__replicas=-1), "replicas"),
     "a short digest": (values(image__digest="sha256:abc"), "digest"),
     "an address without scheme": (values(prometheus__address="prometheus:9090"), "address"),
+    "an address with a space": (values(prometheus__address="http://prometheus:9090 "), "/prometheus/address"),
     "a port of the webhook that is another's": (values(webhook__port=8080), "give each a port of its own"),
     "two ports that are one": (values(metrics__port=8081, health__port=8081), "give each a port of its own"),
     "an address with a password": (values(prometheus__address="http://a:b@prometheus:9090"), "prometheus.tokenSecret"),
