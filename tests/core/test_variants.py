@@ -176,6 +176,20 @@ def test_sizes_divide_the_heads_and_fit_the_interconnect() -> None:
     assert {v.tensor_parallel_size for v in found(spec, classes=(pairs,))} == {1, 2}
 
 
+def test_sizes_deal_key_value_heads_out_evenly() -> None:
+    """Engines end at once with 10 heads on 4 shards; fewer heads than shards have copies, if as many of each."""
+    phi = Architecture(parameters=14_659_507_200, layers=40, heads=40, kv_heads=10, head_dim=128)
+    latent = phi.model_copy(update={"kv_heads": 1})
+    sizes = {
+        shape.kv_heads: {
+            v.tensor_parallel_size
+            for v in found(make_spec(**model("s3://bucket/model", architecture=shape.model_dump(by_alias=True))))
+        }
+        for shape in (phi, latent)
+    }
+    assert sizes == {10: {1, 2}, 1: {1, 2, 4, 8}}
+
+
 def test_a_model_too_large_for_one_accelerator_starts_at_the_size_that_holds_it() -> None:
     assert [v.tensor_parallel_size for v in found(make_spec(**model("hf://llama-70b")))] == [2, 4, 8]
 
@@ -293,6 +307,17 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Accelerator, ...], Reason, str, 
         Reason.INVALID_SPEC,
         "spec.engine.tensorParallelSize",
         ("32 attention heads", "1, 2, 4, 8"),
+    ),
+    "a size that deals key-value heads out unevenly": (
+        model(
+            "hf://acme/phi",
+            architecture=LLAMA_8B.model_copy(update={"heads": 40, "kv_heads": 10}).model_dump(by_alias=True),
+        )
+        | {"engine": {"tensorParallelSize": 4}},
+        (H100,),
+        Reason.INVALID_SPEC,
+        "spec.engine.tensorParallelSize",
+        ("10 key-value heads, nor they it", "1, 2, 5"),
     ),
     "FP8 weights without FP8 arithmetic": (
         {"engine": {"quantization": "FP8"}},

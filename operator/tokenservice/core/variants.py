@@ -205,8 +205,13 @@ def _choices(request: _Request, *, across: bool) -> Iterator[_Choice]:
 def _sizes(request: _Request) -> tuple[int, ...]:
     given = request.spec.engine.tensor_parallel_size
     sizes = {given} if given else {*_TENSOR_PARALLEL_SIZES, *(p.spec.tensor_parallel_size for p in request.profiles)}
-    heads = request.architecture.heads if request.architecture is not None else 0
-    return tuple(sorted(size for size in sizes if heads % size == 0))
+    return tuple(sorted(size for size in sizes if request.architecture is None or _divides(size, request.architecture)))
+
+
+def _divides(size: int, architecture: Architecture) -> bool:
+    """Engines deal key-value heads out evenly, or each of them to as many shards: 10 heads take 2 or 20, but not 4."""
+    kv_heads = architecture.kv_heads
+    return architecture.heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
 
 
 def _engines(spec: TokenServiceSpec) -> tuple[str, ...]:
@@ -462,14 +467,17 @@ def _ungrouped(request: _Request) -> Problem | None:
 
 def _heads_indivisible(request: _Request) -> Problem | None:
     size, architecture = request.spec.engine.tensor_parallel_size, request.architecture
-    if size is None or architecture is None or architecture.heads % size == 0:
+    if size is None or architecture is None or _divides(size, architecture):
         return None
     largest = max(_largest_size(accelerator) for accelerator in request.allowed)
-    sizes = [str(n) for n in range(1, largest + 1) if architecture.heads % n == 0]
+    sizes = [str(n) for n in range(1, largest + 1) if _divides(n, architecture)]
+    heads = f"{architecture.heads} attention heads"
+    if architecture.heads % size == 0:
+        heads = f"{architecture.kv_heads} key-value heads, nor they it"
     return Problem(
         Reason.INVALID_SPEC,
         "spec.engine.tensorParallelSize",
-        f"{size} does not divide the model's {architecture.heads} attention heads: use one of {_listed(sizes)}",
+        f"{size} does not divide the model's {heads}: use one of {_listed(sizes)}",
     )
 
 
