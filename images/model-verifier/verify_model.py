@@ -88,7 +88,7 @@ def verified(asked: argparse.Namespace) -> int:
 
 
 def download(repository: str, revision: str | None, folder: Path) -> None:
-    """The whole repository, or UncheckedError; files that an interrupted start has finished stay.
+    """The whole repository and nothing else, or UncheckedError; files that an interrupted start has finished stay.
 
     Plain HTTP: within a start a connection that breaks is resumed in the middle of a file.
     """
@@ -101,10 +101,14 @@ def download(repository: str, revision: str | None, folder: Path) -> None:
     except Exception as error:  # of the library, of its HTTP client and of the disk
         raise UncheckedError(f"hf://{repository} could not be downloaded: {_line(error)}") from error
     # Where the hub goes away in between, the library is content with what is there already.
-    absent = [file.rfilename for file in info.siblings or () if not (folder / file.rfilename).is_file()]
+    names = [file.rfilename for file in info.siblings or ()]
+    absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise UncheckedError(f"hf://{repository} was not downloaded as a whole: {_listed(absent)} did not come")
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+    # What an earlier start was refused for may be gone from the repository by now.
+    for name in set(files_of(folder)) - set(names):
+        (folder / name).unlink()
 
 
 def check_folder(folder: Path, asked: argparse.Namespace) -> int:

@@ -450,6 +450,17 @@ def test_a_repository_with_a_tampered_file_is_refused_and_never_in_its_place(fet
     assert not fetching.target.exists()
 
 
+def test_a_repository_that_was_mended_is_verified_without_what_it_has_no_more(fetching: Fetching) -> None:
+    """A container that restarts finds the volume of its pod as the start before has left it."""
+    unwanted = fetching.signed.model / "old" / "pytorch_model.bin"
+    unwanted.parent.mkdir()
+    unwanted.write_bytes(b"pickled")
+    assert fetching.start()[0] == REFUSED
+    unwanted.unlink()
+    code, said = fetching.start()
+    assert (code, fetching.there) == (VERIFIED, WHOLE), said
+
+
 def test_an_interrupted_download_is_resumed_and_the_next_start_keeps_whole_files(
     fetching: Fetching,
 ) -> None:
