@@ -96,6 +96,20 @@ def test_adapters_with_a_draft_model_are_refused_before_sglang_refuses_to_start(
     assert undecided.message.endswith("or set spec.engine.name to vLLM")
 
 
+@pytest.mark.parametrize(
+    "speculative", [{"method": "NGram"}, {"method": "DraftModel", "draftModel": "hf://acme/small"}], ids=str
+)
+def test_speculation_over_pipeline_stages_is_refused_before_sglang_refuses_to_start(
+    speculative: dict[str, str],
+) -> None:
+    staged = {"pipelineParallelSize": 2, "speculative": speculative}
+    (problem,) = engine_problems(make_spec(engine={"name": "SGLang", **staged}))
+    assert (problem.reason, problem.field) == (Reason.CONFLICTING_ARGUMENTS, "spec.engine.speculative")
+    assert engine_problems(make_spec(engine={"name": "SGLang", **staged, "speculative": None})) == ()
+    assert engine_problems(make_spec(engine={"name": "vLLM", **staged})) == ()
+    assert engine_problems(make_spec(engine={"name": "Auto", **staged})) == ()
+
+
 # --- the recorder
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tokenservice.api.accelerator_class import Vendor
-from tokenservice.api.token_service import KVCacheDtype, Quantization, SpeculativeMethod, TokenServiceSpec
+from tokenservice.api.token_service import EngineName, KVCacheDtype, Quantization, SpeculativeMethod, TokenServiceSpec
 from tokenservice.core.engines.base import (
     GROUP_PORT,
     LEADER_ADDRESS,
@@ -70,8 +70,17 @@ def own_environment(spec: TokenServiceSpec, vendor: Vendor) -> dict[str, str]:
 
 
 def problems(spec: TokenServiceSpec) -> Iterator[Problem]:
-    """Combinations that SGLang refuses at start (`check_lora_server_args` of 0.5.18)."""
+    """Combinations that SGLang refuses at start (`check_server_args` and `check_lora_server_args` of 0.5.18)."""
     speculative, served = spec.engine.speculative, spec.model.adapters or spec.model.runtime_adapters
+    # Auto takes vLLM for stages: no profile describes them, and estimates are made for vLLM.
+    staged = spec.engine.pipeline_parallel_size > 1 and spec.engine.name is EngineName.SGLANG
+    if staged and speculative is not None:
+        yield Problem(
+            Reason.CONFLICTING_ARGUMENTS,
+            "spec.engine.speculative",
+            "SGLang does not speculate with pipeline stages: use vLLM, or remove this or"
+            " spec.engine.pipelineParallelSize",
+        )
     if served and speculative is not None and speculative.method is not SpeculativeMethod.NGRAM:
         yield Problem(
             Reason.CONFLICTING_ARGUMENTS,
