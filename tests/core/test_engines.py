@@ -174,6 +174,12 @@ def test_sglang_speculates_by_n_gram_without_a_draft_model() -> None:
     assert "--speculative-draft-model-path" not in run.args
 
 
+@pytest.mark.parametrize("quantization", ["AWQ", "GPTQ"])
+def test_sglang_reads_off_the_checkpoint_by_which_kernels_it_can_be_served(quantization: str) -> None:
+    assert "--quantization" not in command(make_spec(engine={"quantization": quantization}), SGLANG, KEY).args
+    assert after(command(make_spec(engine={"quantization": quantization}), VLLM, KEY), "--quantization")
+
+
 # --- both
 
 

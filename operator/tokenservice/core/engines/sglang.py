@@ -46,6 +46,8 @@ _ALGORITHMS = {
     SpeculativeMethod.DRAFT_MODEL: "STANDALONE",
     SpeculativeMethod.EAGLE3: "EAGLE3",
 }
+_READ_OFF_THE_CHECKPOINT = (Quantization.MODEL, Quantization.AWQ, Quantization.GPTQ)
+"""Told `awq` or `gptq` by name, SGLang leaves its Marlin kernels for slow ones, and ends where a dtype is bfloat16."""
 
 
 def command(spec: TokenServiceSpec, variant: Variant, service: ServiceKey, *, worker: bool = False) -> EngineCommand:
@@ -116,7 +118,7 @@ def _shape(spec: TokenServiceSpec, variant: Variant) -> Iterator[str]:
     yield from ("--tp-size", str(variant.tensor_parallel_size))
     if variant.pipeline_parallel_size > 1:
         yield from ("--pp-size", str(variant.pipeline_parallel_size))
-    if engine.quantization is not Quantization.MODEL:
+    if engine.quantization not in _READ_OFF_THE_CHECKPOINT:
         yield from ("--quantization", QUANTIZATION[engine.quantization])
     if engine.kv_cache_dtype is KVCacheDtype.FP8:
         yield from ("--kv-cache-dtype", "fp8_e4m3")
