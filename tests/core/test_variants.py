@@ -340,6 +340,13 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Accelerator, ...], Reason, str, 
         "spec.engine.quantization",
         ("has bf16 weights", "name such a one in spec.model.uri, or use FP8"),
     ),
+    "a checkpoint that stays as large as it is": (
+        {"engine": {"quantization": "MXFP4"}},
+        (H100,),
+        Reason.INVALID_SPEC,
+        "spec.engine.quantization",
+        ("has bf16 weights, and MXFP4 takes", "or use FP8"),
+    ),
     "a checkpoint that was quantized otherwise": (
         model("hf://openai/gpt-oss-120b") | {"engine": {"quantization": "GPTQ"}},
         (H100,),
@@ -392,6 +399,11 @@ def test_what_cannot_run_is_told_with_field_and_fix(
 def test_of_a_checkpoint_that_nobody_knows_nobody_says_that_it_is_not_quantized(asked: str) -> None:
     own = model("hf://acme/model-quantized", architecture=LLAMA_8B.model_dump(by_alias=True))
     assert {variant.precision for variant in found(make_spec(**own, engine={"quantization": asked}))} == {"int4"}
+
+
+def test_a_checkpoint_in_the_format_that_is_asked_for_is_served() -> None:
+    spec = make_spec(**model("hf://openai/gpt-oss-120b"), engine={"quantization": "MXFP4"})
+    assert {variant.precision for variant in found(spec)} == {"mxfp4"}
 
 
 def test_a_profile_elsewhere_is_named() -> None:

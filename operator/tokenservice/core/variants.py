@@ -32,7 +32,7 @@ _PRECISIONS = {
     Quantization.GPTQ: "int4",
     Quantization.MXFP4: "mxfp4",
 }
-_QUANTIZED_BEFORE = (Quantization.AWQ, Quantization.GPTQ)  # engines read such checkpoints, and make none
+_QUANTIZED_BEFORE = (Quantization.AWQ, Quantization.GPTQ, Quantization.MXFP4)  # engines read these, and make none
 _TRUST = {Provenance.MEASURED: 0, Provenance.CALIBRATED: 1, Provenance.ROOFLINE: 2}
 
 _MEMORY_SHARE = 0.9  # the engines' default
@@ -482,9 +482,12 @@ def _heads_indivisible(request: _Request) -> Problem | None:
 
 
 def _unquantized(request: _Request, known: Architecture | None) -> Problem | None:
-    """Engines end at once when such a checkpoint has no configuration of the format; of unknown ones none can tell."""
+    """Engines end at once when such a checkpoint has no configuration of the format, or leave its weights as large as
+    they are (MXFP4); of unknown ones none can tell."""
     asked = request.spec.engine.quantization
-    if asked not in _QUANTIZED_BEFORE or request.spec.model.architecture or known is None or known.dtype == "int4":
+    if asked not in _QUANTIZED_BEFORE or request.spec.model.architecture or known is None:
+        return None
+    if known.dtype == _PRECISIONS[asked]:
         return None
     instead = "use FP8, which an engine makes when it loads" if known.dtype == "bf16" else "leave this out"
     return Problem(
