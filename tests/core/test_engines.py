@@ -306,6 +306,14 @@ def test_an_image_is_mounted_by_digest() -> None:
         ({"uri": "hf://a/b/c"}, "spec.model.uri", "two names"),
         ({"uri": "pvc://weights/../../etc"}, "spec.model.uri", ".."),
         ({"uri": "pvc://Weights/a"}, "spec.model.uri", "not the name of a claim"),
+        ({"uri": "pvc://weights@v1/a"}, "spec.model.uri", "not the name of a claim"),
+        ({"uri": "pvc://weights/a@/../../etc"}, "spec.model.uri", ".."),
+        ({"uri": "hf://a/b@v1/../v2"}, "spec.model.uri", ".."),
+        ({"uri": "hf://a/b@--enforce-eager"}, "spec.model.uri", "not a revision"),
+        ({"uri": "hf://a/b:v1"}, "spec.model.uri", "letters, digits"),
+        ({"uri": "oci://e.org/q@v1", "digest": DIGEST}, "spec.model.uri", "not an image"),
+        ({"uri": f"oci://e.org/Qwen@{DIGEST}"}, "spec.model.uri", "in lower case"),
+        ({"uri": f"oci://e.org/qwen/@{DIGEST}"}, "spec.model.uri", "not an image"),
         (
             {"uri": "hf://a/b", "adapters": [{"name": "x", "uri": "s3://a/b"}]},
             "spec.model.adapters[x].uri",
@@ -327,6 +335,21 @@ def test_a_source_that_could_not_be_loaded_as_promised(model: dict[str, object],
     (problem,) = source_problems(make_spec(model=model))
     assert (problem.reason, problem.field) == (Reason.INVALID_SPEC, field)
     assert words in problem.message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "hf://gpt2",
+        "hf://org/Model-3.1_b@refs/pr/1",
+        "pvc://my.claim-1/a//b@v1+x/",
+        "s3://bucket/a:b@c+d/",
+        f"oci://localhost:5000/a__b/c-d.e:V1_2@{DIGEST}",
+        f"oci://qwen@{DIGEST}",
+    ],
+)
+def test_a_source_with_an_odd_but_possible_name_is_loaded(uri: str) -> None:
+    assert source_problems(make_spec(model={"uri": uri})) == ()
 
 
 @pytest.mark.parametrize("case", SPECS)

@@ -34,6 +34,12 @@ DOWNLOADS_PATH = f"{ADAPTERS_PATH}/downloads"
 _CREDENTIALS_PATH = "/credentials"
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_REPOSITORY, _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+_FOLDER = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"([A-Za-z0-9.-]+(:\d+)?/)?{_FOLDER}(/{_FOLDER})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
+)
+"""Of an image, as container runtimes read it; pods that ask for anything else wait for ever."""
 
 REMOTE_BYTES_PER_SECOND = 0.5e9
 DISK_BYTES_PER_SECOND = 2e9
@@ -306,13 +312,26 @@ def _verification_problems(spec: TokenServiceSpec) -> Iterator[Problem]:
 
 def _uri_problems(uri: str, at: str) -> Iterator[Problem]:
     scheme, _, rest = uri.partition("://")
-    parts = rest.partition("@")[0].split("/")
-    if ".." in parts:
+    if ".." in rest.split("/"):
         yield _invalid(at, "a path may not contain ..: name the folder itself")
-    if scheme == "hf" and (len(parts) > 2 or "" in parts):
-        yield _invalid(at, "write hf://ORGANISATION/MODEL: two names and nothing more")
-    if scheme == "pvc" and _CLAIM.fullmatch(parts[0]) is None:
-        yield _invalid(at, f"{parts[0]!r} is not the name of a claim: write pvc://CLAIM/PATH")
+    elif scheme == "hf":
+        yield from _repository_problems(rest, at)
+    elif scheme == "pvc" and _CLAIM.fullmatch(claim := rest.partition("/")[0]) is None:
+        yield _invalid(at, f"{claim!r} is not the name of a claim: write pvc://CLAIM/PATH")
+    elif scheme == "oci" and _REFERENCE.fullmatch(rest) is None:
+        yield _invalid(
+            at, "not an image: write oci://REGISTRY/REPOSITORY@sha256:… in lower case, a tag may stand before @"
+        )
+
+
+def _repository_problems(rest: str, at: str) -> Iterator[Problem]:
+    """A revision that begins with a dash would be taken for a flag."""
+    repository, _, revision = rest.partition("@")
+    names = repository.split("/")
+    if len(names) > 2 or any(_REPOSITORY.fullmatch(name) is None for name in names):
+        yield _invalid(at, "write hf://ORGANISATION/MODEL: two names and nothing more, of letters, digits and . _ -")
+    if revision and _REVISION.fullmatch(revision) is None:
+        yield _invalid(at, f"{revision!r} is not a revision: write a branch, a tag or a commit after @")
 
 
 def _invalid(at: str, message: str) -> Problem:
