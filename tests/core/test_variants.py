@@ -118,6 +118,19 @@ def test_auto_considers_every_engine_with_a_profile() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "adapters",
+    [{"adapters": [{"name": "legal", "uri": "hf://acme/legal"}]}, {"runtimeAdapters": {}}],
+    ids=["at start", "at run time"],
+)
+def test_auto_takes_the_engine_that_answers_to_the_names_of_adapters(adapters: dict[str, Any]) -> None:
+    """SGLang wants chat:legal, and to legal it answers as the model itself, with 200."""
+    own = model(f"hf://{MODEL}", **adapters)
+    both = H100_8B, profile(engine="SGLang")
+    assert names(found(make_spec(**own), *both)) == ["h100-vllm-tp1-bf16"]
+    assert names(found(make_spec(**own, engine={"name": "SGLang"}), *both)) == ["h100-sglang-tp1-bf16"]
+
+
 def test_a_named_engine_is_the_only_one() -> None:
     spec = make_spec(engine={"name": "SGLang"})
     assert names(found(spec, H100_8B, profile(engine="SGLang"))) == ["h100-sglang-tp1-bf16"]

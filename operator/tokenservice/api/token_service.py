@@ -226,7 +226,13 @@ class Architecture(ApiModel):
 class Adapter(ApiModel):
     """A LoRA adapter served under a name of its own."""
 
-    name: str = field(REQUIRED, "Name that requests use", min_length=1, max_length=128, rules=(_MODEL_NAME,))
+    name: str = field(
+        REQUIRED,
+        "Name that requests use; with SGLang after the model's name and a colon, for example chat:legal",
+        min_length=1,
+        max_length=128,
+        rules=(_MODEL_NAME,),
+    )
     uri: str = field(REQUIRED, "Where the adapter is", max_length=512, rules=(_URI,))
 
 
@@ -381,7 +387,9 @@ class Resources(ApiModel):
 class Engine(ApiModel):
     """How the model is run. Leave fields out unless you have measured better."""
 
-    name: EngineName = field(EngineName.AUTO, "vLLM, SGLang, or Auto for the cheaper one with a profile")
+    name: EngineName = field(
+        EngineName.AUTO, "vLLM, SGLang, or Auto for the cheaper one with a profile; Auto takes vLLM for adapters"
+    )
     image: str | None = field(
         None,
         "Engine image, by digest and from the administrator's allow-list",

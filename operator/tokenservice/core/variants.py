@@ -215,7 +215,10 @@ def _divides(size: int, architecture: Architecture) -> bool:
 
 
 def _engines(spec: TokenServiceSpec) -> tuple[str, ...]:
-    return ("vLLM", "SGLang") if spec.engine.name == EngineName.AUTO else (spec.engine.name.value,)
+    """Auto takes vLLM for adapters: to an adapter's own name SGLang answers as the model itself."""
+    if spec.engine.name != EngineName.AUTO:
+        return (spec.engine.name.value,)
+    return ("vLLM",) if spec.model.adapters or spec.model.runtime_adapters else ("vLLM", "SGLang")
 
 
 def _estimated_engine(request: _Request) -> str:
