@@ -26,6 +26,8 @@ FITS = DATA / "engine" / "fit_alpha_beta_kappa_delta.csv"
 WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 65.25e9 / 116_829_156_672}
 FULL_ATTENTION_LAYERS = {"openai/gpt-oss-120b": 18}
 """Its other 18 layers keep a window of 128 tokens."""
+SLICED_EXPERTS = {"Qwen/Qwen3-235B-A22B-FP8": 1536}
+"""Width of one expert, in models whose FP8 weights have a scale for each block of 128 x 128."""
 
 each_accelerator = pytest.mark.parametrize(
     ("name", "spec"), accelerator_classes().items(), ids=list(accelerator_classes())
@@ -85,6 +87,13 @@ def test_a_profile_refers_to_what_the_catalogue_knows(name: str, spec: CapacityP
     assert spec.model in architectures()
     assert architectures()[spec.model].heads % spec.tensor_parallel_size == 0
     assert spec.tensor_parallel_size <= accelerator_classes()[spec.accelerator].interconnect_domain
+
+
+def test_no_profile_is_of_a_size_that_sglang_ends_over() -> None:
+    """It takes slices of experts in whole blocks only (`Fp8MoEMethod` of 0.5.18); vLLM 0.32 refines the blocks."""
+    sliced = [spec for spec in capacity_profiles().values() if spec.engine == "SGLang" and spec.model in SLICED_EXPERTS]
+    assert sliced
+    assert [spec for spec in sliced if SLICED_EXPERTS[spec.model] // spec.tensor_parallel_size % 128] == []
 
 
 @each_profile
