@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.build import H100, H100_8B, MODEL, make_spec
+from tokenservice.api.accelerator_class import Vendor
 from tokenservice.api.capacity_profile import Provenance
 from tokenservice.api.token_service import Architecture, TokenServiceSpec
 from tokenservice.catalogue import capacity_profiles
@@ -56,6 +57,7 @@ A100 = similar(
     dense_teraflops=H100.spec.dense_teraflops.model_copy(update={"bf16": 312.0, "fp8": None}),
     price_per_hour=1.5,
 )
+MI300X = similar("mi300x", vendor=Vendor.AMD, memory="192Gi", bandwidth_gigabytes_per_second=5300.0)
 L4 = similar("l4", memory="24Gi", bandwidth_gigabytes_per_second=300.0, interconnect_domain=1, price_per_hour=0.7)
 
 
@@ -339,6 +341,13 @@ PROBLEMS: dict[str, tuple[dict[str, Any], tuple[Accelerator, ...], Reason, str, 
         "spec.engine.quantization",
         ("a100",),
     ),
+    "MXFP4 weights that the engine does not read there": (
+        model("hf://openai/gpt-oss-120b") | {"engine": {"name": "SGLang"}},
+        (MI300X,),
+        Reason.INVALID_SPEC,
+        "spec.engine.name",
+        ("SGLang does not read mxfp4 weights on mi300x", "use vLLM"),
+    ),
     "a model with other capitals": (
         model("hf://qwen/qwen3-32B"),
         (H100,),
@@ -417,6 +426,13 @@ def test_of_a_checkpoint_that_nobody_knows_nobody_says_that_it_is_not_quantized(
 def test_a_checkpoint_in_the_format_that_is_asked_for_is_served() -> None:
     spec = make_spec(**model("hf://openai/gpt-oss-120b"), engine={"quantization": "MXFP4"})
     assert {variant.precision for variant in found(spec)} == {"mxfp4"}
+
+
+def test_mxfp4_runs_on_amd_by_the_engine_that_reads_it_there() -> None:
+    oss = model("hf://openai/gpt-oss-120b")
+    assert {v.engine for v in found(make_spec(**oss), classes=(MI300X,))} == {"vLLM"}
+    sglang = found(make_spec(**oss, engine={"name": "SGLang"}), classes=(H100, MI300X))
+    assert {v.accelerator.name for v in sglang} == {"h100"}
 
 
 def test_a_profile_elsewhere_is_named() -> None:

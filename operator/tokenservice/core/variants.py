@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
+from tokenservice.api.accelerator_class import Vendor
 from tokenservice.api.capacity_profile import CapacityProfileSpec, Provenance
 from tokenservice.api.quantity import quantity
 from tokenservice.api.token_service import Architecture, EngineName, KVCacheDtype, Quantization, TokenServiceSpec
@@ -199,7 +200,8 @@ def _choices(request: _Request, *, across: bool) -> Iterator[_Choice]:
             fits = not whole and size <= _largest_size(accelerator) if across else whole
             if fits and _computes(accelerator, request.precision) and _caches(accelerator, request.spec):
                 for engine in _engines(request.spec):
-                    yield _Choice(accelerator, engine, size, request.precision)
+                    if _reads(engine, accelerator, request.precision):
+                        yield _Choice(accelerator, engine, size, request.precision)
 
 
 def _sizes(request: _Request) -> tuple[int, ...]:
@@ -229,6 +231,12 @@ def _estimated_engine(request: _Request) -> str:
 def _computes(accelerator: Accelerator, precision: str) -> bool:
     """FP8 needs the arithmetic; int8, int4 and mxfp4 weights are widened to bf16 where it is missing."""
     return precision != "fp8" or accelerator.spec.dense_teraflops.fp8 is not None
+
+
+def _reads(engine: str, accelerator: Accelerator, precision: str) -> bool:
+    """SGLang ends over MXFP4 on accelerators of AMD that do not compute in it (`Mxfp4Config` of 0.5.18)."""
+    widened = precision == "mxfp4" and accelerator.spec.dense_teraflops.fp4 is None
+    return not (widened and engine == "SGLang" and accelerator.spec.vendor is Vendor.AMD)
 
 
 def _caches(accelerator: Accelerator, spec: TokenServiceSpec) -> bool:
@@ -410,6 +418,7 @@ def _nothing_runs(request: _Request) -> Problem:
         or _size_impossible(request)
         or _heads_indivisible(request)
         or _format_missing(request)
+        or _format_unread(request)
         or _unmeasured(request)
         or _ungrouped(request)
         or _too_large(request)
@@ -510,6 +519,18 @@ def _format_missing(request: _Request) -> Problem | None:
         "spec.engine.quantization" if quantized else "spec.engine.kvCacheDtype",
         f"none of {_listed([a.name for a in request.allowed])} has FP8:"
         f" allow an accelerator that has it, or choose another {'model' if quantized else 'kvCacheDtype'}",
+    )
+
+
+def _format_unread(request: _Request) -> Problem | None:
+    engines = _engines(request.spec)
+    if any(_reads(engine, a, request.precision) for engine in engines for a in request.allowed):
+        return None
+    return Problem(
+        Reason.INVALID_SPEC,
+        "spec.engine.name",
+        f"{_listed(engines)} does not read {request.precision} weights on {_listed([a.name for a in request.allowed])}:"
+        " use vLLM, or allow another accelerator",
     )
 
 
