@@ -15,7 +15,7 @@ from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -340,8 +340,8 @@ def test_the_token_goes_to_the_hub_and_not_where_it_sends_to(tmp_path: Path) -> 
 # --- the guard
 
 
-def passes(tmp_path: Path, method: str, path: str, token: str | None) -> bool:
-    """Whether a request gets to the engine."""
+def placed_guard(tmp_path: Path) -> tuple[Any, str]:
+    """The guard as the engine imports it, and the token that it asks for."""
     file = tmp_path / "guard" / "adapter_guard.py"
     file.parent.mkdir(exist_ok=True)
     secret = program.set_guard(file.parent)
@@ -350,6 +350,12 @@ def passes(tmp_path: Path, method: str, path: str, token: str | None) -> bool:
     assert spec.loader is not None
     placed = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(placed)
+    return placed, secret
+
+
+def passes(tmp_path: Path, method: str, path: str, token: str | None) -> bool:
+    """Whether a request gets to the engine."""
+    placed, secret = placed_guard(tmp_path)
     reached, sent = [], list[dict[str, Any]]()
 
     async def engine(scope: Any, receive: Any, send: Any) -> None:
@@ -377,6 +383,25 @@ def test_only_who_has_the_token_may_load(tmp_path: Path, path: str) -> None:
 def test_everything_else_passes(tmp_path: Path) -> None:
     assert passes(tmp_path, "POST", "/v1/chat/completions", None)
     assert passes(tmp_path, "GET", "/v1/models/my-adapter", None)
+
+
+def test_an_adapter_that_was_replaced_is_not_read_anew_in_each_step(tmp_path: Path) -> None:
+    """vLLM serves with the request that loaded the adapter, as it was: its wish to load in place is for once."""
+    placed, secret = placed_guard(tmp_path)
+    kept = {"tone": SimpleNamespace(load_inplace=False), "of another version": SimpleNamespace()}
+    told = []
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        kept["tone"] = SimpleNamespace(load_inplace=True)
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message: Any) -> None:
+        told.append((message["status"], kept["tone"].load_inplace))
+
+    app = SimpleNamespace(state=SimpleNamespace(openai_serving_models=SimpleNamespace(lora_requests=kept)))
+    scope = {"type": "http", "method": "POST", "path": "/v1/load_lora_adapter", "app": app}
+    asyncio.run(placed.Guard(engine)(scope | {"headers": [(b"x-adapter-token", secret.encode())]}, None, send))
+    assert told == [(200, False)]
 
 
 def test_a_loader_that_starts_anew_keeps_the_token_that_the_engine_has(tmp_path: Path) -> None:
