@@ -174,6 +174,14 @@ def test_sglang_speculates_by_n_gram_without_a_draft_model() -> None:
     assert "--speculative-draft-model-path" not in run.args
 
 
+@pytest.mark.parametrize(
+    ("case", "places"),
+    [("a private repository with adapters", "4"), ("adapters of every kind, loaded by running engines", "5")],
+)
+def test_sglang_batches_requests_for_the_model_itself_with_those_for_all_adapters(case: str, places: str) -> None:
+    assert after(command(spec_of(case), SGLANG, KEY), "--max-loras-per-batch") == places
+
+
 @pytest.mark.parametrize("quantization", ["AWQ", "GPTQ"])
 def test_sglang_reads_off_the_checkpoint_by_which_kernels_it_can_be_served(quantization: str) -> None:
     assert "--quantization" not in command(make_spec(engine={"quantization": quantization}), SGLANG, KEY).args

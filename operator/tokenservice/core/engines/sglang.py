@@ -155,17 +155,19 @@ def _speculative(spec: TokenServiceSpec) -> Iterator[str]:
 
 
 def _adapters(spec: TokenServiceSpec) -> Iterator[str]:
+    """The model itself takes a place of its own: without one its requests and an adapter's would wait for each other
+    to leave the batch."""
     adapters, room = spec.model.adapters, spec.model.runtime_adapters
     if room is not None:
         yield "--enable-lora"
-        yield from ("--max-loras-per-batch", str(room.max_active))
+        yield from ("--max-loras-per-batch", str(room.max_active + 1))
         yield from ("--max-lora-rank", str(room.max_rank))
         yield from ("--lora-target-modules", "all")
         return
     if not adapters:
         return
     yield "--enable-lora"
-    yield from ("--max-loras-per-batch", str(min(len(adapters), MAX_LORAS_IN_BATCH)))
+    yield from ("--max-loras-per-batch", str(min(len(adapters), MAX_LORAS_IN_BATCH) + 1))
     yield "--lora-paths"
     for adapter, source in zip(adapters, adapter_sources(spec.model), strict=True):
         yield f"{adapter.name}={source.path}"
