@@ -470,6 +470,19 @@ def test_variables_that_open_a_door_are_refused(name: str, reason: Reason) -> No
     assert (problem.reason, problem.field) == (reason, f"spec.engine.env[{name}]")
 
 
+@pytest.mark.parametrize("engine", ["vLLM", "SGLang", "Auto"])
+def test_a_bucket_of_ones_own_or_open_to_all_can_be_read(engine: str) -> None:
+    """Without these the streamer asks for BUCKET.minio.storage, or ends for lack of credentials."""
+    own = {
+        "AWS_ENDPOINT_URL": "http://minio.storage:9000",
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+        "RUNAI_STREAMER_S3_UNSIGNED": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    env = [{"name": name, "value": value} for name, value in own.items()]
+    assert engine_problems(make_spec(model={"uri": "s3://open/chat"}, engine={"name": engine, "env": env})) == ()
+
+
 words = st.text(alphabet="-_=.@ abcdefgtuz109{}", max_size=20) | st.sampled_from(
     sorted(vllm_engine.VOCABULARY.valued | vllm_engine.VOCABULARY.switches | set(vllm_engine.VOCABULARY.refused))
 )

@@ -136,6 +136,7 @@ def environment(ours: Mapping[str, str], sources: Iterable[Json], users: Iterabl
 SHARED_ENVIRONMENT = frozenset(
     {
         "AWS_DEFAULT_REGION",
+        "AWS_EC2_METADATA_DISABLED",
         "AWS_ENDPOINT_URL",
         "AWS_REGION",
         "CUDA_DEVICE_MAX_CONNECTIONS",
@@ -161,6 +162,8 @@ SHARED_ENVIRONMENT = frozenset(
         "PYTORCH_HIP_ALLOC_CONF",
         "RUNAI_STREAMER_CONCURRENCY",
         "RUNAI_STREAMER_MEMORY_LIMIT",
+        "RUNAI_STREAMER_S3_UNSIGNED",
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING",
         "TOKENIZERS_PARALLELISM",
     }
 )
