@@ -15,7 +15,7 @@ from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.engines import EngineCommand, command, engine_problems, pinned_digest, source_problems, sources
 from tokenservice.core.engines import sglang as sglang_engine
 from tokenservice.core.engines import vllm as vllm_engine
-from tokenservice.core.engines.base import argument_problems, flag_name
+from tokenservice.core.engines.base import argument_problems, flag_name, literal
 from tokenservice.core.model import Reason, ServiceKey
 
 KEY = ServiceKey("tenant", "chat")
@@ -251,6 +251,39 @@ def test_users_words_do_not_read_the_environment() -> None:
     run = command(spec, VLLM, KEY)
     assert "--chat-template=$$(HF_TOKEN)" in run.args
     assert variables(run)["NCCL_ALGO"] == "$$(HF_TOKEN)"
+
+
+def expanded(text: str) -> str:
+    """What a kubelet makes of an argument, as k8s.io/kubernetes/third_party/forked/golang/expansion does."""
+    made, at = "", 0
+    while at < len(text):
+        name = re.match(r"\$\(([^)]*)\)", text[at:])
+        if text[at : at + 2] == "$$":
+            made, at = made + "$", at + 2
+        elif name:
+            made, at = f"{made}the value of {name[1]}", at + name.end()
+        else:
+            made, at = made + text[at], at + 1
+    return made
+
+
+@given(st.text("$()H {", max_size=12))
+def test_users_words_reach_the_engine_as_they_are(text: str) -> None:
+    assert expanded(literal(text)) == text
+
+
+@pytest.mark.parametrize("word", ["$$(HF_TOKEN)", "$$$(HF_TOKEN)", "$$$$(HF_TOKEN)", "($(($$(HF_TOKEN)"])
+def test_no_number_of_dollars_reads_the_environment(word: str) -> None:
+    spec = make_spec(
+        engine={
+            "name": "vLLM",
+            "extraArgs": [f"--chat-template={word}"],
+            "env": [{"name": "NCCL_ALGO", "value": word}],
+        }
+    )
+    run = command(spec, VLLM, KEY)
+    assert f"--chat-template={word}" in [expanded(one) for one in run.args]
+    assert expanded(str(variables(run)["NCCL_ALGO"])) == word
 
 
 def test_environment_is_sorted_and_has_each_name_once() -> None:

@@ -29,6 +29,7 @@ GUARD_PATH = "/adapter-guard"
 """Where the loader of adapters puts what keeps others from having an engine load adapters."""
 
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
+_EXPANDED = re.compile(r"\$\$+|\$(?=\()")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,11 @@ def tpot_bounds(objectives: Objectives, defaults: Iterable[float]) -> tuple[floa
 
 
 def literal(text: str) -> str:
-    """`text` so that Kubernetes does not expand `$(VARIABLE)` in it: users' words may not read the environment."""
-    return text.replace("$(", "$$(")
+    """`text` so that Kubernetes expands no `$(VARIABLE)` in it: users' words may not read the environment.
+
+    `$$` it reads as `$`, so that of `$$(VARIABLE)` each has to be doubled: one more alone would bring it back.
+    """
+    return _EXPANDED.sub(lambda found: 2 * found[0], text)
 
 
 def base_environment(vendor: Vendor) -> dict[str, str]:
