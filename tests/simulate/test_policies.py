@@ -216,21 +216,29 @@ def test_apa_follows_in_proportion_and_at_most_doubles_or_halves(ratio: float, r
 def test_apa_smooths_three_minutes_and_cools_down_for_five() -> None:
     policy = aibrix.apa(aibrix.Apa())
     for now in range(0, 180, 10):
-        assert ask(policy, float(now), make_view(4, metrics=metrics(kv_usage=0.5))) == 4
+        assert ask(policy, float(now), make_view(4, engines=(engine(kv_usage=0.5),) * 4)) == 4
     # 18 samples: seventeen of 0.5 and one of 0.95 are 0.525; with nine of each 0.725, over 0.5 is 1.45.
-    assert ask(policy, 180.0, make_view(4, metrics=metrics(kv_usage=0.95))) == 4
+    assert ask(policy, 180.0, make_view(4, engines=(engine(kv_usage=0.95),) * 4)) == 4
     for now in range(190, 260, 10):
-        ask(policy, float(now), make_view(4, metrics=metrics(kv_usage=0.95)))
-    assert ask(policy, 260.0, make_view(4, metrics=metrics(kv_usage=0.95))) == 6
+        ask(policy, float(now), make_view(4, engines=(engine(kv_usage=0.95),) * 4))
+    assert ask(policy, 260.0, make_view(4, engines=(engine(kv_usage=0.95),) * 4)) == 6
     counts = {now: ask(policy, float(now), make_view(6, metrics=metrics())) for now in range(270, 700, 10)}
     assert counts[550] == 6
     assert counts[690] < 6
 
 
+FULLEST = make_view(4, metrics=metrics(kv_usage=0.9), engines=(engine(kv_usage=0.9), *(engine(kv_usage=0.3),) * 3))
+
+
+def test_the_kv_cache_is_looked_at_as_a_mean_over_engines_not_at_the_fullest() -> None:
+    assert ask(aibrix.apa(aibrix.Apa()), 0.0, FULLEST) == 4  # 0.45 over 0.5
+    assert ask(sageserve.sageserve(sageserve.LongTerm()), 0.0, FULLEST, rising) == 4  # more are due above 0.5
+
+
 def test_apa_tuned_measures_against_a_load_test() -> None:
     use = kv_at_capacity(make_view())
     policy = aibrix.apa(aibrix.Apa(share=0.5))
-    assert ask(policy, 0.0, make_view(4, metrics=metrics(kv_usage=0.75 * use))) == 6
+    assert ask(policy, 0.0, make_view(4, engines=(engine(kv_usage=0.75 * use),) * 4)) == 6
 
 
 # --- Dynamo --------------------------------------------------------------------------------------------------------
@@ -290,12 +298,12 @@ def rising(start: float, end: float) -> float:
 
 def test_sageserve_approaches_its_hourly_target_as_utilization_asks() -> None:
     policy = sageserve.sageserve(sageserve.LongTerm())  # 95 over 10 is 10
-    assert ask(policy, 0.0, make_view(8, metrics=metrics(kv_usage=0.4)), rising) == 8
-    assert ask(policy, 10.0, make_view(8, metrics=metrics(kv_usage=0.6)), rising) == 9
-    assert ask(policy, 60.0, make_view(9, metrics=metrics(kv_usage=0.6)), rising) == 9
-    assert ask(policy, 75.0, make_view(9, metrics=metrics(kv_usage=0.6)), rising) == 10
-    assert ask(policy, 150.0, make_view(10, metrics=metrics(kv_usage=0.9)), rising) == 10
-    assert ask(policy, 3600.0, make_view(10, metrics=metrics(kv_usage=0.2)), rising) == 9  # 20 over 10 is 2
+    assert ask(policy, 0.0, make_view(8, engines=(engine(kv_usage=0.4),) * 8), rising) == 8
+    assert ask(policy, 10.0, make_view(8, engines=(engine(kv_usage=0.6),) * 8), rising) == 9
+    assert ask(policy, 60.0, make_view(9, engines=(engine(kv_usage=0.6),) * 9), rising) == 9
+    assert ask(policy, 75.0, make_view(9, engines=(engine(kv_usage=0.6),) * 9), rising) == 10
+    assert ask(policy, 150.0, make_view(10, engines=(engine(kv_usage=0.9),) * 10), rising) == 10
+    assert ask(policy, 3600.0, make_view(10, engines=(engine(kv_usage=0.2),) * 10), rising) == 9  # 20 over 10 is 2
 
 
 def test_sageserve_goes_beyond_its_target_when_five_times_as_much_arrives() -> None:

@@ -22,6 +22,7 @@ from tokenservice.simulate.policies.base import (
     bounded,
     choices,
     kv_at_capacity,
+    mean_kv_usage,
     whole,
 )
 from tokenservice.simulate.policy import ServiceView
@@ -68,7 +69,7 @@ class _OnKvUsage:
         """A round without metrics is an error to the controller, which tries again later."""
         if isinstance(seen.metrics, Missing):
             return None
-        self.usage.add(at.now, seen.metrics.kv_usage)
+        self.usage.add(at.now, mean_kv_usage(seen))
         ratio = self.usage.mean() / self._target(seen)
         count = bounded(proportional(ratio, seen.replicas, self.setting), seen)
         self.recent.add(at.now, count)

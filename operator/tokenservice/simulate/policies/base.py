@@ -107,6 +107,11 @@ def kv_at_capacity(seen: ServiceView) -> float:
     return min(1.0, batch_at_capacity(seen) * context / seen.variant.kv_capacity_tokens)
 
 
+def mean_kv_usage(seen: ServiceView) -> float:
+    """KV use (0 to 1), mean over the engines that were scraped: `metrics.kv_usage` is that of the fullest."""
+    return sum(engine.kv_usage for engine in seen.engines) / max(1, len(seen.engines))
+
+
 def held_at_router(seen: ServiceView) -> float:
     """Unfinished requests that no engine has yet: the simulated router hands them on while any replica is ready."""
     return seen.concurrency if seen.ready == 0 else 0.0

@@ -19,7 +19,7 @@ from functools import partial
 from math import inf
 
 from tokenservice.core.model import Missing, ServiceMetrics
-from tokenservice.simulate.policies.base import EachService, Moment, Peer, choices, kv_at_capacity, whole
+from tokenservice.simulate.policies.base import EachService, Moment, Peer, choices, kv_at_capacity, mean_kv_usage, whole
 from tokenservice.simulate.policy import ServiceView
 
 _HOUR, _MINUTE = 3600.0, 60.0
@@ -68,7 +68,7 @@ class _Arbiter:
 
     def _stepped(self, seen: ServiceView, metrics: ServiceMetrics, at: Moment) -> int:
         setting = self.setting
-        use = metrics.kv_usage / (kv_at_capacity(seen) if setting.tuned else 1.0)
+        use = mean_kv_usage(seen) / (kv_at_capacity(seen) if setting.tuned else 1.0)
         if self.target > seen.replicas and use > setting.grow:
             return self.target if setting.pause == 0 else seen.replicas + 1
         if self.target < seen.replicas and use < setting.shrink:
