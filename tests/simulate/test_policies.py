@@ -147,7 +147,8 @@ def test_slo_aware_signal_is_the_worse_percentile_over_its_target() -> None:
 def test_slo_aware_smooths_45_seconds_and_waits_30_to_go_up() -> None:
     policy = llmd.slo_aware(llmd.SloAware())
     slow = metrics(ttft_buckets=((2.2, 10.0), (inf, 10.0)))  # P90 1.98 s of 2: signal 0.99
-    assert ask(policy, 0.0, make_view(4, metrics=slow)) == 8  # nothing remembered says less: 4 x 0.99 / 0.55 = 7.2
+    counts = [ask(policy, now, make_view(4, metrics=slow)) for now in (0.0, 15.0, 30.0)]
+    assert counts == [4, 4, 8]  # 4 x 0.99 / 0.55 = 7.2, once the count that was found is 30 s old
     policy = llmd.slo_aware(llmd.SloAware())
     calm = metrics(ttft_buckets=((1.0, 10.0), (inf, 10.0)))  # 0.45, within the band
     ask(policy, 0.0, make_view(4, metrics=calm))

@@ -72,6 +72,13 @@ def test_down_waits_until_the_highest_wish_is_five_minutes_old() -> None:
     assert counts[300.0] == 2
 
 
+def test_the_count_that_is_found_at_first_is_a_wish_like_any_other() -> None:
+    hpa = Hpa(Behaviour(up_window=30))
+    assert [hpa.decide(15.0 * tick, make_view(10), 2) for tick in range(21)] == [10] * 20 + [2]
+    hpa = Hpa(Behaviour(up_window=30))
+    assert [hpa.decide(15.0 * tick, make_view(2), 6) for tick in range(3)] == [2, 2, 6]
+
+
 def test_up_waits_for_the_lowest_wish_of_its_window() -> None:
     hpa = Hpa(Behaviour(up_window=30))
     assert hpa.decide(0.0, make_view(2), 2) == 2

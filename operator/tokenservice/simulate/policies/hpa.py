@@ -85,13 +85,18 @@ DEFAULT_BEHAVIOUR = Behaviour()
 
 @dataclass(slots=True)
 class Hpa:
-    """The memory of one HPA object: recent recommendations, and how much it changed when."""
+    """The memory of one HPA object: recent recommendations, and how much it changed when.
+
+    The count that it first finds is the first of them (`recordInitialRecommendation`): a controller that knows of
+    nothing takes nothing away at once.
+    """
 
     behaviour: Behaviour = DEFAULT_BEHAVIOUR
     _for_up: Window = field(init=False)
     _for_down: Window = field(init=False)
     _added: Window = field(init=False)
     _removed: Window = field(init=False)
+    _began: bool = False
 
     def __post_init__(self) -> None:
         self._for_up = Window(self.behaviour.up_window)
@@ -102,6 +107,7 @@ class Hpa:
     def decide(self, now: float, seen: ServiceView, *wanted: int | None) -> int | None:
         """The count to set for what each metric wants: the highest; while one is missing there is no scale-down."""
         current = seen.replicas
+        self._begin(now, current)
         known = [count for count in wanted if count is not None]
         if not known or (len(known) < len(wanted) and max(known) < current):
             return None
@@ -111,10 +117,18 @@ class Hpa:
         self._remember(now, count - current)
         return count
 
+    def _begin(self, now: float, current: int) -> None:
+        if not self._began:
+            self._began = True
+            self._recommend(now, current)
+
+    def _recommend(self, now: float, count: int) -> None:
+        self._for_up.add(now, count)
+        self._for_down.add(now, count)
+
     def _stabilized(self, now: float, current: int, recommendation: int) -> int:
         """Up to the lowest recommendation of the window for up, down to the highest of the window for down."""
-        self._for_up.add(now, recommendation)
-        self._for_down.add(now, recommendation)
+        self._recommend(now, recommendation)
         up = min([recommendation, *self._for_up.since(now - self.behaviour.up_window)])
         down = max([recommendation, *self._for_down.since(now - self.behaviour.down_window)])
         return int(min(max(current, up), down))
