@@ -82,6 +82,13 @@ def test_knative_averages_a_minute_and_at_most_halves() -> None:
     assert ask(policy, 120.0, make_view(10, concurrency=7.0)) == 5
 
 
+def test_knative_begins_in_panic_and_keeps_what_it_finds_for_its_stable_window() -> None:
+    policy = knative(Kpa(concurrency=10))
+    assert {ask(policy, float(now), make_view(10, concurrency=7.0)) for now in range(2, 64, 2)} == {10}
+    assert ask(policy, 64.0, make_view(10, concurrency=7.0)) == 5
+    assert ask(knative(Kpa(concurrency=10)), 2.0, make_view(1, concurrency=7.0)) == 1
+
+
 def test_knative_delays_what_takes_away() -> None:
     policy = knative(Kpa(concurrency=10, stable_window=2, scale_down_delay=300))
     ask(policy, 0.0, make_view(1, concurrency=70.0))

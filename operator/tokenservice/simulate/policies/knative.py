@@ -2,7 +2,8 @@
 
 From knative/serving `pkg/autoscaler/scaling/autoscaler.go`, defaults of `config/core/configmaps/autoscaler.yaml`: a
 stable window of 60 s, a panic window of 10 % of it, panic at 200 % of the ready pods' capacity, 70 % of a concurrency
-of 100 as the target, at most x1000 up and /2 down a tick, ticks of 2 s, no scale-down delay.
+of 100 as the target, at most x1000 up and /2 down a tick, ticks of 2 s, no scale-down delay. An autoscaler that is new
+to more than one pod begins in panic (`newAutoscaler`): it keeps what there is until it has seen a stable window.
 
 Requests that the activator holds count, so the metric never goes missing with the engines' own.
 """
@@ -45,6 +46,7 @@ class _OnConcurrency:
     delayed: Window = field(init=False)
     panicked_at: float | None = None
     most_in_panic: int = 0
+    began: bool = False
 
     def __post_init__(self) -> None:
         self.stable = Window(self.setting.stable_window)
@@ -53,9 +55,15 @@ class _OnConcurrency:
 
     def wanted(self, seen: ServiceView, at: Moment) -> int:
         """The highest of what was wanted within the delay."""
+        self._begin(at.now, seen.ready)
         count = self._wanted_now(seen, at)
         self.delayed.add(at.now, count)
         return max([count, *(int(it) for it in self.delayed.since(at.now - self.setting.scale_down_delay))])
+
+    def _begin(self, now: float, ready: int) -> None:
+        if not self.began:
+            self.began, self.most_in_panic = True, ready
+            self.panicked_at = now if ready > 1 else None
 
     def _wanted_now(self, seen: ServiceView, at: Moment) -> int:
         target, ready = self.setting.target(seen), max(1, seen.ready)
