@@ -85,6 +85,12 @@ def test_every_figure_of_two_scrapes_is_what_a_hand_reckons() -> None:
     assert made.engines == SECOND.engines
 
 
+def test_unfinished_requests_are_counted_as_a_proxy_does_not_over_the_window_of_rates() -> None:
+    third = replace(SECOND, at=10.0, request_seconds=130.0)
+    assert meter(START, SECOND, third).concurrency() == 20.0
+    assert isinstance(meter(START).concurrency(), Missing)  # nobody saw that there was none
+
+
 UNKNOWN: dict[str, tuple[Meter, float, str]] = {
     "nothing was scraped": (meter(), 0.0, "NoSeries"),
     "one scrape makes no rate": (meter(SECOND), 5.0, "TooFewSamples"),

@@ -104,6 +104,13 @@ def test_missing_metrics_hold_the_count(choice: Choice) -> None:
 
 
 @each_choice
+def test_before_anything_was_seen_nothing_is_taken_away(choice: Choice) -> None:
+    policy = choice.make()
+    unseen = make_view(5, metrics=GONE, duty_cycle=GONE, engines=(), concurrency=GONE)
+    assert min(ask(policy, tick * policy.period_seconds, unseen, lambda *_: 50.0) for tick in range(5)) == 5
+
+
+@each_choice
 def test_only_the_forecasting_ones_look_ahead_and_none_looks_back(choice: Choice) -> None:
     asked: list[tuple[float, float]] = []
 

@@ -99,12 +99,11 @@ class Meter:
         first, last = window
         return min(1.0, (last.busy_seconds - first.busy_seconds) / (last.at - first.at) / len(last.engines))
 
-    def concurrency(self) -> float:
-        """Unfinished requests, meaned over the rate window."""
-        window = self._window()
-        if window is None:
-            return 0.0
-        first, last = window
+    def concurrency(self) -> float | Missing:
+        """Unfinished requests, meaned since the last scrape but one: who counts in a proxy needs no window of rates."""
+        if len(self._scrapes) < 2:
+            return Missing("TooFewSamples", "a mean needs two samples")
+        first, last = self._scrapes[-2], self._scrapes[-1]
         return (last.request_seconds - first.request_seconds) / (last.at - first.at)
 
     @property

@@ -33,9 +33,9 @@ class ServiceView:
     `replicas` is the count asked for now, `ready` how many of them serve. `workload` has the lengths of the last
     window, `usual` the means over all of the service's traffic, as a load test uses them. `reference_rate` is lambda*,
     requests per second per replica of `variant` with the usual ones (see `simulate.steady`). `duty_cycle` is the share
-    of time (0 to 1) in which an engine had any work, meaned over Ready engines and the scrape window: what
+    of time (0 to 1) in which an engine had any work, meaned over engines and the window of rates: what
     `DCGM_FI_DEV_GPU_UTIL` reports. `concurrency` counts unfinished requests, those held at the router included,
-    averaged over the scrape window.
+    averaged since the scrape before the last; Missing until there are two.
     """
 
     key: ServiceKey
@@ -50,7 +50,7 @@ class ServiceView:
     engines: tuple[EngineView, ...]
     metrics: ServiceMetrics | Missing
     duty_cycle: float | Missing
-    concurrency: float
+    concurrency: float | Missing
     cold_start_seconds: float
 
 

@@ -15,7 +15,7 @@ from math import ceil, isfinite
 from typing import Any, Protocol
 
 from tokenservice.core.capacity import capacity
-from tokenservice.core.model import ServiceKey
+from tokenservice.core.model import Missing, ServiceKey
 from tokenservice.simulate.policy import FleetView, Policy, ServiceView
 
 _ROUNDING = 1e-9
@@ -114,7 +114,7 @@ def mean_kv_usage(seen: ServiceView) -> float:
 
 def held_at_router(seen: ServiceView) -> float:
     """Unfinished requests that no engine has yet: the simulated router hands them on while any replica is ready."""
-    return seen.concurrency if seen.ready == 0 else 0.0
+    return 0.0 if seen.ready or isinstance(seen.concurrency, Missing) else seen.concurrency
 
 
 # --- What can be chosen --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from tokenservice.core.model import Missing
 from tokenservice.simulate.policies.base import EachService, Moment, Peer, batch_at_capacity, choices, whole
 from tokenservice.simulate.policy import ServiceView
 
@@ -33,8 +34,10 @@ class Backpressure:
 class _Global:
     setting: Backpressure
 
-    def wanted(self, seen: ServiceView, at: Moment) -> int:
+    def wanted(self, seen: ServiceView, at: Moment) -> int | None:
         """Up to what holds the level at once, down one at a time."""
+        if isinstance(seen.concurrency, Missing):
+            return None
         busy = whole(seen.concurrency / batch_at_capacity(seen))
         return max(seen.replicas - 1, whole(busy / self.setting.level))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, floor
 
+from tokenservice.core.model import Missing
 from tokenservice.simulate.policies.base import EachService, Moment, Peer, Window, batch_at_capacity, choices, whole
 from tokenservice.simulate.policy import ServiceView
 
@@ -53,10 +54,12 @@ class _OnConcurrency:
         self.panic = Window(self.setting.stable_window * self.setting.panic_share)
         self.delayed = Window(self.setting.scale_down_delay)
 
-    def wanted(self, seen: ServiceView, at: Moment) -> int:
+    def wanted(self, seen: ServiceView, at: Moment) -> int | None:
         """The highest of what was wanted within the delay."""
         self._begin(at.now, seen.ready)
-        count = self._wanted_now(seen, at)
+        if isinstance(seen.concurrency, Missing):
+            return None
+        count = self._wanted_now(seen, seen.concurrency, at)
         self.delayed.add(at.now, count)
         return max([count, *(int(it) for it in self.delayed.since(at.now - self.setting.scale_down_delay))])
 
@@ -65,10 +68,10 @@ class _OnConcurrency:
             self.began, self.most_in_panic = True, ready
             self.panicked_at = now if ready > 1 else None
 
-    def _wanted_now(self, seen: ServiceView, at: Moment) -> int:
+    def _wanted_now(self, seen: ServiceView, concurrency: float, at: Moment) -> int:
         target, ready = self.setting.target(seen), max(1, seen.ready)
-        self.stable.add(at.now, seen.concurrency)
-        self.panic.add(at.now, seen.concurrency)
+        self.stable.add(at.now, concurrency)
+        self.panic.add(at.now, concurrency)
         hasty = whole(self.panic.mean() / target)
         self._watch(at.now, hasty / ready >= self.setting.panic_threshold)
         calm = self._limited(whole(self.stable.mean() / target), ready)

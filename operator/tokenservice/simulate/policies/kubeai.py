@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+from tokenservice.core.model import Missing
 from tokenservice.simulate.policies.base import EachService, Moment, Peer, Window, batch_at_capacity, choices, whole
 from tokenservice.simulate.policy import ServiceView
 
@@ -41,6 +42,8 @@ class _OnActiveRequests:
         self.active = Window(self.setting.window)
 
     def wanted(self, seen: ServiceView, at: Moment) -> int | None:
+        if isinstance(seen.concurrency, Missing):
+            return None
         self.active.add(at.now, seen.concurrency)
         wanted = whole(self.active.mean() / self.setting.target_requests(seen))
         self.lower_in_a_row = self.lower_in_a_row + 1 if wanted < seen.replicas else 0
