@@ -110,10 +110,10 @@ def test_knative_panics_at_twice_the_ready_replicas_and_never_shrinks_in_panic()
 # --- KubeAI --------------------------------------------------------------------------------------------------------
 
 
-def test_kubeai_goes_up_at_once_and_down_after_three_lower_answers() -> None:
+def test_kubeai_goes_up_at_once_and_down_once_three_lower_answers_have_passed() -> None:
     policy = kubeai.kubeai(kubeai.KubeAI(window=10))
     assert ask(policy, 0.0, make_view(1, concurrency=250.0)) == 3
-    assert [ask(policy, now, make_view(3, concurrency=50.0)) for now in (10.0, 20.0, 30.0)] == [3, 3, 1]
+    assert [ask(policy, now, make_view(3, concurrency=50.0)) for now in (10.0, 20.0, 30.0, 40.0)] == [3, 3, 3, 1]
 
 
 def test_kubeai_looks_at_ten_minutes() -> None:

@@ -2,7 +2,8 @@
 
 From substratusai/kubeai f442a2cd `internal/modelautoscaler/autoscaler.go`, defaults of `internal/config/system.go` and
 of the Model type: every 10 s the sum of active requests joins a mean over 10 minutes; the count is that over
-`targetRequests` (100), up at once, down after `scaleDownDelaySeconds` (30) of lower answers in a row.
+`targetRequests` (100), up at once, down once `scaleDownDelaySeconds` (30) of lower answers in a row were let pass
+(`internal/modelclient/scale.go`: three are, the fourth counts).
 
 Active requests are counted in its own proxy, so they never go missing with the engines' metrics.
 """
@@ -47,7 +48,7 @@ class _OnActiveRequests:
         self.active.add(at.now, seen.concurrency)
         wanted = whole(self.active.mean() / self.setting.target_requests(seen))
         self.lower_in_a_row = self.lower_in_a_row + 1 if wanted < seen.replicas else 0
-        if wanted < seen.replicas and self.lower_in_a_row < whole(self.setting.scale_down_delay / INTERVAL_SECONDS):
+        if wanted < seen.replicas and self.lower_in_a_row <= whole(self.setting.scale_down_delay / INTERVAL_SECONDS):
             return None
         return wanted
 
