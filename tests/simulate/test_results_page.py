@@ -187,13 +187,13 @@ nodes | empty nodes |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | operator | 0.600 | 99.20 % | 10.0 | 0.500 | 2.50 | 1.25 | 0.000 | 0.300 | 0.100 | 0.000 | 0.000 | 0.000 |
 | static-p99 | 0.300 | 99.50 % | 20.0 | 1.000 | 2.50 | 1.25 | 0.000 | 0.600 | 0.100 | 0.000 | 0.000 | 0.000 |
-| melange (headroom=0.15) | 0.500 | 99.10 % | 12.5 | 0.625 | 2.50 | 1.25 | 0.000 | 0.400 | 0.100 | 0.000 | 0.000 | \
+| melange (headroom=0.15) § | 0.500 | 99.10 % | 12.5 | 0.625 | 2.50 | 1.25 | 0.000 | 0.400 | 0.100 | 0.000 | 0.000 | \
 0.000 |
 | kubeai † | 0.500 | 98.00 % | 5.0 | 0.250 | 2.50 | 1.25 | 0.000 | 0.400 | 0.100 | 0.000 | 0.000 | 0.000 |
 | oracle (foresight) | 0.800 | 99.10 % | 8.0 | 0.400 |  |  |  |  |  |  |  |  |
 
 The operator keeps 99 %. Its accelerator-hours: 0.500 of static's; 0.800 of those of the best peer that keeps 99 %, \
-melange (headroom=0.15); 1.250 of the oracle's. Its U is 0.750 of the oracle's.
+melange (headroom=0.15) §; 1.250 of the oracle's. Its U is 0.750 of the oracle's.
 
 Requests within both objectives under the operator: chat (Guaranteed) 99.20 %.
 
@@ -207,7 +207,7 @@ def test_a_glance_has_a_line_a_scenario_that_was_run(tmp_path: Path) -> None:
     one = plan(tmp_path, {"peers": ["melange"], "oracle": True}, {"scenario": str(minute(tmp_path))})
     glance = text(one, CANNED, oracle=8.0).partition("## The operator at a glance")[2].partition("\n## ")[0]
     assert glance.strip().splitlines()[2:] == [
-        "| quick ‡ | 0.600 | 99.20 % | 0.500 | 0.800 | melange (headroom=0.15) | 1.250 |"
+        "| quick ‡ | 0.600 | 99.20 % | 0.500 | 0.800 | melange (headroom=0.15) § | 1.250 |"
     ]
 
 
@@ -244,6 +244,50 @@ TARGETS: dict[str, tuple[dict[str, object], str]] = {
 @pytest.mark.parametrize(("asked", "row"), TARGETS.values(), ids=TARGETS)
 def test_a_target_stands_beside_what_was_reached(asked: dict[str, object], row: str, tmp_path: Path) -> None:
     assert targets(tmp_path, CANNED, asked) == [row]
+
+
+def beside(folder: Path, outcomes: dict[Unit, Result], *peers: str) -> tuple[str, str]:
+    """The row below the target of the best peer's hours, and what the study says of hours."""
+    asked = {"figure": "hoursOfBestPeer", "atMost": 0.9}
+    shown = text(plan(folder, {"peers": list(peers), "targets": [asked]}), CANNED | outcomes)
+    lines = shown.splitlines()
+    row = next(number for number, line in enumerate(lines) if "| hours of the best peer's | ≤" in line)
+    hours = shown.partition("Its accelerator-hours: ")[2].partition("\n")[0]
+    return lines[row + 1], hours
+
+
+def test_beside_a_best_peer_that_knows_the_future_stands_the_best_that_does_not(tmp_path: Path) -> None:
+    seeing = "0.800 of those of the best peer that keeps 99 %, melange (headroom=0.15) §"
+    row, hours = beside(tmp_path, sweep("kubeai", (16.0, 0.995)), "melange", "kubeai")
+    assert row == "|  |  | … without foresight |  | 0.625 |  | kubeai |"
+    assert hours == f"0.500 of static's; {seeing}; 0.625 of those of the best without foresight that does, kubeai."
+    row, hours = beside(tmp_path, {}, "melange", "kubeai")
+    assert row == "|  |  | … without foresight |  | none keeps 99 % |  |  |"
+    assert hours == f"0.500 of static's; {seeing}."
+    assert beside(tmp_path, {}, "melange")[0] == "|  |  | … without foresight |  | none was run |  |  |"
+
+
+def test_a_best_peer_without_foresight_stands_alone(tmp_path: Path) -> None:
+    row, hours = beside(tmp_path, sweep("kubeai", (11.0, 0.995)), "melange", "kubeai")
+    assert "foresight" not in row
+    assert hours == "0.500 of static's; 0.909 of those of the best peer that keeps 99 %, kubeai."
+
+
+def test_dynamo_on_its_last_rate_knows_nothing_of_the_future(tmp_path: Path) -> None:
+    one = plan(tmp_path, {"peers": ["dynamo-sla"]})
+    last, perfect = sweep("dynamo-sla", *[(9.0, 0.9)] * 5, (9.0, 0.995)), sweep("dynamo-sla", (9.0, 0.995))
+    assert "| dynamo-sla (margin=0.6, perfect=False) |" in text(one, CANNED | last)
+    assert "| dynamo-sla § |" in text(one, CANNED | perfect)
+
+
+def test_a_target_against_peers_none_of_which_keeps_99_percent_was_run_all_the_same(tmp_path: Path) -> None:
+    asked = {"figure": "hoursOfBestPeer", "atMost": 0.9}
+    shown = text(plan(tmp_path, {"peers": ["kubeai"], "targets": [asked]}), CANNED)
+    assert "Of 1 targets 0 are met, 0 missed, 0 not run, 1 without a peer that keeps 99 %." in shown
+    assert "| hours of the best peer's | ≤ 0.900 | no peer keeps 99 % |" in shown
+    assert "| hours of the best peer's | ≤ 0.900 | not run |" in text(
+        plan(tmp_path, {"peers": ["kubeai"], "targets": [asked]}), {STATIC: CANNED[STATIC], OPERATOR: CANNED[OPERATOR]}
+    )
 
 
 def test_a_bound_may_come_from_another_study(tmp_path: Path) -> None:

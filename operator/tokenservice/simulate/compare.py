@@ -18,7 +18,7 @@ from tokenservice.simulate.assemble import Setting, setting
 from tokenservice.simulate.oracle import Foresight, oracle
 from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import Result
-from tokenservice.simulate.run import label, run
+from tokenservice.simulate.run import label, looks_ahead, run
 from tokenservice.simulate.scenario import Scenario, load
 from tokenservice.simulate.scenario_spec import ColdStart
 
@@ -47,10 +47,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A policy over its seeds: means, and half the width of the 95 % interval where there are several seeds."""
+    """A policy over its seeds: means, and half the width of the 95 % interval where there are several seeds.
+
+    `foresight` says that it is told the true rate of the future.
+    """
 
     policy: str
     results: tuple[Result, ...]
+    foresight: bool = False
 
     def mean(self, figure: Callable[[Result], float]) -> float:
         """Mean over seeds."""
@@ -96,6 +100,7 @@ def compare(
         Row(
             policy=label(task.policy, task.choice),
             results=tuple(found[replace(task, seed=seed)] for seed in seeds),
+            foresight=looks_ahead(task.policy, task.choice),
         )
         for task in chosen.values()
     ]

@@ -52,6 +52,11 @@ def label(policy: str, choice: int = 0) -> str:
     return f"{policy} ({POLICIES[policy].sweep[choice].label})"
 
 
+def looks_ahead(policy: str, choice: int = 0) -> bool:
+    """Whether it is told the true rate of the future."""
+    return policy in POLICIES and POLICIES[policy].sweep[choice].foresight
+
+
 def decider(
     setting: Setting, policy: str, choice: int = 0, progress: Callable[[float], None] = lambda _: None
 ) -> Policy | None:

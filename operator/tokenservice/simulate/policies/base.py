@@ -122,10 +122,14 @@ def held_at_router(seen: ServiceView) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One setting of a peer: what differs from its published defaults, and how a new policy is made."""
+    """One setting of a peer: what differs from its published defaults, and how a new policy is made.
+
+    `foresight` says that it is told the true rate of the future.
+    """
 
     label: str
     make: Callable[[], Policy]
+    foresight: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +143,16 @@ class Peer:
     sweep: tuple[Choice, ...]
 
 
-def choices(make: Callable[[Any], Policy], *settings: Any) -> tuple[Choice, ...]:
-    """One choice for each setting, a dataclass each, labelled by the fields that differ from the first one's."""
-    return tuple(Choice(_label(setting, settings[0]), partial(make, setting)) for setting in settings)
+def choices(
+    make: Callable[[Any], Policy], *settings: Any, foresight: Callable[[Any], bool] = lambda _: False
+) -> tuple[Choice, ...]:
+    """One choice for each setting, a dataclass each, labelled by the fields that differ from the first one's.
+
+    `foresight` says of a setting whether it looks ahead.
+    """
+    return tuple(
+        Choice(_label(setting, settings[0]), partial(make, setting), foresight(setting)) for setting in settings
+    )
 
 
 def _label(setting: Any, published: Any) -> str:

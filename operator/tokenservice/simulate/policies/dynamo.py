@@ -164,6 +164,7 @@ PEERS = (
             Sla(margin=0.6),
             Sla(margin=0.6, load_loop=True),
             Sla(margin=0.6, perfect=False),
+            foresight=lambda setting: setting.perfect,
         ),
     ),
 )

@@ -105,6 +105,7 @@ PEERS = (
             FixedRate(headroom=0.15),
             FixedRate(window=3600.0),
             FixedRate(window=3600.0, headroom=0.15),
+            foresight=lambda _: True,
         ),
     ),
 )

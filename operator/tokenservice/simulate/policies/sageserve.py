@@ -96,6 +96,7 @@ PEERS = (
             LongTerm(tuned=True, guard=0.9, headroom=0.3, first_minute=0),
             LongTerm(grow=-1, shrink=inf, pause=0, first_minute=0),
             LongTerm(grow=-1, shrink=inf, pause=0, first_minute=0, headroom=0.3),
+            foresight=lambda _: True,
         ),
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 
@@ -12,7 +12,7 @@ from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import PARTS, Result
 from tokenservice.simulate.results.runner import Known, Plan, merit
 from tokenservice.simulate.results.study import Figure, From, Study, Target
-from tokenservice.simulate.run import OPERATOR, label
+from tokenservice.simulate.run import OPERATOR, label, looks_ahead
 
 Measure = Callable[[Result], float]
 
@@ -71,8 +71,17 @@ class Outcome:
     @property
     def best_peer(self) -> Row | None:
         """The cheapest peer that keeps 99 %."""
-        kept = [row for row in self.peers if row.kept]
-        return min(kept, key=lambda row: row.mean(lambda one: one.dollars), default=None)
+        return _cheapest(self.peers)
+
+    @property
+    def blind(self) -> list[Row]:
+        """Peers that are told nothing of the future, as we are."""
+        return [row for row in self.peers if not row.foresight]
+
+    @property
+    def best_blind(self) -> Row | None:
+        """The cheapest of those that keeps 99 %."""
+        return _cheapest(self.blind)
 
     @property
     def ranked(self) -> list[Row]:
@@ -91,6 +100,11 @@ class Outcome:
         return sum(one.work for one in self.oracle.values()) / 3600 / self.oracle_hours
 
 
+def _cheapest(rows: Iterable[Row]) -> Row | None:
+    kept = [row for row in rows if row.kept]
+    return min(kept, key=lambda row: row.mean(lambda one: one.dollars), default=None)
+
+
 def outcome(plan: Plan, study: Study, cold: float | None, known: Known) -> Outcome:
     """What is known of a study at one cold start; seeds that were not run are left out of a row."""
     rows = {}
@@ -99,7 +113,8 @@ def outcome(plan: Plan, study: Study, cold: float | None, known: Known) -> Outco
         if chosen is not None:
             found = [known.results(study, cold, policy, seed) for seed in range(study.seeds)]
             same = tuple(it for each in found for task, it in each.items() if task.choice == chosen.choice)
-            rows[policy] = Row(policy=label(policy, chosen.choice), results=same)
+            ahead = looks_ahead(policy, chosen.choice)
+            rows[policy] = Row(policy=label(policy, chosen.choice), results=same, foresight=ahead)
     oracle = known.foresight(study)
     whole = not [unit for unit in plan.searches(study, known) if unit.service not in oracle]
     return Outcome(study=study, cold=cold, rows=rows, oracle=oracle if oracle and whole else {})

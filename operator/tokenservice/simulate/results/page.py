@@ -46,6 +46,7 @@ _FIGURES = {
     Figure.OF_BEST_PEER: "hours of the best peer's",
     Figure.OF_ORACLE: "U of the oracle's",
 }
+_BLIND = "without foresight"
 _COMMAND = "make bench-policies"
 _PERCENT = "{:.2%}"
 
@@ -105,15 +106,14 @@ class Page:
         found = [self._judged(study, number) for study in self._studies for number in range(len(study.targets))]
         if not found:
             return
-        known = [one for one in found if one.reached is not None and one.bound is not None]
         yield "## What was asked for"
-        met, unknown = sum(one.met for one in known), len(found) - len(known)
-        yield f"Of {len(found)} targets {met} are met, {len(known) - met} missed, {unknown} not run."
+        yield _told_of(found)
         head = ("scenario", "cold start", "figure", "asked", "reached", "", "where it goes")
-        yield table(head, [_target(one) for one in found], left=(0, 2, 5, 6))
+        yield table(head, [row for one in found for row in (_target(one), *_beside(one))], left=(0, 2, 5, 6))
         yield (
             "Where it goes: the largest parts of the operator's own waterfall, as shares of accelerator time; for "
-            "attainment the service that attains least, and its shares within each objective."
+            "attainment the service that attains least, and its shares within each objective; for what stands below a "
+            f"figure of the best peer's, the peer: the best {_BLIND}, and the operator's hours over its own."
         )
 
     def _judged(self, study: Study, number: int) -> Judged:
@@ -182,7 +182,8 @@ scenario asks.
   stands at each service's p99 for the whole time. Energy is estimated from watts. Headroom below zero: overloaded
   replicas did more than they can within their objectives.
 - A peer stands at the setting of its sweep that keeps 99 % at the least cost, or where none does at the one that comes
-  nearest; in brackets is what differs from its published defaults. † marks policies that do not keep 99 %.
+  nearest; in brackets is what differs from its published defaults. † marks policies that do not keep 99 %, § those
+  that are told the true rate of what is to come: the operator is not.
 - The **oracle** knows the future and its replicas start at once: the cheapest counts that a search found, on seed 0.
 - ± is half the width of the 95 % interval of the mean over seeds (Student's t). Ratios are of means over the seeds that
   both were run on, to the oracle on seed 0."""
@@ -206,7 +207,7 @@ _GLANCE = ("scenario", "U", "attained", "hours of static's", "of the best peer's
 def _line(row: Row, at: Outcome) -> tuple[str, ...]:
     static = at.static
     return (
-        row.policy if row.kept else f"{row.policy} †",
+        _name(row) if row.kept else f"{_name(row)} †",
         spread(row, utilization, "{:.3f}"),
         spread(row, attainment, _PERCENT),
         spread(row, hours, "{:,.1f}"),
@@ -226,9 +227,13 @@ def _glance(at: Outcome) -> tuple[str, ...]:
         spread(ours, attainment, _PERCENT),
         "" if static is None else f"{ratio(ours, static, hours):.3f}",
         "" if peer is None else f"{ratio(ours, peer, hours):.3f}",
-        peer.policy if peer is not None else _no_peer(at),
+        _name(peer) if peer is not None else _no_peer(at),
         f"{at_first(ours, hours) / at.oracle_hours:.3f}" if at.oracle else "",
     )
+
+
+def _name(row: Row) -> str:
+    return f"{row.policy} §" if row.foresight else row.policy
 
 
 def _no_peer(at: Outcome) -> str:
@@ -258,7 +263,10 @@ def _compared(at: Outcome) -> Iterator[str]:
     if static is not None:
         against.append(f"{ratio(ours, static, hours):.3f} of static's")
     if peer is not None:
-        against.append(f"{ratio(ours, peer, hours):.3f} of those of the best peer that keeps 99 %, {peer.policy}")
+        against.append(f"{ratio(ours, peer, hours):.3f} of those of the best peer that keeps 99 %, {_name(peer)}")
+    if peer is not None and peer.foresight and at.best_blind is not None:
+        blind = at.best_blind
+        against.append(f"{ratio(ours, blind, hours):.3f} of those of the best {_BLIND} that does, {blind.policy}")
     if at.oracle:
         against.append(f"{at_first(ours, hours) / at.oracle_hours:.3f} of the oracle's")
     if against:
@@ -304,7 +312,7 @@ def _sensitivity(at: Outcome) -> tuple[str, ...]:
         f"{at.cold:g} s",
         *("not run" if ours is None else spread(ours, measure, form) for measure, form in measures),
         of_static,
-        peer.policy if peer is not None else _no_peer(at),
+        _name(peer) if peer is not None else _no_peer(at),
         "" if peer is None else spread(peer, hours, "{:,.1f}"),
     )
 
@@ -316,12 +324,38 @@ def _target(one: Judged) -> tuple[str, ...]:
     scenario = load(one.at.study.scenario, needs_data=False)
     head = (f"{one.at.study.name}{_mark(scenario)}", _cold_start(one.at, scenario), _FIGURES[one.target.figure], asked)
     if one.reached is None or one.bound is None:
-        return (*head, "not run", "", "")
+        return (*head, "no peer keeps 99 %" if _without_peer(one) else "not run", "", "")
     reached = said(one.reached, form) + (f" ± {said(one.half_width, form)}" if one.half_width else "")
     if one.met:
         return (*head, reached, "met", "")
     gap = abs(one.reached - one.bound)
     return (*head, reached, f"missed by {f'{gap * 100:.2f} points' if percent else f'{gap:.3f}'}", _where(one))
+
+
+def _told_of(found: Sequence[Judged]) -> str:
+    known = [one for one in found if one.reached is not None and one.bound is not None]
+    met, alone = sum(one.met for one in known), sum(_without_peer(one) for one in found)
+    parts = [f"{met} are met", f"{len(known) - met} missed", f"{len(found) - len(known) - alone} not run"]
+    parts += [f"{alone} without a peer that keeps 99 %"] if alone else []
+    return f"Of {len(found)} targets {', '.join(parts)}."
+
+
+def _without_peer(one: Judged) -> bool:
+    """Whether all was run, and there is none to be compared with."""
+    ours, best = one.target.figure is Figure.OF_BEST_PEER and one.at.operator, one.at.best_peer
+    return bool(ours and one.at.peers and best is None)
+
+
+def _beside(one: Judged) -> Iterator[tuple[str, ...]]:
+    """Below the best peer's, where that looks ahead: the best of those that do not."""
+    ours, peer, blind = one.at.operator, one.at.best_peer, one.at.best_blind
+    if one.target.figure is not Figure.OF_BEST_PEER or ours is None or peer is None or not peer.foresight:
+        return
+    name = f"… {_BLIND}"
+    if blind is not None:
+        yield "", "", name, "", f"{ratio(ours, blind, hours):.3f}", "", blind.policy
+    else:
+        yield "", "", name, "", "none keeps 99 %" if one.at.blind else "none was run", "", ""
 
 
 def _asked(bound: float, form: str, at_most: bool) -> str:
