@@ -94,6 +94,22 @@ WRONG = {
     "time that goes back": ("[600, 60]", "[600, 60], [500, 60]", "rate.requestsPerMinute: needs two points or more"),
     "a rate that begins late": ("[[0, 60]", "[[5, 60]", "requestsPerMinute: the first point must be at 0 seconds"),
     "half the quantiles": ("[100, 300]", "[90, 300]", ":17: services[0].workload.lengths.output.quantiles: must run"),
+    "more tokens than any model takes": (
+        "[100, 2000]",
+        "[100, 3.0e9]",
+        ":16: services[0].workload.lengths.input.quantiles: tokens must be at most 1e+09",
+    ),
+    "a rate in another unit of time": (
+        "[600, 60]",
+        "[6.0e9, 60]",
+        ":14: services[0].workload.rate.requestsPerMinute: the last point must be at 1e+08 seconds or before",
+    ),
+    "a time without end": ("fleet:", "durationSeconds: 1.0e12\nfleet:", ":2: durationSeconds: input should be less"),
+    "more replicas than are to be had": (
+        "fleet:",
+        "initialReplicas: {chat: 1000000000}\nfleet:",
+        ":2: initialReplicas.chat: input should be less than or equal to 100000",
+    ),
     "two sources": (
         "    rate:",
         "    requests: {file: a.csv}\n    rate:",

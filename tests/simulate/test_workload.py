@@ -245,6 +245,14 @@ def test_lengths_are_linear_between_their_quantiles() -> None:
     assert not np.any(found.cached_tokens)
 
 
+def test_tokens_per_minute_of_requests_without_tokens_are_of_one_each_as_they_are_drawn() -> None:
+    nothing = {"quantiles": [[0, 0], [100, 0]]}
+    spec = {"rate": {"tokensPerMinute": [[0, 120], [600, 120]]}, "lengths": {"input": nothing, "output": nothing}}
+    drawn = Workload.build(WorkloadSpec.model_validate(spec), seed=0, service=0)
+    assert drawn.mean_lengths() == (1.0, 1.0)
+    assert drawn.expected_total == pytest.approx(600.0)
+
+
 def test_sampled_lengths_have_the_mean_that_is_stated() -> None:
     work = drawn()
     sampled = np.mean(work.sample_lengths(50_000, seed=4), axis=0)
@@ -367,6 +375,14 @@ def test_copies_share_no_prefixes(tmp_path: Path) -> None:
 # --- Files ---------------------------------------------------------------------------------------------------------
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+def line_of(**fields: object) -> str:
+    """A line as Mooncake's traces have it."""
+    row = {"timestamp": 0, "input_length": 5, "output_length": 5, "hash_ids": "[]"} | fields
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in row.items()) + "}\n"
+
+
 BROKEN = {
     "no format known": (read_requests, "a,b\n1,2\n", "f:1: header: 'a,b' is no format known"),
     "text for tokens": (read_requests, AZURE + "2023-11-16 18:17:03.9799600,x,1\n", "f:2: ContextTokens: must be a"),
@@ -384,6 +400,30 @@ BROKEN = {
     "a negative rate": (read_rates, "t_s,rpm\n0,1\n9,-1\n", "f:3: rate: must be a number from 0 on, not '-1'"),
     "time that goes back": (read_rates, "t_s,rpm\n0,1\n9,1\n8,1\n", "f:4: t_s: needs two values or more"),
     "infinite tokens": (read_quantiles, "cdf_pct,tokens\n0,1\n100,inf\n", "f:3: tokens: must be a number"),
+    "more tokens than any model takes": (
+        read_requests,
+        "timestamp_s,input_tokens,output_tokens\n0,3000000000,5\n",
+        "f:2: input_tokens: must be a number from 0 to 1e+09, not '3000000000'",
+    ),
+    "more tokens than any model gives": (read_quantiles, "cdf_pct,tokens\n0,1\n100,1e12\n", "f:3: tokens: must be a"),
+    "a length beyond JSON's": (read_requests, line_of(input_length="Infinity"), "f:1: input_length: must be a number"),
+    "a length that is negative": (read_requests, line_of(output_length=-5), "f:1: output_length: must be a number"),
+    "a length of no array's": (read_requests, line_of(input_length=10**30), "f:1: input_length: must be a number"),
+    "no time": (read_requests, line_of(timestamp="NaN"), "f:1: timestamp: must be a number, not 'nan'"),
+    "times in another unit": (
+        read_requests,
+        "timestamp_s,input_tokens,output_tokens\n0,5,5\n1e12,5,5\n",
+        "f: times cover 1e+12 s, more than three years: give them in seconds",
+    ),
+    "rates in another unit": (read_rates, "t_s,rpm\n0,5\n1e12,5\n", "f:3: t_s: must be a number from 0 to 1e+08"),
+    "time that goes back below blank lines": (read_rates, "t_s,rpm\n\n0,1\n\n9,1\n8,1\n", "f:6: t_s: needs two"),
+    "a rate that begins late below a blank line": (read_rates, "t_s,rpm\n\n3,1\n9,1\n", "f:3: t_s: begins at 3"),
+    "half the quantiles below blank lines": (read_quantiles, "cdf_pct,tokens\n\n0,1\n\n50,9\n", "f:5: cdf_pct: runs"),
+    "a cell of two lines": (
+        read_requests,
+        'timestamp_s,input_tokens,output_tokens,note\n0,5,5,"a\nb"\n1,x,6,c\n',
+        "f:4: input_tokens: must be a number",
+    ),
     "half the quantiles": (read_quantiles, "cdf_pct,tokens\n0,1\n50,9\n", "cdf_pct: runs from 0 to 50"),
 }
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import inf, isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from tokenservice.errors import InputError
-from tokenservice.simulate.traffic import Floats, Ints
+from tokenservice.simulate.traffic import LONGEST_SECONDS, MOST_TOKENS, Floats, Ints
 
 _PLAIN = ("timestamp_s", "input_tokens", "output_tokens")
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -55,8 +56,8 @@ def read_requests(path: Path) -> Trace:
     if set(_AZURE) <= set(header):
         return _azure(path)
     if set(_PLAIN) <= set(header):
-        columns = _numbers(path, {name: (name,) for name in _PLAIN}, at_least={_PLAIN[0]: -inf})
-        return _sorted(columns[_PLAIN[0]], columns[_PLAIN[1]], columns[_PLAIN[2]])
+        columns, _ = _numbers(path, {_PLAIN[0]: (-inf, inf), **dict.fromkeys(_PLAIN[1:], _TOKENS)})
+        return _sorted(path, columns[_PLAIN[0]], columns[_PLAIN[1]], columns[_PLAIN[2]])
     raise InputError(f"{path}:1: header: {first.strip()!r} is no format known; known are {_REQUEST_FORMATS}")
 
 
@@ -67,21 +68,22 @@ def read_rates(path: Path) -> RateTable:
     if of_tokens and {"requests_per_minute", "rpm"} & set(header):
         raise InputError(f"{path}:1: tokens_per_minute: there are requests per minute, too; leave one of the two out")
     rate = ("tokens_per_minute",) if of_tokens else ("requests_per_minute", "rpm")
-    columns = _numbers(path, {"t_s": ("t_s",), "rate": rate}, at_least={"t_s": 0.0, "rate": 0.0})
-    _check_order(path, "t_s", columns["t_s"])
+    columns, lines = _numbers(path, {"t_s": (0.0, LONGEST_SECONDS), "rate": (0.0, inf)}, {"rate": rate})
+    _check_order(path, "t_s", columns["t_s"], lines)
     if columns["t_s"][0] != 0:
-        raise InputError(f"{path}:2: t_s: begins at {columns['t_s'][0]:g}; give seconds from the start, the first 0")
+        begins = f"begins at {columns['t_s'][0]:g}; give seconds from the start, the first 0"
+        raise InputError(f"{path}:{lines[0]}: t_s: {begins}")
     return RateTable(columns["t_s"], columns["rate"], of_tokens)
 
 
 def read_quantiles(path: Path) -> tuple[Floats, Floats]:
     """`cdf_pct,tokens` as share (0 to 1) and tokens. Raises InputError."""
-    columns = _numbers(path, {"cdf_pct": ("cdf_pct",), "tokens": ("tokens",)}, at_least={"cdf_pct": 0.0, "tokens": 0.0})
+    columns, lines = _numbers(path, {"cdf_pct": (0.0, inf), "tokens": _TOKENS})
     for name in columns:
-        _check_order(path, name, columns[name])
+        _check_order(path, name, columns[name], lines)
     percent = columns["cdf_pct"]
     if percent[0] != 0 or percent[-1] != 100:
-        line = 2 if percent[0] != 0 else len(percent) + 1
+        line = lines[0] if percent[0] != 0 else lines[-1]
         raise InputError(
             f"{path}:{line}: cdf_pct: runs from {percent[0]:g} to {percent[-1]:g}; give quantiles from 0 to 100"
         )
@@ -93,8 +95,8 @@ def read_quantiles(path: Path) -> tuple[Floats, Floats]:
 
 def _azure(path: Path) -> Trace:
     stamps = [_stamp(path, line, row[_AZURE[0]]) for line, row in _rows(path, {name: (name,) for name in _AZURE})]
-    columns = _numbers(path, {name: (name,) for name in _AZURE[1:]}, at_least={})
-    return _sorted(np.array(stamps), columns[_AZURE[1]], columns[_AZURE[2]])
+    columns, _ = _numbers(path, dict.fromkeys(_AZURE[1:], _TOKENS))
+    return _sorted(path, np.array(stamps), columns[_AZURE[1]], columns[_AZURE[2]])
 
 
 def _stamp(path: Path, line: int, text: str) -> float:
@@ -112,25 +114,34 @@ def _mooncake(path: Path) -> Trace:
             if line.strip():
                 rows.append(_mooncake_row(path, number, line, names))
     at, inputs, outputs, blocks = zip(*rows, strict=True)
-    return _sorted(np.array(at) / 1000, np.array(inputs), np.array(outputs), blocks)
+    return _sorted(path, np.array(at) / 1000, np.array(inputs), np.array(outputs), blocks)
 
 
-def _mooncake_row(path: Path, line: int, text: str, names: dict[Any, int]) -> tuple[float, int, int, Ints]:
+def _mooncake_row(path: Path, line: int, text: str, names: dict[Any, int]) -> tuple[float, float, float, Ints]:
     """`names` numbers the blocks: some exporters hash them to more digits than an array holds."""
     try:
         row: dict[str, Any] = json.loads(text)
         blocks = np.array([names.setdefault(one, len(names)) for one in row["hash_ids"]], dtype=np.int32)
-        return float(row["timestamp"]), max(int(row["input_length"]), 1), max(int(row["output_length"]), 1), blocks
+        at, inputs, outputs = (str(row[name]) for name in _MOONCAKE[:3])
     except KeyError as error:
         raise InputError(
             f"{path}:{line}: {error.args[0]}: is missing; each line needs {', '.join(_MOONCAKE)}"
         ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}:{line}: {error}; each line needs {', '.join(_MOONCAKE)}") from None
+    return (
+        _number(path, line, _MOONCAKE[0], at, (-inf, inf)),
+        _number(path, line, _MOONCAKE[1], inputs, _TOKENS),
+        _number(path, line, _MOONCAKE[2], outputs, _TOKENS),
+        blocks,
+    )
 
 
-def _sorted(at: Floats, inputs: Any, outputs: Any, blocks: Sequence[Ints] | None = None) -> Trace:
+def _sorted(path: Path, at: Floats, inputs: Any, outputs: Any, blocks: Sequence[Ints] | None = None) -> Trace:
     """In order of time from 0; a request without a token, as traces have some, counts one."""
+    covers = float(at.max() - at.min())
+    if covers > LONGEST_SECONDS:
+        raise InputError(f"{path}: times cover {covers:g} s, more than three years: give them in seconds")
     order = np.argsort(at, kind="stable")
     return Trace(
         (at - at.min())[order],
@@ -143,22 +154,34 @@ def _sorted(at: Floats, inputs: Any, outputs: Any, blocks: Sequence[Ints] | None
 # --- Tables --------------------------------------------------------------------------------------------------------
 
 
-def _numbers(path: Path, columns: Mapping[str, tuple[str, ...]], *, at_least: Mapping[str, float]) -> dict[str, Floats]:
-    """Column -> numbers; `columns` gives the names by which each may be called."""
+Bounds = tuple[float, float]
+"""The least and the most that a number may be."""
+
+_TOKENS: Bounds = (0.0, MOST_TOKENS)
+
+
+def _numbers(
+    path: Path, columns: Mapping[str, Bounds], called: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> tuple[dict[str, Floats], list[int]]:
+    """Column -> numbers, and the line of each row; `called` gives the names by which a column may go instead."""
     found: dict[str, list[float]] = {name: [] for name in columns}
-    for line, row in _rows(path, columns):
+    lines = []
+    for line, row in _rows(path, {name: called.get(name, (name,)) for name in columns}):
+        lines.append(line)
         for name, values in found.items():
-            values.append(_number(path, line, name, row[name], at_least.get(name, 0.0)))
-    return {name: np.array(values) for name, values in found.items()}
+            values.append(_number(path, line, name, row[name], columns[name]))
+    return {name: np.array(values) for name, values in found.items()}, lines
 
 
-def _number(path: Path, line: int, column: str, text: str, least: float) -> float:
+def _number(path: Path, line: int, column: str, text: str, bounds: Bounds) -> float:
+    least, most = bounds
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not isfinite(value) or value < least:
-        wanted = f"a number from {least:g} on" if isfinite(least) else "a number"
+    if not isfinite(value) or not least <= value <= most:
+        end = f"to {most:g}" if isfinite(most) else "on"
+        wanted = f"a number from {least:g} {end}" if isfinite(least) else "a number"
         raise InputError(f"{path}:{line}: {column}: must be {wanted}, not {text!r}")
     return value
 
@@ -169,8 +192,14 @@ def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[
     places = {name: _place(path, header, names) for name, names in columns.items()}
     empty = True
     with _opened(path) as lines:
-        for line, cells in enumerate(csv.reader(lines), start=1):
-            if line == 1 or not "".join(cells).strip():
+        reader = csv.reader(lines)
+        next(reader, None)
+        while True:
+            line = reader.line_num + 1  # where the row begins: a cell in quotes may hold lines
+            cells = next(reader, None)
+            if cells is None:
+                break
+            if not "".join(cells).strip():
                 continue
             if len(cells) != len(header):
                 raise InputError(f"{path}:{line}: has {len(cells)} columns, the header {len(header)}")
@@ -194,11 +223,11 @@ def _place(path: Path, header: tuple[str, ...], names: tuple[str, ...]) -> int:
     return header.index(found)
 
 
-def _check_order(path: Path, column: str, values: Floats) -> None:
+def _check_order(path: Path, column: str, values: Floats, lines: Sequence[int]) -> None:
     """Raises InputError where the values fall, or are fewer than two."""
     falling = np.flatnonzero(np.diff(values) < 0)
     if len(values) < 2 or len(falling):
-        line = int(falling[0]) + 3 if len(falling) else 2
+        line = lines[int(falling[0]) + 1] if len(falling) else lines[0]
         raise InputError(f"{path}:{line}: {column}: needs two values or more that never fall")
 
 

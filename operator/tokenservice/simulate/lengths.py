@@ -29,7 +29,8 @@ class Quantiles:
         return np.maximum(np.rint(np.interp(share, self.share, self.tokens)), 1).astype(np.int32)
 
     def mean(self) -> float:
-        return float(np.sum(np.diff(self.share) * (self.tokens[1:] + self.tokens[:-1]) / 2))
+        tokens = np.maximum(self.tokens, 1)  # as they are drawn
+        return float(np.sum(np.diff(self.share) * (tokens[1:] + tokens[:-1]) / 2))
 
 
 @dataclass(frozen=True, slots=True)

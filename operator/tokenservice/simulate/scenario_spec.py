@@ -21,11 +21,12 @@ from tokenservice.catalogue import accelerator_classes, architectures, capacity_
 from tokenservice.core.engines.sources import DISK_BYTES_PER_SECOND, REMOTE_BYTES_PER_SECOND
 from tokenservice.core.model import Accelerator, Problem, Profile, ServiceKey, Variant
 from tokenservice.core.variants import candidates
+from tokenservice.simulate.traffic import LONGEST_SECONDS
 from tokenservice.simulate.workload import Workload
 from tokenservice.simulate.workload_spec import ScenarioModel, WorkloadSpec, one_of, wrong
 
 Json = dict[str, Any]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=100_000)]
 
 
 class Billing(StrEnum):
@@ -159,7 +160,7 @@ class Scenario(ScenarioModel):
     description: str = field("", "What it is for")
     seed: int = field(0, "Seed of all that is drawn; runs may be given another", ge=0)
     duration_seconds: float | None = field(
-        None, "Time simulated", unit="seconds", default_text="the longest workload's", gt=0
+        None, "Time simulated", unit="seconds", default_text="the longest workload's", gt=0, le=LONGEST_SECONDS
     )
     control_period_seconds: float = field(5.0, "Time between decisions of the operator", unit="seconds", gt=0)
     scrape_interval_seconds: float = field(5.0, "Time between scrapes of the engines", unit="seconds", gt=0)

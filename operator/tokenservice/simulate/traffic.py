@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 
+MOST_TOKENS = 1e9
+"""Of a prompt or an answer: more fits no array of 32 bits, and no model."""
+
+LONGEST_SECONDS = 1e8
+"""Three years: what seems to cover more is in another unit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Requests:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tokenservice.api.base import REQUIRED, ApiModel, field
+from tokenservice.simulate.traffic import LONGEST_SECONDS, MOST_TOKENS
 
 
 class ScenarioModel(ApiModel):
@@ -104,6 +105,7 @@ class Rate(ScenarioModel):
         unit="seconds",
         default_text="the last point's time",
         gt=0,
+        le=LONGEST_SECONDS,
     )
 
     @model_validator(mode="after")
@@ -119,6 +121,8 @@ class Rate(ScenarioModel):
                 _rising(points, name)
                 if points[0][0] != 0:
                     raise wrong(name, "the first point must be at 0 seconds")
+                if points[-1][0] > LONGEST_SECONDS:
+                    raise wrong(name, f"the last point must be at {LONGEST_SECONDS:g} seconds or before")
         return self
 
 
@@ -137,6 +141,8 @@ class Distribution(ScenarioModel):
                 raise wrong("quantiles", "must run from 0 to 100 percent")
             if any(later[1] < earlier[1] for earlier, later in zip(self.quantiles, self.quantiles[1:], strict=False)):
                 raise wrong("quantiles", "tokens must not fall")
+            if self.quantiles[-1][1] > MOST_TOKENS:
+                raise wrong("quantiles", f"tokens must be at most {MOST_TOKENS:g}")
         return self
 
 
