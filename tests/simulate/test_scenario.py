@@ -110,6 +110,27 @@ WRONG = {
         "initialReplicas: {chat: 1000000000}\nfleet:",
         ":2: initialReplicas.chat: input should be less than or equal to 100000",
     ),
+    "a TokenFleet of nothing": ("fleet:", "tokenFleet:\nfleet:", ":2: tokenFleet: must be a mapping, not None"),
+    "a service in a list of files": (
+        "- service:\n" + SERVICE,
+        "- service: {file: [a]}\n",
+        "scenario.yaml:5: file: must be the path of a TokenService",
+    ),
+    "a window that holds one scrape": (
+        "fleet:",
+        "scrapeIntervalSeconds: 15\nfleet:",
+        ":2: scrapeIntervalSeconds: must be below rateWindowSeconds (15): a rate needs two scrapes",
+    ),
+    "a failure after the end": (
+        "fleet:",
+        "failures:\n- {atSeconds: 600, service: chat}\nfleet:",
+        ":3: failures[0].atSeconds: the scenario ends at 600 s",
+    ),
+    "a failure after an end that is given": (
+        "fleet:",
+        "durationSeconds: 60\nfailures:\n- {atSeconds: 70, service: chat}\nfleet:",
+        ":4: failures[0].atSeconds: the scenario ends at 60 s",
+    ),
     "two sources": (
         "    rate:",
         "    requests: {file: a.csv}\n    rate:",
@@ -203,6 +224,14 @@ def test_what_is_wrong_is_told_with_file_line_and_field(case: str, tmp_path: Pat
     assert SOUND.count(old) >= 1
     found = told(written(tmp_path, SOUND.replace(old, new, 1)))
     assert any(says in line for line in found), found
+
+
+def test_a_wrong_item_is_told_once_and_its_list_is_not_called_empty(tmp_path: Path) -> None:
+    found = told(written(tmp_path, SOUND.replace("    rate:", "    burstCV: 2\n    rate:")))
+    assert found == ["scenario.yaml:14: services[0].workload.burstCV: unknown field; did you mean burstCv?"]
+    assert told(written(tmp_path, TOP + "services: []\n")) == [
+        "scenario.yaml:4: services: tuple should have at least 1 item after validation, not 0, not []"
+    ]
 
 
 def test_a_sound_scenario_has_the_documented_defaults(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def _wrong_shape(body: Json) -> Iterator[Found]:
     try:
         Scenario.model_validate(body)
     except ValidationError as errors:
-        yield from (_found(dict(error)) for error in errors.errors() if error["loc"][:1] != ("tokenFleet",))
+        yield from (_found(error) for error in _own(errors) if error["loc"][:1] != ("tokenFleet",))
     services = body.get("services")
     for number, item in enumerate(services if isinstance(services, list) else ()):
         service = item.get("service") if isinstance(item, dict) else None
@@ -59,6 +59,13 @@ def _wrong_shape(body: Json) -> Iterator[Found]:
             yield from _wrong_service(service, ("services", number, "service"))
     if "tokenFleet" in body:
         yield from _wrong_fleet(body["tokenFleet"])
+
+
+def _own(errors: ValidationError) -> Iterator[Json]:
+    """Without those of a list that is too short only since an item of it is wrong."""
+    found: list[Json] = [dict(error) for error in errors.errors()]
+    wrong = {error["loc"][:count] for error in found for count in range(1, len(error["loc"]))}
+    return (error for error in found if error["type"] != "too_short" or error["loc"] not in wrong)
 
 
 def _wrong_service(service: Json, path: FieldPath) -> Iterator[Found]:
@@ -71,6 +78,9 @@ def _wrong_service(service: Json, path: FieldPath) -> Iterator[Found]:
 
 
 def _wrong_fleet(spec: Any) -> Iterator[Found]:
+    if not isinstance(spec, dict):
+        yield ("tokenFleet",), f"must be a mapping, not {spec!r}"
+        return
     resource = {"apiVersion": API_VERSION, "kind": "TokenFleet", "metadata": {"name": "default"}, "spec": spec}
     for violation in violations(resource):
         yield ("tokenFleet", *violation.path[1:]), violation.message

@@ -11,7 +11,7 @@ from tokenservice.core.model import ServiceKey
 from tokenservice.errors import InputError
 from tokenservice.simulate.scenario_nodes import DATA
 from tokenservice.simulate.scenario_spec import Scenario, reference_ways, ways
-from tokenservice.simulate.source_files import source_length_s, window_problem
+from tokenservice.simulate.source_files import source_length_s, window_problem, workload_length_s
 from tokenservice.simulate.workload_spec import WorkloadSpec
 from tokenservice.yaml_lines import Path as FieldPath
 
@@ -27,6 +27,9 @@ def wrong_meaning(scenario: Scenario) -> Iterator[Found]:
     classes = list(_wrong_classes(scenario))
     yield from classes
     yield from _wrong_names(scenario)
+    if scenario.scrape_interval_seconds >= scenario.rate_window_seconds:
+        window = f"must be below rateWindowSeconds ({scenario.rate_window_seconds:g}): a rate needs two scrapes"
+        yield ("scrapeIntervalSeconds",), window
     for number, service in enumerate(scenario.services):
         at: FieldPath = ("services", number)
         names = [variant.name for variant in reference_ways(service.spec)[0]]
@@ -72,7 +75,21 @@ def _named_services(scenario: Scenario) -> Iterator[tuple[FieldPath, str]]:
 
 
 def wrong_data(scenario: Scenario) -> Iterator[Found]:
-    """Files that are missing or wrong, and windows beyond what they cover."""
+    """Files that are missing or wrong, windows beyond what they cover, and what would happen after the end."""
+    wrong = list(_wrong_workloads(scenario))
+    yield from wrong if wrong or not scenario.failures else _too_late(scenario)
+
+
+def _too_late(scenario: Scenario) -> Iterator[Found]:
+    """Failures after the end."""
+    longest = max(workload_length_s(service.workload) for service in scenario.services)
+    end = scenario.duration_seconds or longest
+    for number, failure in enumerate(scenario.failures):
+        if failure.at_seconds >= end:
+            yield ("failures", number, "atSeconds"), f"the scenario ends at {end:g} s"
+
+
+def _wrong_workloads(scenario: Scenario) -> Iterator[Found]:
     for number, service in enumerate(scenario.services):
         at: FieldPath = ("services", number, "workload")
         missing = [(path, file) for path, file in service.workload.files() if not file.is_file()]

@@ -81,7 +81,10 @@ def _service_files(root: yaml.Node) -> Iterator[yaml.MappingNode]:
 
 
 def _file_of(node: yaml.MappingNode, path: Path) -> Path:
-    return _beside(path, str(node.value[0][1].value))
+    name = node.value[0][1]
+    if not isinstance(name, yaml.ScalarNode):
+        raise InputError(f"{path}:{name.start_mark.line + 1}: file: must be the path of a TokenService")
+    return _beside(path, name.value)
 
 
 def _become(node: yaml.MappingNode, other: yaml.MappingNode) -> None:

@@ -71,6 +71,12 @@ def source_length_s(spec: WorkloadSpec) -> float:
     return _curve(spec.rate, tokens_per_request=1.0).length_s
 
 
+def workload_length_s(spec: WorkloadSpec) -> float:
+    """Time that is simulated of it. Raises InputError."""
+    start_s, end_s = _bounds(spec.window, source_length_s(spec))
+    return end_s - start_s
+
+
 def window_problem(window: Window, length_s: float) -> str | None:
     """What is wrong with a window on a source of this length."""
     start_s, end_s = _ends(window, length_s)
