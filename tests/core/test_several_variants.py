@@ -107,6 +107,25 @@ def test_a_fixed_count_is_one_of_replicas_whatever_they_are_worth(alpha_ms: floa
     assert made.serving(made.services[0].key) == sum(counts(made)) == 6
 
 
+@pytest.mark.parametrize(("starts", "least"), [(True, 3), (False, 4)])
+def test_scale_in_waits_for_replicas_of_other_variants_that_are_owed_and_do_not_serve_yet(
+    starts: bool, least: int
+) -> None:
+    """Each Deployment by itself has every replica ready, or none that serves to let go."""
+    made = mixed(make_metrics(1.0, engines_reporting=99))
+    service = make_service("chat", placement={"accelerators": ["a100", "h100"]}, scaling={"minReplicas": 3})
+    made.services = [service]
+    deployments = (make_deployment(service, 2), make_deployment(service, 2, variant=ON_A100))
+    made.children = {one.key: one for one in deployments}
+    serving = [make_pod("p1"), make_pod("p2"), make_pod("a1", node="a1", variant=ON_A100)]
+    late = make_pod("a2", node="a1", variant=ON_A100, ready=False, created_at=made.now if starts else made.now + 1e6)
+    made.pods = {pod.name: pod for pod in (*serving, late)}
+    for _ in range(20):
+        made.round()
+        assert made.serving(service.key) >= 3
+    assert sum(counts(made)) == least
+
+
 def test_of_several_deployments_no_more_exchange_in_place_than_can_be_missed() -> None:
     """Each of them may be one short of its count then, so two of them at once are two replicas short."""
     made = mixed(make_metrics(1.0, engines_reporting=99), scaling={"minReplicas": 3})

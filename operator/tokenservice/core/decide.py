@@ -40,7 +40,7 @@ from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.pace import turn
 from tokenservice.core.reporting import Decided, told
 from tokenservice.core.rollback import failure, with_history
-from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, making_room, retired, step
+from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, lacking, making_room, retired, step
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.starts import alike
 from tokenservice.core.stragglers import lasting, since, stragglers
@@ -240,7 +240,7 @@ def _service_actions(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
     shared = _shared_actions(facts, seen, grant)
     first = [action for action in shared if not action.can_wait]
     before = tuple(action.id for action in first)
-    engines = [action for name, count in grant.counts.items() for action in _engine(facts, seen, name, count, before)]
+    engines = [action for name in grant.counts for action in _engine(facts, seen, name, grant.counts, before)]
     after = tuple(action.id for action in engines)
     last = [replace(action, after=after) for action in shared if action.can_wait]
     return [*first, *engines, *last, *_retirements(facts, seen, grant), *_unlisted(facts, seen.service)]
@@ -278,12 +278,13 @@ def _needed(facts: Facts, seen: Outlook, total: int, workers: int) -> int:
     return int(stands) - workers if keeps and stands is not None else seen.needed
 
 
-def _engine(facts: Facts, seen: Outlook, name: str, count: int, before: tuple[str, ...]) -> list[Action]:
+def _engine(facts: Facts, seen: Outlook, name: str, counts: Mapping[str, int], before: tuple[str, ...]) -> list[Action]:
     service = seen.service
     variant = next(variant for variant, _ in seen.ranked if variant.name == name)
     deployments = facts.deployments.get(service.key, {})
     live = deployments.get(name)
-    next_step = step(facts, service.key, name, count, live)
+    missed = lacking(facts, service.key, name, counts, seen.owed)
+    next_step = step(facts, service.key, name, counts[name], live, missed)
     settings, fleet = facts.snapshot.settings, facts.snapshot.fleet
     pods = facts.pods.get((service.key, name), ())
     in_place = name in exchanged_in_place(deployments, seen.ways, facts.pods_of(service.key), seen.owed)

@@ -44,11 +44,23 @@ class Step:
     message: str = ""
 
 
-def step(facts: Facts, service: ServiceKey, variant: str, wanted: int, deployment: Child | None) -> Step:
-    """The next step of one (service, variant) towards `wanted` replicas."""
+def step(
+    facts: Facts, service: ServiceKey, variant: str, wanted: int, deployment: Child | None, lacking: int = 0
+) -> Step:
+    """The next step of one (service, variant) towards `wanted` replicas.
+
+    `lacking` are those of its other variants that must serve and do not: so many more of this one serve until then.
+    """
     pods = facts.pods.get((service, variant), ())
-    found = _step(facts, service, variant, wanted, deployment, pods)
+    found = _step(facts, service, variant, wanted, deployment, pods, lacking)
     return replace(found, before=(*_taken_back(facts, pods, wanted), *found.before))
+
+
+def lacking(facts: Facts, service: ServiceKey, variant: str, counts: Mapping[str, int], owed: int) -> int:
+    """What variants other than this one lack of what is `owed`: headroom beyond that may be missed for a while."""
+    ready = {other: sum(pod.ready for pod in facts.pods.get((service, other), ())) for other in counts}
+    missing = sum(max(0, count - ready[other]) for other, count in counts.items() if other != variant)
+    return max(0, missing - max(0, sum(counts.values()) - owed))
 
 
 def _taken_back(facts: Facts, pods: Sequence[Pod], wanted: int) -> Iterable[SetServing]:
@@ -62,18 +74,25 @@ def _taken_back(facts: Facts, pods: Sequence[Pod], wanted: int) -> Iterable[SetS
 
 
 def _step(
-    facts: Facts, service: ServiceKey, variant: str, wanted: int, deployment: Child | None, pods: tuple[Pod, ...]
+    facts: Facts,
+    service: ServiceKey,
+    variant: str,
+    wanted: int,
+    deployment: Child | None,
+    pods: tuple[Pod, ...],
+    lacking: int,
 ) -> Step:
     current = replicas(deployment) if deployment is not None else 0
     if deployment is None or wanted > current:
         return _grow(wanted, current, variant)
+    stays = max(wanted, min(sum(pod.ready for pod in pods), current, wanted + lacking))
     if spans_nodes(deployment):
-        return _fewer_groups(facts, variant, wanted, current, pods, deployment)
+        return _fewer_groups(facts, variant, stays, current, pods, deployment)
     leaving = tuple(pod for pod in pods if facts.leaving(pod))
     if leaving and wanted > 0:
-        return _replace(facts, service, variant, wanted, current, pods, leaving, deployment)
+        return _replace(facts, variant, wanted, stays, current, pods, leaving, deployment)
     if wanted < current:
-        return _shrink(facts, service, variant, wanted, current, pods, deployment)
+        return _shrink(facts, variant, wanted, stays, current, pods, deployment)
     return Step(replicas=current)
 
 
@@ -84,9 +103,9 @@ def _grow(wanted: int, current: int, variant: str) -> Step:
 
 def _replace(
     facts: Facts,
-    service: ServiceKey,
     variant: str,
     wanted: int,
+    stays: int,
     current: int,
     pods: tuple[Pod, ...],
     leaving: tuple[Pod, ...],
@@ -107,7 +126,7 @@ def _replace(
     if serving:
         bridging = min(len(leaving), max(0, current - wanted))
         return Step(replicas=current, surge=bridging, before=tuple(_shift(pod) for pod in serving))
-    return _shrink(facts, service, variant, wanted, current, pods, deployment)
+    return _shrink(facts, variant, wanted, stays, current, pods, deployment)
 
 
 def _shift(pod: Pod) -> SetServing:
@@ -129,36 +148,36 @@ def _set_serving(verb: str, pod: Pod, reason: Reason, why: str, *, serving: bool
 
 def _shrink(
     facts: Facts,
-    service: ServiceKey,
     variant: str,
     wanted: int,
+    stays: int,
     current: int,
     pods: tuple[Pod, ...],
     deployment: Child,
 ) -> Step:
-    """Lowers the count when that can only take pods that may go; otherwise waits."""
-    excess = current - wanted
-    if excess <= 0:
+    """Lowers the count to what `stays` when that can only take pods that may go; otherwise waits."""
+    if current <= wanted:
         return Step(replicas=current)
-    bridging = min(surge(deployment), excess)  # who stands in for others is still not wanted for good
+    bridging = min(surge(deployment), current - wanted)  # who stands in for others is still not wanted for good
     waits = _scale_in_waits(facts, current, deployment)
     if waits is not None:
         return replace(waits, surge=bridging)
-    if not _only_free_pods_go(facts, pods, current, wanted):
+    if stays >= current or not _only_free_pods_go(facts, pods, current, stays):
         homeless = sum(pod.node is None for pod in pods) + _refused(deployment, current, pods)
         if homeless:  # a ReplicaSet removes these before any other; they may wait for ever
-            fewer = max(wanted, current - homeless)
+            fewer = max(stays, current - homeless)
             message = f"{variant}: {current} -> {fewer} replicas, of those without a node"
             left = min(bridging, fewer - wanted)
             return Step(replicas=fewer, surge=left, reason=Reason.SCALED_DOWN, message=message)
         message = "not every replica is ready: scale-in waits"
         return Step(replicas=current, surge=bridging, reason=Reason.HOLDING, message=message)
-    going = victims(pods, facts.rooms, excess)
+    going = victims(pods, facts.rooms, current - stays)
     return Step(
-        replicas=wanted,
+        replicas=stays,
+        surge=min(bridging, stays - wanted),
         before=tuple(_marks(facts, pods, going)),
         reason=Reason.SCALED_DOWN,
-        message=f"{variant}: {current} -> {wanted} replicas, {', '.join(pod.name for pod in going) or 'none'} goes",
+        message=f"{variant}: {current} -> {stays} replicas, {', '.join(pod.name for pod in going) or 'none'} goes",
     )
 
 
