@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from e2e.engines.contract import Dialect, EngineCommand
 from e2e.engines.fleet import Fleet, FleetOptions
@@ -72,6 +74,20 @@ async def test_without_its_process_the_stop_is_not_tried_and_the_engine_lives(st
     assert report.kept
     assert report.outcomes[-1].kept is None
     assert isinstance(await check(url), Report)
+
+
+@pytest.mark.parametrize("models", ["[]", '"chat"', '{"data": ["chat"]}', '{"data": [{}]}', '{"data": 1}'])
+async def test_a_server_that_lists_models_otherwise_is_no_engine(models: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/metrics":
+            return web.Response(text="vllm:x 1")
+        return web.Response(text=models, content_type="application/json")
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", answer)
+    async with TestServer(application) as server:
+        found = await check(str(server.make_url("/")))
+    assert isinstance(found, Unreachable)
 
 
 async def test_nothing_is_asked_of_what_is_no_engine_or_not_up(stand: Stand) -> None:

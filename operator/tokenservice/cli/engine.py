@@ -38,6 +38,18 @@ def _address(url: str) -> str:
     return url
 
 
+def _process(pid: int | None) -> int | None:
+    """Signal 0 asks and does nothing: what cannot be told to stop is found out before the run, not after it."""
+    if pid is not None:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            raise typer.BadParameter(f"there is no process {pid} on this machine") from None
+        except PermissionError:
+            raise typer.BadParameter(f"process {pid} is another user's: run this as that user") from None
+    return pid
+
+
 @engine.callback()
 def main() -> None:
     """Keeps the names of subcommands, however many there are."""
@@ -48,7 +60,10 @@ def check(
     url: Annotated[str, typer.Argument(help="The engine's address, as http://127.0.0.1:8000.", callback=_address)],
     model: Annotated[str | None, typer.Option(help="Served model to ask.", show_default="the first it serves")] = None,
     pid: Annotated[
-        int | None, typer.Option(min=2, help="Its process, to try a graceful stop: it gets SIGTERM, last of all.")
+        int | None,
+        typer.Option(
+            min=2, callback=_process, help="Its process, to try a graceful stop: it gets SIGTERM, last of all."
+        ),
     ] = None,
     requests_at_once: Annotated[int, typer.Option(min=1, max=4096, help="Requests of the overload check.")] = 64,
     json_file: JsonFile = None,

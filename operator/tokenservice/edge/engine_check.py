@@ -162,18 +162,18 @@ async def _subject(url: str, session: aiohttp.ClientSession, model: str | None) 
         async with session.get(url + "/metrics") as response:
             page = await response.text()
         async with session.get(url + "/v1/models") as response:
-            cards = (await response.json())["data"]
+            longest = {card["id"]: card.get("max_model_len") for card in (await response.json())["data"]}
     except aiohttp.ClientConnectorError as error:
         return Unreachable(f"{url} cannot be reached: {error.strerror or error.os_error}")
-    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
         return Unreachable(f"{url}: no engine answers /metrics and /v1/models there ({error!r})")
     dialect = next((name for name in ("vllm", "sglang") if f"{name}:" in page), None)
     if dialect is None:
         return Unreachable(f"{url}/metrics has neither vllm: nor sglang: metrics; SGLang needs --enable-metrics")
-    card = next((card for card in cards if model in (None, card["id"])), None)
-    if card is None:
-        return Unreachable(f"{url} does not serve {model}, but {', '.join(card['id'] for card in cards)}: see --model")
-    return Subject(url, session, dialect, card["id"], card.get("max_model_len"))
+    served = next((name for name in longest if model in (None, name)), None)
+    if served is None:
+        return Unreachable(f"{url} serves {', '.join(longest) or 'no model'}, and not {model or 'any'}: see --model")
+    return Subject(url, session, dialect, served, longest[served])
 
 
 async def _outcome(name: str, asked: Check, subject: Subject) -> Outcome:
