@@ -383,6 +383,7 @@ def test_a_source_that_could_not_be_loaded_as_promised(model: dict[str, object],
     [
         "hf://gpt2",
         "hf://org/Model-3.1_b@refs/pr/1",
+        "hf://org/model@v1.0+fp8",
         "pvc://my.claim-1/a//b@v1+x/",
         "s3://bucket/a:b@c+d/",
         f"oci://localhost:5000/a__b/c-d.e:V1_2@{DIGEST}",

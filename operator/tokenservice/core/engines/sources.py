@@ -34,7 +34,7 @@ DOWNLOADS_PATH = f"{ADAPTERS_PATH}/downloads"
 _CREDENTIALS_PATH = "/credentials"
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_REPOSITORY, _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+_REPOSITORY, _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
 _FOLDER = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
     rf"([A-Za-z0-9.-]+(:\d+)?/)?{_FOLDER}(/{_FOLDER})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
