@@ -201,6 +201,7 @@ class Loader:
                 self._fetch(f"{repository}/resolve/{about['sha']}/{quote(name)}", partial / name)
             partial.rename(folder)
         except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)  # it may have filled the disk, which others write to
             raise LoadError(f"{adapter.uri} could not be downloaded: {_line(str(error) or repr(error))}") from error
 
     def _fetched(self, path: str) -> bytes:
@@ -223,10 +224,8 @@ class Loader:
         return request
 
     def _tidy(self, wanted: set[Path], now: float) -> None:
-        """Removes downloads that were wanted by nobody for as long as a request may take."""
-        there = (
-            {it for it in self.downloads.iterdir() if not it.name.startswith(".")} if self.downloads.is_dir() else ()
-        )
+        """Removes downloads that were wanted by nobody for as long as a request may take, unfinished ones too."""
+        there = set(self.downloads.iterdir()) if self.downloads.is_dir() else ()
         self._unwanted = {it: self._unwanted.get(it, now) for it in there if it not in wanted}
         for folder, since in list(self._unwanted.items()):
             if now - since > self.keep_seconds:

@@ -294,6 +294,7 @@ def test_a_download_that_breaks_off_is_no_adapter(engine: FakeEngine, tmp_path: 
     pod.wants(downloaded(tmp_path))
     assert "could not be downloaded" in pod.look()["one"].error
     assert (engine.asked, (tmp_path / "downloads" / "abc").exists()) == ([], False)
+    assert list((tmp_path / "downloads").iterdir()) == [], "a large one that fills the disk would keep it full"
     hub.cut = None
     assert pod.look(120.0)["one"].loaded
 
@@ -328,6 +329,17 @@ def test_files_stay_for_as_long_as_a_request_may_need_them(engine: FakeEngine, t
     for now, there in ((10.0, True), (300.0, True), (311.0, False)):
         pod.look(now)
         assert folder.exists() is there
+
+
+def test_what_a_loader_that_was_killed_had_begun_is_removed(engine: FakeEngine, tmp_path: Path, hub: Hub) -> None:
+    begun = tmp_path / "downloads" / ".gone-partial"
+    begun.mkdir(parents=True)
+    (begun / "adapter_model.safetensors").write_text("half")
+    pod = Pod(engine, tmp_path, hub.url)
+    pod.wants(downloaded(tmp_path))
+    pod.look(0.0)
+    pod.look(301.0)
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == ["abc"]
 
 
 def test_the_token_goes_to_the_hub_and_not_where_it_sends_to(tmp_path: Path) -> None:
