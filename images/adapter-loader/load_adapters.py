@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     token = os.environ.get("HF_TOKEN")
     loader = Loader(engine, asked.wanted, asked.downloads, asked.keep_seconds, hub=hub, token=token)
     # The first process of a container gets only the signals that it asks for, and a pod waits for its sidecars.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     serve(loader, asked.port)
     while True:
         loader.look(time.monotonic())
