@@ -160,6 +160,15 @@ def test_gaps_have_the_asked_coefficient_of_variation(cv: float) -> None:
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.03)
 
 
+@pytest.mark.parametrize("seed", [2, 6, 7])
+def test_arrivals_of_a_burst_on_a_slope_ascend_to_the_last_bit(seed: int) -> None:
+    lengths = {"quantiles": [[0, 1], [100, 10]]}
+    rate = {"requestsPerMinute": [[0, 600], [300, 900], [600, 600]]}
+    spec = {"rate": rate, "lengths": {"input": lengths, "output": lengths}, "burstCv": 4}
+    drawn = Workload.build(WorkloadSpec.model_validate(spec), seed=seed, service=1)
+    assert (np.diff(drawn.stretch(0.0, 600.0).at_s) >= 0).all()
+
+
 def test_the_expected_rate_is_the_mean_of_the_curve() -> None:
     work = drawn(scale=2)
     assert work.expected_rate(0, 300) == pytest.approx(2 * 55)

@@ -82,12 +82,14 @@ class Drawn:
 
     def blocks(self) -> Iterator[Requests]:
         gaps, lengths = (self.seeds.generator(draw) for draw in self.draws)
-        shape, passed = self.cv**-2.0, 0.0
+        shape, passed, last_s = self.cv**-2.0, 0.0, 0.0
         while passed < self.curve.total:
             operational = passed + np.cumsum(gaps.gamma(shape, 1 / shape, _BLOCK))
             passed = float(operational[-1])
             inputs, outputs = self.lengths.draw(_BLOCK, lengths)
-            at_s = self.curve.time_of(operational)
+            # Of two that are next to nothing apart the root may round the later one below the other.
+            at_s = np.maximum.accumulate(np.maximum(self.curve.time_of(operational), last_s))
+            last_s = float(at_s[-1])
             block = Requests(at_s, inputs, outputs, np.zeros_like(inputs), at_s + self.deadline_s)
             yield part(block, 0, int(np.searchsorted(at_s, inf)))
 
