@@ -9,10 +9,12 @@ from statistics import mean, stdev
 from types import MappingProxyType
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tokenservice.cli.main import app
-from tokenservice.simulate.assemble import setting
+from tokenservice.core.model import ServiceKey
+from tokenservice.simulate.assemble import Setting, setting
 from tokenservice.simulate.compare import Row, Task, best, with_cold_start
 from tokenservice.simulate.policies.static import Static
 from tokenservice.simulate.result import Result, ServiceResult, Waterfall
@@ -86,6 +88,29 @@ def test_an_interval_is_students_over_seeds() -> None:
     assert row.mean(lambda one: one.dollars) == 10.0
     assert row.half_width(lambda one: one.dollars) == pytest.approx(4.303 * 1.0 / 3**0.5)
     assert replace(row, results=row.results[:1]).half_width(lambda one: one.dollars) == 0.0
+
+
+def test_static_sizes_and_load_tests_know_of_prefixes_that_are_found_and_the_yardstick_of_none(
+    tmp_path: Path,
+) -> None:
+    line = '{{"timestamp": {}, "input_length": 4096, "output_length": 20, "hash_ids": [1, 2, 3, 4, 5, 6, {}, {}]}}\n'
+    (tmp_path / "trace.jsonl").write_text("".join(line.format(50 * n, 2 * n + 7, 2 * n + 8) for n in range(2000)))
+
+    def made(cache_tokens: float) -> Setting:
+        requests = {"file": "trace.jsonl", "prefixCacheTokens": cache_tokens}
+        workload = {"requests": requests, "rate": None, "lengths": None}
+        service = {"service": {"metadata": {"name": "chat"}}, "workload": workload}
+        file = tmp_path / f"{cache_tokens:g}.yaml"
+        file.write_text(yaml.safe_dump({"extends": str(QUICK), "name": "prefix", "services": [service]}))
+        return setting(load(file), seed=0)
+
+    key = ServiceKey("default", "chat")
+    plain, found = made(0), made(1e6)
+    assert found.offers[key].usual.hit_rate == pytest.approx(0.75, abs=0.01)
+    assert found.offers[key].lambda_star > 1.5 * plain.offers[key].lambda_star
+    assert found.static[key] < plain.static[key]
+    assert found.offers[key].yardstick == plain.offers[key].yardstick
+    assert plain.offers[key].lambda_star == plain.offers[key].yardstick.requests_per_second
 
 
 def test_a_pooled_static_fleet_has_its_own_sizes_soon() -> None:

@@ -16,6 +16,7 @@ from tests.simulate.rig import LOAD_SECONDS, NODE_START_SECONDS, manifest
 from tests.simulate.rig import cluster as bare_cluster
 from tests.simulate.views import make_variant
 from tests.support.build import make_service
+from tokenservice.core.capacity import Workload
 from tokenservice.core.model import Missing, ServiceKey, ServiceMetrics, Variant
 from tokenservice.core.windows import Windows
 from tokenservice.simulate.assemble import Setting, fleet, setting
@@ -229,6 +230,7 @@ def made_fleet(
         meter=Meter(Windows(rate=15, peak=60, staleness=30), pool.ttft_edges_s, pool.tpot_edges_s),
         tally=Tally(YARDSTICK, BOUNDS, seconds),
         lambda_star=10.0,
+        usual=Workload(YARDSTICK.mean_input_tokens, YARDSTICK.mean_output_tokens),
         cold_start=ColdStart(seconds=LOAD_SECONDS),
         longest=longest,
     )

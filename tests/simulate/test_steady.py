@@ -19,6 +19,14 @@ BOUNDS = Bounds(ttft_seconds=2.0, tpot_seconds=0.1)
 STRICT = Bounds(ttft_seconds=0.45, tpot_seconds=0.04)
 
 
+def test_a_replica_holds_more_of_requests_whose_prompts_are_found_in_part() -> None:
+    found = [(inputs, outputs, inputs // 2) for inputs, outputs in LENGTHS]
+    assert poisson(found, 1.0, 50, 0).cached_tokens.any()
+    without = reference_rate(H100_32B_TP2, LIMITS, LENGTHS, STRICT)
+    assert reference_rate(H100_32B_TP2, LIMITS, found, STRICT) > 1.1 * without
+    assert reference_rate(H100_32B_TP2, LIMITS, [(*one, 0) for one in LENGTHS], STRICT) == without
+
+
 def test_the_reference_rate_meets_the_bounds_and_a_quarter_more_does_not() -> None:
     rate = reference_rate(H100_32B_TP2, LIMITS, LENGTHS, BOUNDS)
     assert attainment(H100_32B_TP2, LIMITS, LENGTHS, rate, BOUNDS) >= 0.99

@@ -26,9 +26,10 @@ from tokenservice.simulate.metering import Meter
 from tokenservice.simulate.policies.static import BIN_SECONDS, p99_sizes
 from tokenservice.simulate.policy import Policy
 from tokenservice.simulate.pool import Pool
-from tokenservice.simulate.reference import Reference, bounds_of, reference
+from tokenservice.simulate.reference import Reference, bounds_of, reference, sustained
 from tokenservice.simulate.scenario_spec import Billing, ColdStart, Scenario, ScenarioService
 from tokenservice.simulate.scenario_spec import Pool as NodePool
+from tokenservice.simulate.steady import Lengths
 from tokenservice.simulate.tally import Tally
 from tokenservice.simulate.traffic import Floats
 from tokenservice.simulate.workload import Workload as Traffic
@@ -48,8 +49,9 @@ class Offer:
 
     `variant` is the one that policies of counts use: the cheapest for its tokens that the fleet has. `variants` keep
     the objectives at the mean lengths; `ways` are all, for the operator judges by the lengths that it measures, and
-    `weights` are capacities of those that keep the objectives, in units of that one's. Requests of more than `longest`
-    tokens are refused.
+    `weights` are capacities of those that keep the objectives, in units of that one's. `lambda_star` and `usual` are
+    what a load test of `variant` with this traffic tells, prefix hits included; the yardstick is of requests without
+    any. Requests of more than `longest` tokens are refused.
     """
 
     service: Service
@@ -59,6 +61,7 @@ class Offer:
     weights: Mapping[str, float]
     yardstick: Reference
     lambda_star: float
+    usual: Workload
     traffic: Traffic
     demand: Floats
     cold_start: ColdStart
@@ -128,7 +131,8 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
         )
     yardstick_variant, variant = scenario.reference(service), order[0][0]
     yardstick = reference(yardstick_variant, lengths, goals)
-    same = variant.name == yardstick_variant.name
+    sample = [one for one in traffic.sample_requests(_LENGTHS, 0) if sum(one[:2]) - 1 <= longest]
+    hit_rate = sum(cached for *_, cached in sample) / max(1, sum(inputs for inputs, *_ in sample))
     return Offer(
         service=_service(service),
         variant=variant,
@@ -136,13 +140,21 @@ def _offer(scenario: Scenario, service: ScenarioService, traffic: Traffic, secon
         ways=every,
         weights=_weights(order[0][1], ranked(spec, every, lengths_on_average, goals)[0]),
         yardstick=yardstick,
-        lambda_star=(yardstick if same else reference(variant, lengths, goals)).requests_per_second,
+        lambda_star=_sustained(variant, sample if hit_rate else lengths, yardstick, yardstick_variant, goals),
+        usual=Workload(yardstick.mean_input_tokens, yardstick.mean_output_tokens, hit_rate),
         traffic=traffic,
         demand=_demand(traffic.fresh(), seconds),
         longest=longest,
         cold_start=scenario.cold_start,
         deadline_seconds=inf if service.workload.deferrable is None else service.workload.deferrable.deadline_seconds,
     )
+
+
+def _sustained(variant: Variant, lengths: Lengths, yardstick: Reference, measured: Variant, goals: Targets) -> float:
+    """Requests per second that a replica holds with these lengths; the yardstick's own where those are what it had."""
+    if variant.name == measured.name and len(lengths[0]) == 2:
+        return yardstick.requests_per_second
+    return sustained(variant, lengths, goals)
 
 
 def _weights(unit: Capacity, able: Ranked) -> dict[str, float]:
@@ -249,6 +261,7 @@ def _lane(setting: Setting, one: Offer) -> Lane:
         weights=one.weights,
         reference=one.yardstick,
         lambda_star=one.lambda_star,
+        usual=one.usual,
         arrivals=one.traffic.fresh(),
         pool=pool,
         meter=Meter(windows, pool.ttft_edges_s, pool.tpot_edges_s, one.deadline_seconds),

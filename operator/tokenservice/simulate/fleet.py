@@ -49,7 +49,7 @@ class Lane:
 
     `variants` are all that may run, `variant` is the one that policies of counts use. `weights` are capacities in
     units of that one's; requests of more than `longest` tokens are refused, as engines do; `lambda_star` is what a
-    replica of that one holds, requests per second (see `steady`).
+    replica of that one holds of the `usual` requests, per second (see `steady`).
     """
 
     service: Service
@@ -62,6 +62,7 @@ class Lane:
     meter: Meter
     tally: Tally
     lambda_star: float
+    usual: Workload
     cold_start: ColdStart
     longest: int
     slots: dict[str, int] = field(default_factory=dict)
@@ -264,7 +265,7 @@ def _view(lane: Lane, asked: int, ready: int) -> ServiceView:
         variant=lane.variant,
         targets=targets(lane.spec.objectives),
         workload=DEFAULT if isinstance(known, Missing) else _lengths(known),
-        usual=Workload(lane.reference.mean_input_tokens, lane.reference.mean_output_tokens),
+        usual=lane.usual,
         reference_rate=lane.lambda_star,
         replicas=asked,
         ready=ready,

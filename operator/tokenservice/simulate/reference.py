@@ -18,7 +18,7 @@ from tokenservice.core.step import StepModel
 from tokenservice.errors import InputError
 from tokenservice.simulate.bounds import Bounds
 from tokenservice.simulate.engine import EngineLimits
-from tokenservice.simulate.steady import reference_rate
+from tokenservice.simulate.steady import Lengths, reference_rate
 from tokenservice.simulate.traffic import Floats
 
 Tokens = TypeVar("Tokens", float, Floats)
@@ -64,11 +64,17 @@ def limits_of(variant: Variant) -> EngineLimits:
     return EngineLimits(variant.max_num_seqs, variant.max_num_batched_tokens, variant.kv_capacity_tokens)
 
 
-def reference(variant: Variant, lengths: Sequence[tuple[int, int]], targets: Targets) -> Reference:
-    """The yardstick on a variant, its rate found by simulation with these lengths. InputError when none holds."""
+def sustained(variant: Variant, lengths: Lengths, targets: Targets) -> float:
+    """lambda* of a variant, requests per second per replica. InputError when none holds."""
     rate = reference_rate(variant.step, limits_of(variant), lengths, bounds_of(targets))
     if rate <= 0:
         raise InputError(f"{variant.name} keeps no request within the objectives: choose another reference variant")
+    return rate
+
+
+def reference(variant: Variant, lengths: Sequence[tuple[int, int]], targets: Targets) -> Reference:
+    """The yardstick on a variant, its rate found by simulation with these lengths. InputError when none holds."""
+    rate = sustained(variant, lengths, targets)
     inputs, outputs = np.array(lengths, dtype=float).mean(axis=0)
     mean = Workload(float(inputs), float(outputs))
     return Reference(

@@ -19,7 +19,7 @@ import numpy as np
 
 from tokenservice.simulate.curves import Curve
 from tokenservice.simulate.lengths import Lengths
-from tokenservice.simulate.traffic import Requests
+from tokenservice.simulate.traffic import Ints, Requests
 from tokenservice.simulate.workload_spec import Deferrable
 
 _BLOCK = 8192
@@ -59,6 +59,9 @@ class Source(Protocol):
 
     def expected(self, start_s: float, end_s: float) -> float: ...
 
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        """(input, output, cached) tokens of n requests."""
+
     def blocks(self) -> Iterator[Requests]: ...
 
 
@@ -79,6 +82,10 @@ class Drawn:
 
     def expected(self, start_s: float, end_s: float) -> float:
         return self.curve.expected(start_s, end_s)
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        inputs, outputs = self.lengths.draw(n, rng)
+        return inputs, outputs, np.zeros_like(inputs)
 
     def blocks(self) -> Iterator[Requests]:
         gaps, lengths = (self.seeds.generator(draw) for draw in self.draws)
@@ -106,6 +113,11 @@ class Replayed:
         first, last = np.searchsorted(self.requests.at_s, (start_s, end_s))
         return float(last - first)
 
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        known = self.requests
+        which = rng.integers(0, len(known), n if len(known) else 0)
+        return known.input_tokens[which], known.output_tokens[which], known.cached_tokens[which]
+
     def blocks(self) -> Iterator[Requests]:
         yield self.requests
 
@@ -128,6 +140,9 @@ class Marked:
 
     def expected(self, start_s: float, end_s: float) -> float:
         return self.source.expected(start_s, end_s)
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        return self.source.sample(n, rng)
 
     def blocks(self) -> Iterator[Requests]:
         rng = self.seeds.generator(Draw.DEFERRED)

@@ -88,6 +88,11 @@ class Workload:
         inputs, outputs = self._sources[0].lengths.draw(n, np.random.default_rng(seed))
         return list(zip(inputs.tolist(), outputs.tolist(), strict=True))
 
+    def sample_requests(self, n: int, seed: int) -> list[tuple[int, int, int]]:
+        """(input, output, cached) tokens of n requests; none where none comes."""
+        columns = self._sources[0].sample(n, np.random.default_rng(seed))
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
     def mean_lengths(self) -> tuple[float, float]:
         """Mean (input, output) tokens."""
         return self._sources[0].lengths.mean()
