@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tokenservice.cli.main import app
 from tokenservice.core.model import ServiceKey
-from tokenservice.simulate.assemble import Setting, setting
+from tokenservice.simulate.assemble import Setting, fleet, setting
 from tokenservice.simulate.compare import Row, Task, best, with_cold_start
 from tokenservice.simulate.policies.static import Static
 from tokenservice.simulate.result import Result, ServiceResult, Waterfall
@@ -174,3 +174,18 @@ def test_an_unknown_policy_is_named_before_anything_runs() -> None:
     ran = CliRunner().invoke(app, ["compare", str(QUICK), "--policies", "operator,hap"])
     assert ran.exit_code == 2
     assert "no policy hap" in ran.output
+
+
+def test_nobody_is_told_of_requests_after_a_services_last_while_others_go_on(tmp_path: Path) -> None:
+    shorter = {"rate": {"requestsPerMinute": [[0, 600], [120, 600]]}}
+    service = {"service": {"metadata": {"name": "code"}}, "workload": shorter | {"deferrable": None}}
+    file = tmp_path / "shorter.yaml"
+    file.write_text(yaml.safe_dump({"extends": str(QUICK), "name": "shorter", "services": [service]}))
+    made = setting(load(file), seed=0)
+    key = ServiceKey("default", "code")
+    expected = fleet(made, Static("static", made.static)).view().expected
+    assert expected(key, 0.0, 120.0) == pytest.approx(10.0)
+    assert expected(key, 60.0, 180.0) == pytest.approx(5.0)
+    assert expected(key, 300.0, 360.0) == 0.0
+    chat = ServiceKey("default", "chat")  # lasts as long as the scenario: what is beyond is as its end
+    assert expected(chat, 590.0, 650.0) == pytest.approx(expected(chat, 540.0, 600.0))

@@ -187,6 +187,10 @@ class Steady:
         deadline = np.where(waits, at + self.deadline_seconds, nan)
         return Requests(at, lengths, lengths, np.zeros(len(at), np.int32), deadline)
 
+    @property
+    def duration_s(self) -> float:
+        return inf
+
     def expected_rate(self, start_s: float, end_s: float) -> float:
         return float(self.per_second)
 

@@ -39,8 +39,12 @@ class Arrivals(Protocol):
     def stretch(self, start_s: float, end_s: float) -> Requests:
         """Arrivals in [start, end); called with consecutive stretches."""
 
+    @property
+    def duration_s(self) -> float:
+        """Time after which nothing arrives any more."""
+
     def expected_rate(self, start_s: float, end_s: float) -> float:
-        """True mean rate, requests per second."""
+        """True mean rate, requests per second, between two times before that."""
 
 
 @dataclass
@@ -173,7 +177,7 @@ class Fleet:
                 self.cluster.ledger.accelerators,
                 {key.name: ready for key, (_, ready) in counts.items()},
                 {key.name: asked for key, (asked, _) in counts.items()},
-                {key.name: lane.arrivals.expected_rate(self.now, self.now + 60) for key, lane in self.lanes.items()},
+                {key.name: self._expected(key, self.now, self.now + 60) for key in self.lanes},
             )
         )
 
@@ -245,7 +249,12 @@ class Fleet:
         return FleetView(now=self.now, services=views, expected=self._expected)
 
     def _expected(self, key: ServiceKey, start: float, end: float) -> float:
-        return self.lanes[key].arrivals.expected_rate(start, end)
+        """What lies beyond the scenario is as its end; a service that has had its last request before is not."""
+        arrivals = self.lanes[key].arrivals
+        beyond = max(end - max(self.seconds, arrivals.duration_s), 0.0)
+        start, end = max(start - beyond, 0.0), end - beyond
+        inside = min(end, arrivals.duration_s) - start
+        return arrivals.expected_rate(start, start + inside) * inside / (end - start) if inside > 0 else 0.0
 
 
 def empty() -> Requests:
