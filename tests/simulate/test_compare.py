@@ -16,6 +16,7 @@ from tokenservice.cli.main import app
 from tokenservice.core.model import ServiceKey
 from tokenservice.simulate.assemble import Setting, fleet, setting
 from tokenservice.simulate.compare import Row, Task, best, with_cold_start
+from tokenservice.simulate.oracle import search
 from tokenservice.simulate.policies.static import Static
 from tokenservice.simulate.result import Result, ServiceResult, Waterfall
 from tokenservice.simulate.run import carried_out, decider
@@ -189,3 +190,12 @@ def test_nobody_is_told_of_requests_after_a_services_last_while_others_go_on(tmp
     assert expected(key, 300.0, 360.0) == 0.0
     chat = ServiceKey("default", "chat")  # lasts as long as the scenario: what is beyond is as its end
     assert expected(chat, 590.0, 650.0) == pytest.approx(expected(chat, 540.0, 600.0))
+
+
+def test_the_oracle_is_billed_to_the_end_of_the_scenario_and_no_further(tmp_path: Path) -> None:
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump({"extends": str(QUICK), "name": "short", "durationSeconds": 7}))
+    made = setting(load(file), seed=0)  # control periods are of 5 s, and chat is served by one replica of one GPU
+    assert search(made, made.offers[ServiceKey("default", "chat")]).accelerator_hours == pytest.approx(7 / 3600)
+    code = search(made, made.offers[ServiceKey("default", "code")])
+    assert code.accelerator_hours < 0.02  # 13 periods, as many as demand is smoothed over, are twice that and more

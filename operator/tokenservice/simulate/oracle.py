@@ -130,7 +130,7 @@ def _tried(setting: Setting, one: Offer, demand: Floats, factor: float, smoothed
         tally.went(pool.advance(admitted(requests, one.longest), until))
         now = until
     tally.went(pool.advance(traffic.stretch(now, now), now + _LINGER_SECONDS))
-    hours = float(np.sum(counts)) * period * one.variant.accelerators / 3600
+    hours = float(np.dot(counts, _lasting(setting.seconds, period))) * one.variant.accelerators / 3600
     return Foresight(
         accelerator_hours=hours,
         attainment=tally.attainment,
@@ -143,11 +143,17 @@ def _tried(setting: Setting, one: Offer, demand: Floats, factor: float, smoothed
 def _demand(one: Offer, seconds: float, period: float) -> Floats:
     """True interactive arrivals, requests per second, by control period."""
     traffic = one.traffic.fresh()
-    rates = [
-        np.count_nonzero(np.isnan(traffic.stretch(k * period, min((k + 1) * period, seconds)).deadline_s)) / period
+    counts = [
+        np.count_nonzero(np.isnan(traffic.stretch(k * period, min((k + 1) * period, seconds)).deadline_s))
         for k in range(ceil(seconds / period))
     ]
-    return np.array(rates)
+    return np.array(counts) / _lasting(seconds, period)
+
+
+def _lasting(seconds: float, period: float) -> Floats:
+    """Seconds of each control period: the last one ends with the scenario."""
+    starts = np.arange(ceil(seconds / period)) * period
+    return np.asarray(np.minimum(period, seconds - starts))
 
 
 def _smooth(demand: Floats, seconds: float, period: float) -> Floats:
@@ -155,5 +161,5 @@ def _smooth(demand: Floats, seconds: float, period: float) -> Floats:
     reach = round(seconds / period)
     if reach == 0:
         return demand
-    kernel = np.ones(2 * reach + 1)
-    return np.asarray(np.convolve(demand, kernel, "same") / np.convolve(np.ones_like(demand), kernel, "same"))
+    kernel, inside = np.ones(2 * reach + 1), slice(reach, reach + len(demand))  # "same" may be the kernel's length
+    return np.asarray(np.convolve(demand, kernel)[inside] / np.convolve(np.ones_like(demand), kernel)[inside])
