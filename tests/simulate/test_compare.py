@@ -199,3 +199,17 @@ def test_the_oracle_is_billed_to_the_end_of_the_scenario_and_no_further(tmp_path
     assert search(made, made.offers[ServiceKey("default", "chat")]).accelerator_hours == pytest.approx(7 / 3600)
     code = search(made, made.offers[ServiceKey("default", "code")])
     assert code.accelerator_hours < 0.02  # 13 periods, as many as demand is smoothed over, are twice that and more
+
+
+@pytest.mark.parametrize(("bounds", "replicas"), [({"minReplicas": 9}, 9), ({"maxReplicas": 2}, 2)])
+def test_a_static_fleet_is_warm_at_the_size_that_its_bounds_leave_it(
+    bounds: dict[str, int], replicas: int, tmp_path: Path
+) -> None:
+    service = {"service": {"metadata": {"name": "chat"}, "spec": {"scaling": bounds}}}
+    file = tmp_path / "bounded.yaml"
+    file.write_text(
+        yaml.safe_dump({"extends": str(QUICK), "name": "bounded", "durationSeconds": 60, "services": [service]})
+    )
+    made = setting(load(file), seed=0)
+    assert made.static[ServiceKey("default", "chat")] == replicas
+    assert {moment.ready["chat"] for moment in simulated(made, "static-p99").timeline} == {replicas}

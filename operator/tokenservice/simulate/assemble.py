@@ -23,6 +23,7 @@ from tokenservice.simulate.cluster import Cluster, NodeGroup, Pace
 from tokenservice.simulate.control import SETTINGS, Controller, Counts, Operator
 from tokenservice.simulate.fleet import Fleet, Lane
 from tokenservice.simulate.metering import Meter
+from tokenservice.simulate.policies.base import bounded
 from tokenservice.simulate.policies.static import BIN_SECONDS, p99_sizes
 from tokenservice.simulate.policy import Policy
 from tokenservice.simulate.pool import Pool
@@ -91,9 +92,10 @@ class Setting:
 
     @cached_property
     def static(self) -> Mapping[ServiceKey, int]:
-        """`ceil(p99 of each service's demand / lambda*)`, at least 1."""
+        """`ceil(p99 of each service's demand / lambda*)`, at least 1, within the service's bounds."""
         demand = {key: one.demand for key, one in self.offers.items()}
-        return p99_sizes(demand, {key: one.lambda_star for key, one in self.offers.items()})
+        sizes = p99_sizes(demand, {key: one.lambda_star for key, one in self.offers.items()})
+        return {key: bounded(size, self.offers[key]) for key, size in sizes.items()}
 
     @property
     def policy(self) -> TokenFleetSpec:

@@ -14,6 +14,7 @@ from functools import partial
 from math import ceil, isfinite
 from typing import Any, Protocol
 
+from tokenservice.api.token_service import TokenServiceSpec
 from tokenservice.core.capacity import capacity
 from tokenservice.core.model import Missing, ServiceKey
 from tokenservice.simulate.policy import FleetView, Policy, ServiceView
@@ -57,7 +58,14 @@ class EachService:
         return rule.wanted(seen, Moment(view.now, partial(view.expected, seen.key)))
 
 
-def bounded(count: int, seen: ServiceView) -> int:
+class _Contracted(Protocol):
+    """Has a contract: a service as a policy sees it, or as a scenario offers it."""
+
+    @property
+    def spec(self) -> TokenServiceSpec: ...
+
+
+def bounded(count: int, seen: _Contracted) -> int:
     """The count within minReplicas and maxReplicas."""
     scaling = seen.spec.scaling
     return min(max(count, scaling.min_replicas), scaling.max_replicas)
