@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tests.support.build import FLEET, NOW, make_deployment, make_metrics, make_node, make_pod, make_service
 from tests.support.world import World
 from tokenservice.core.decide import decide
-from tokenservice.core.model import Place, Pod, Reason
+from tokenservice.core.model import Place, Pod, Reason, SetServing
 
 PROMISE = {"tier": "Guaranteed", "objectives": {"volume": {"guaranteedTokensPerSecond": 10}}}
 
@@ -50,3 +50,19 @@ def test_a_replica_whose_move_was_given_up_rests_before_the_next() -> None:
     started = [action for action in made.history if action.reason is Reason.MOVE_STARTED]
     assert len(services) <= len(started) <= 3 * len(services)
     assert made.now == NOW + 5 * rounds
+
+
+def test_a_replica_whose_successor_goes_to_the_same_node_stays_and_rests() -> None:
+    """Without the webhook nothing keeps the scheduler from a node that is to become free: it never would."""
+    services = [make_service("a"), make_service("b", paused=True)]
+    made = World(services=services, nodes=[make_node("n1"), make_node("n2")], webhook=False)
+    made.metrics = {service.key: make_metrics(1.0, engines_reporting=9) for service in services}
+    deployments = [make_deployment(service, 1) for service in services]
+    made.children = {one.key: one for one in deployments}
+    made.pods = {name: make_pod(name, node=node, service=name) for name, node in (("a", "n1"), ("b", "n2"))}
+    rest = FLEET.consolidation.cooldown_seconds
+    made.run(int(3 * rest / 5))
+    started = [action for action in made.history if action.reason is Reason.MOVE_STARTED]
+    assert 1 <= len(started) <= 3
+    assert {name for name, pod in made.pods.items() if pod.ready and pod.service == services[0].key} == {"a"}
+    assert not [action for action in made.history if isinstance(action, SetServing)]

@@ -244,13 +244,28 @@ def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
 
 
 def _cancellations(facts: Facts, under_way: Sequence[Pod]) -> tuple[SetDeletionCost, ...]:
-    """A move whose successor finds no room, or may not be, is given up: the pod stays where it is."""
+    """A move that cannot lead anywhere is given up: the pod stays where it is."""
     stuck = {(pod.service, pod.variant) for pod in facts.stuck}
-    return tuple(
-        mark(pod, 0, Reason.MOVE_CANCELLED, why)
-        for pod in under_way
-        if (why := "its successor found no room" if (pod.service, pod.variant) in stuck else _refused(facts, pod))
-    )
+    return tuple(mark(pod, 0, Reason.MOVE_CANCELLED, why) for pod in under_way if (why := _in_vain(facts, pod, stuck)))
+
+
+def _in_vain(facts: Facts, pod: Pod, stuck: Container[tuple[ServiceKey | None, str]]) -> str:
+    """Why the pod would be moved in vain; empty while there is hope."""
+    if (pod.service, pod.variant) in stuck:
+        return "its successor found no room"
+    if _came_back(facts, pod):
+        return "its successor went to the same node"
+    return _refused(facts, pod)
+
+
+def _came_back(facts: Facts, pod: Pod) -> bool:
+    """Whether a successor starts on the node that the pod is to leave.
+
+    Without the webhook, or where it was late, nothing keeps the scheduler from a node that is being emptied; and it
+    prefers those where others of the service are.
+    """
+    siblings = facts.pods.get((pod.service, pod.variant), ()) if pod.service is not None else ()
+    return any(one.node == pod.node and one.starting and one.created_at > pod.created_at for one in siblings)
 
 
 def _refused(facts: Facts, pod: Pod) -> str:
