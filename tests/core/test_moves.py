@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tests.support.build import FLEET, NOW, make_deployment, make_metrics, make_node, make_pod, make_service
+import pytest
+
+from tests.core.test_several_variants import FP8
+from tests.support.build import FLEET, H100_8B, NOW, make_deployment, make_metrics, make_node, make_pod, make_service
 from tests.support.world import World
 from tokenservice.core.decide import decide
 from tokenservice.core.model import Place, Pod, Reason, SetServing
+from tokenservice.core.repack import LEAVING
 
 PROMISE = {"tier": "Guaranteed", "objectives": {"volume": {"guaranteedTokensPerSecond": 10}}}
 
@@ -66,3 +70,26 @@ def test_a_replica_whose_successor_goes_to_the_same_node_stays_and_rests() -> No
     assert 1 <= len(started) <= 3
     assert {name for name, pod in made.pods.items() if pod.ready and pod.service == services[0].key} == {"a"}
     assert not [action for action in made.history if isinstance(action, SetServing)]
+
+
+@pytest.mark.parametrize("when", ["before the move", "amid the move"])
+def test_replicas_of_a_variant_that_is_wanted_no_more_are_not_moved_and_hold_up_no_move(when: str) -> None:
+    """They go when their successors serve, which here wait for the very node that another move makes free."""
+    other = make_service("other", scaling={"minReplicas": 2})
+    chat = make_service("chat", engine={"quantization": "FP8"})
+    whole = FP8.spec.model_copy(update={"tensor_parallel_size": 8})
+    made = World(services=[chat, other], nodes=[make_node(f"n{number}") for number in (1, 2, 3)])
+    made.extra = {"profiles": (H100_8B, replace(FP8, spec=whole))}
+    made.metrics = {service.key: make_metrics(0.1, engines_reporting=9) for service in made.services}
+    deployments = [make_deployment(make_service("chat"), 1), make_deployment(other, 2)]
+    made.children = {one.key: one for one in deployments}
+    mark = LEAVING if when == "amid the move" else 0
+    pods = [make_pod("c", node="n1", deletion_cost=mark)]
+    pods += [make_pod(f"o{node}", node=node, service="other") for node in ("n2", "n3")]
+    made.pods = {pod.name: pod for pod in pods}
+    for _ in range(60):
+        made.round()
+        assert made.serving(chat.key) >= 1
+    assert not [act for act in made.history if act.reason is Reason.MOVE_STARTED and act.service == chat.key]
+    assert {pod.variant for pod in made.pods.values() if pod.service == chat.key} == {"h100-vllm-tp8-fp8"}
+    assert len({pod.node for pod in made.pods.values() if pod.service == other.key}) == 1

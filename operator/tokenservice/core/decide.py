@@ -65,7 +65,7 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     suspects = stragglers(facts, seen)
     slow_since = since(facts, suspects, now)
     slow = lasting(facts, suspects, slow_since, now)
-    leave = departures(facts, acted_on, _settled(seen, acted_on, actions), slow, now)
+    leave = departures(facts, acted_on, _settled(facts, seen, acted_on, actions), slow, now, _retiring(facts, acted_on))
     actions += leave.actions
     warmed = warm_ups(facts, acted_on)
     actions += [action for one in warmed.values() for action in one.actions]
@@ -333,12 +333,23 @@ def _unlisted(facts: Facts, service: Service) -> Iterable[Action]:
 
 
 def _settled(
-    outlooks: list[Outlook], grants: dict[ServiceKey, Grant], actions: list[Action]
+    facts: Facts, outlooks: list[Outlook], grants: dict[ServiceKey, Grant], actions: list[Action]
 ) -> dict[ServiceKey, Ranked]:
-    """Services with nothing to do, and the ways in which they may run."""
+    """Services with nothing to do or to wait for, and the ways in which they may run."""
     busy = {action.service for action in actions}
     return {
         seen.service.key: seen.ranked
         for seen in outlooks
-        if seen.service.key in grants and seen.service.key not in busy
+        if (grant := grants.get(seen.service.key)) is not None
+        and seen.service.key not in busy
+        and facts.deployments.get(seen.service.key, {}).keys() <= grant.counts.keys()
     }
+
+
+def _retiring(facts: Facts, grants: Mapping[ServiceKey, Grant]) -> frozenset[tuple[ServiceKey | None, str]]:
+    """Variants that are wanted no more, of pods that are marked by a move: a move of theirs would never end."""
+    return frozenset(
+        (pod.service, pod.variant)
+        for pod in facts.moving
+        if pod.service is not None and pod.service in grants and pod.variant not in grants[pod.service].counts
+    )
