@@ -391,5 +391,34 @@ def test_a_change_of_variant_gets_through_where_no_accelerator_is_free(site: Sit
     assert traffic.lost == {}
 
 
+def test_replicas_that_find_no_room_are_taken_back_in_the_middle_of_a_rollout_which_then_gets_through(
+    site: Site,
+) -> None:
+    """The rollout would wait for room for all that were asked for, and the scale-in for the end of the rollout."""
+    site.bed.cluster.apply(foreign_pod(site, "neighbour", site.node(), gpus=5))
+    asked: dict[str, Any] = {"scaling": {"minReplicas": 1}}
+    changed: dict[str, Any] = asked | {"engine": {"name": "vLLM", "maxModelLen": 4096}}
+    site.serving(**asked, replicas=3)
+    site.apply(**asked, replicas=6)
+    site.eventually(lambda: sum(not pod["spec"].get("nodeName") for pod in site.pods()) == 3, "three find no room")
+    site.apply(**changed, replicas=6)
+    site.eventually(lambda: len({_template(pod) for pod in site.pods()}) == 2, "the new version rolls out")
+    with site.traffic(rate=0.5) as traffic:
+        site.apply(**changed, replicas=3)
+        site.eventually(lambda: _all_new(site) and len(site.endpoints()) == 3, "three of the new version serve")
+        traffic.goes_on(2)
+    assert traffic.lost == {}
+
+
+def _template(pod: Json) -> str:
+    return str(pod["metadata"]["labels"]["pod-template-hash"])
+
+
+def _all_new(site: Site) -> bool:
+    (deployment,) = site.deployments()
+    status = deployment["status"]
+    return bool(status.get("updatedReplicas") == status.get("replicas") == 3 and len(site.pods()) == 3)
+
+
 def _variant(deployment: Json) -> str:
     return str(deployment["metadata"]["labels"][VARIANT_LABEL])

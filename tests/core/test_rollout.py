@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.build import VARIANT, make_deployment, make_node, make_pod, make_service, make_snapshot
 from tests.support.world import World
 from tokenservice.core.facts import Facts, surge
-from tokenservice.core.model import Pod, Reason, SetDeletionCost, SetServing
+from tokenservice.core.model import Json, Pod, Reason, SetDeletionCost, SetServing
 from tokenservice.core.names import SURGE_ANNOTATION
 from tokenservice.core.repack import LEAVING, VICTIM
 from tokenservice.core.rollout import Step, step
@@ -23,9 +23,13 @@ def next_step(
     *,
     status: dict[str, Any] | None = None,
     annotations: dict[str, str] | None = None,
+    strategy: Json | None = None,
     **facts: Any,
 ) -> Step:
     deployment = make_deployment(CHAT, current, annotations=annotations, **(status or {}))
+    if strategy is not None:
+        spec = {**deployment.body["spec"], "strategy": strategy}
+        deployment = replace(deployment, body={**deployment.body, "spec": spec})
     snapshot = make_snapshot(CHAT, pods=tuple(pods), deployments=[deployment], **facts)
     return step(Facts(snapshot), CHAT.key, VARIANT, wanted, deployment)
 
@@ -74,6 +78,45 @@ def test_replicas_that_the_cluster_refuses_do_not_hold_up_the_scale_in() -> None
 def test_scale_in_waits_for_a_rollout() -> None:
     got = next_step([make_pod("a"), make_pod("b")], 2, 1, status={"updatedReplicas": 1})
     assert (got.replicas, got.reason) == (2, Reason.ROLLING_OUT)
+
+
+def rolled(serving: int, homeless: int, old: int = 1, **changes: Any) -> Step:
+    """Three are wanted of a Deployment that rolls out; some of its new replicas find no room."""
+    pods = [make_pod(f"new-{number}", template_hash="b") for number in range(serving)]
+    pods += [make_pod(f"old-{number}", template_hash="a") for number in range(old)]
+    pods += [
+        make_pod(f"waits-{number}", node=None, unschedulable=True, template_hash="b") for number in range(homeless)
+    ]
+    current = changes.pop("current", len(pods) - 1)  # its surge
+    status = {"updatedReplicas": current - 1} | changes.pop("status", {})
+    return next_step(pods, current, 3, status=status, **changes)
+
+
+def test_replicas_that_find_no_room_and_a_rollout_do_not_wait_for_each_other_for_ever() -> None:
+    """The rollout waits for all that are asked for, however few are wanted: so they go, one by one."""
+    got = rolled(6, 8)
+    assert (got.replicas, got.reason, got.before) == (13, Reason.SCALED_DOWN, ())
+    assert rolled(6, 1, current=8).replicas == 7
+    assert rolled(6, 0).reason is Reason.ROLLING_OUT
+
+
+def test_of_a_rollout_only_what_has_no_node_is_taken_back() -> None:
+    assert rolled(6, 8, status={"observedGeneration": 0}).reason is Reason.ROLLING_OUT, "the last is not seen to go"
+    assert rolled(6, 8, current=16).reason is Reason.ROLLING_OUT, "some that are asked for are yet to come"
+    assert rolled(6, 2, old=8).reason is Reason.ROLLING_OUT, "as many of both: the older would be taken from"
+    assert rolled(6, 2, old=9).reason is Reason.ROLLING_OUT, "the larger ReplicaSet has a node for each"
+    assert rolled(6, 8, stale_kinds=("pods",)).reason is Reason.STALE_VIEW
+
+
+def test_where_one_may_be_missed_a_rollout_waits_for_no_room_that_nobody_wants() -> None:
+    """Three of the old version serve, as many as are wanted; of the new one none finds room."""
+    rolling = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 1}}
+    assert rolled(0, 2, old=3, current=4).reason is Reason.ROLLING_OUT
+    assert rolled(0, 2, old=3, current=4, strategy=rolling).replicas == 3
+    assert rolled(0, 3, old=2, current=4, strategy={"rollingUpdate": {"maxUnavailable": 0}}).replicas == 3
+    assert rolled(0, 3, old=3, current=4, strategy=rolling).replicas == 3
+    short = rolled(0, 2, old=2, current=4, strategy=rolling)
+    assert short.reason is Reason.ROLLING_OUT, "one is missed already"
 
 
 def test_nothing_is_removed_on_a_stale_view() -> None:

@@ -578,8 +578,14 @@ def rolling_out(deployment: Child) -> bool:
             one.get("type") == "UpdateInProgress" and one.get("status") == "True"
             for one in status.get("conditions") or ()
         )
-    behind = status.get("observedGeneration", 0) < deployment.body.get("metadata", {}).get("generation", 0)
-    return behind or int(status.get("updatedReplicas", 0)) < int(status.get("replicas", 0))
+    return not observed(deployment) or int(status.get("updatedReplicas", 0)) < int(status.get("replicas", 0))
+
+
+def observed(deployment: Child) -> bool:
+    """Whether its controller has acted on what it asks for now."""
+    status = deployment.body.get("status", {})
+    asked: int = deployment.body.get("metadata", {}).get("generation", 0)
+    return int(status.get("observedGeneration", 0)) >= asked
 
 
 def allowed_location(service: Service, node: Node) -> bool:

@@ -8,12 +8,13 @@ falls back. All of this is read off the objects on every pass, so a restart in t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from tokenservice.core.allocation import open_room
 from tokenservice.core.drift import differs
-from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes, surge
+from tokenservice.core.facts import Facts, observed, replicas, rolling_out, spans_nodes, surge
 from tokenservice.core.groups import ordinal
 from tokenservice.core.model import (
     Action,
@@ -160,6 +161,10 @@ def _shrink(
         return Step(replicas=current)
     bridging = min(surge(deployment), current - wanted)  # who stands in for others is still not wanted for good
     waits = _scale_in_waits(facts, current, deployment)
+    if waits is not None and waits.reason is Reason.ROLLING_OUT and _holds_up_rollout(pods, stays, current, deployment):
+        fewer = max(stays, current - 1)
+        message = f"{variant}: {current} -> {fewer} replicas, of those without a node, for which its rollout waits"
+        return Step(replicas=fewer, surge=min(bridging, fewer - wanted), reason=Reason.SCALED_DOWN, message=message)
     if waits is not None:
         return replace(waits, surge=bridging)
     if stays >= current or not _only_free_pods_go(facts, pods, current, stays):
@@ -179,6 +184,28 @@ def _shrink(
         reason=Reason.SCALED_DOWN,
         message=f"{variant}: {current} -> {stays} replicas, {', '.join(pod.name for pod in going) or 'none'} goes",
     )
+
+
+def _holds_up_rollout(pods: tuple[Pod, ...], stays: int, current: int, deployment: Child) -> bool:
+    """Whether replicas that are wanted no more find no room: a rollout waits for them, and scale-in for the rollout.
+
+    One goes at a time, once the last was seen to go. A Deployment that is scaled while it rolls out takes it from its
+    largest ReplicaSet, and that one takes what has no node before what serves: so that has to have one. Where replicas
+    are exchanged in place, one fewer may serve than stay, and it may be that one.
+    """
+    homeless = {pod.template_hash for pod in pods if pod.node is None and pod.unschedulable}
+    placed, ready = sum(pod.node is not None for pod in pods), sum(pod.ready for pod in pods)
+    if not homeless or not observed(deployment) or not placed < current <= len(pods):
+        return False
+    sizes = Counter(pod.template_hash for pod in pods)
+    largest = {template for template, size in sizes.items() if size == max(sizes.values())}
+    return (len(largest) == 1 and largest <= homeless) or (_in_place(deployment) and ready >= stays)
+
+
+def _in_place(deployment: Child) -> bool:
+    """Whether it may take a replica away before its successor serves."""
+    rolling = deployment.body["spec"].get("strategy", {}).get("rollingUpdate", {})
+    return rolling.get("maxUnavailable") not in (None, 0)
 
 
 def _scale_in_waits(facts: Facts, current: int, deployment: Child) -> Step | None:
