@@ -209,6 +209,25 @@ def test_a_change_of_variant_gets_through_a_full_cluster_and_lets_nothing_go_bef
     assert all(more - fewer <= 1 for more, fewer in pairwise(counts_of_old))
 
 
+def test_replicas_of_a_variant_that_is_wanted_no_more_wait_for_no_room() -> None:
+    """Two found none, and draw nodes; the four that serve go once those serve that take over from them."""
+    made, old = changing(World, nodes=2, wanted=4)
+    made.nodes[0] = make_node("n0", accelerators=4)
+    made.pods = {name: make_pod(name, node="n0") for name in ("p0", "p1", "p2", "p3")}
+    homeless = [make_pod(f"q{number}", node=None, unschedulable=True, ready=False) for number in range(2)]
+    made.pods |= {pod.name: pod for pod in homeless}
+    child = made.children[old]
+    made.children[old] = replace(child, body={**child.body, "spec": {**child.body["spec"], "replicas": 6}})
+    made.round()
+    assert made.children[old].body["spec"]["replicas"] == 4
+    assert not any(pod.name.startswith("q") for pod in made.pods.values())
+    service = made.services[0].key
+    for _ in range(40):
+        made.round()
+        assert made.serving(service) >= 4
+    assert {pod.variant for pod in made.pods.values()} == {VARIANT.replace("bf16", "fp8")}
+
+
 def test_who_holds_another_room_than_a_successor_waits_for_makes_none() -> None:
     made, old = changing(World, gpus=4)
     made.run(30)

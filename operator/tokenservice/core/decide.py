@@ -40,7 +40,17 @@ from tokenservice.core.outlook import Outlook, attained, outlooks, started_with
 from tokenservice.core.pace import turn
 from tokenservice.core.reporting import Decided, told
 from tokenservice.core.rollback import failure, with_history
-from tokenservice.core.rollout import Step, applied, delete, exchanged_in_place, lacking, making_room, retired, step
+from tokenservice.core.rollout import (
+    Step,
+    applied,
+    delete,
+    exchanged_in_place,
+    lacking,
+    making_room,
+    retired,
+    step,
+    taken_back,
+)
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.starts import alike
 from tokenservice.core.stragglers import lasting, since, stragglers
@@ -313,12 +323,14 @@ def _retirements(facts: Facts, seen: Outlook, grant: Grant) -> list[Action]:
 
 
 def _giving_way(facts: Facts, seen: Outlook, grant: Grant) -> Iterable[Action]:
-    """What goes of a variant that is wanted no more, so that its successors find room."""
+    """What goes of a variant that is wanted no more before its successors serve: what waits for room, or makes it."""
     key = seen.service.key
-    if not facts.snapshot.stale_kinds and not retired(facts, key, grant.counts, grant.want.replicas):
-        fewer = making_room(facts, key, grant.counts, seen.owed)
-        if fewer is not None:
-            yield fewer
+    if facts.snapshot.stale_kinds or retired(facts, key, grant.counts, grant.want.replicas):
+        return
+    waiting = tuple(taken_back(facts, key, grant.counts))
+    yield from waiting
+    if not waiting and (fewer := making_room(facts, key, grant.counts, seen.owed)) is not None:
+        yield fewer
 
 
 def _unlisted(facts: Facts, service: Service) -> Iterable[Action]:

@@ -297,6 +297,22 @@ def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int], asked:
     return tuple(old) if serving >= wanted else tuple(child for child in old if replicas(child) == 0)
 
 
+def taken_back(facts: Facts, service: ServiceKey, counts: Mapping[str, int]) -> Iterable[Apply]:
+    """Of variants that are wanted no more, what has found no room: it would draw nodes that nobody needs.
+
+    A ReplicaSet removes these before any other. What serves goes once its successors do; without any it all stays.
+    """
+    if not counts:
+        return
+    for variant, child in sorted(facts.deployments.get(service, {}).items()):
+        pods = facts.pods.get((service, variant), ())
+        homeless, count = sum(pod.node is None and pod.unschedulable for pod in pods), replicas(child)
+        if variant not in counts and homeless and len(pods) == count and not rolling_out(child):
+            fewer = max(0, count - homeless)
+            why = f"{variant}: {count} -> {fewer} replicas, those without a node are wanted no more"
+            yield apply(_with_count(child, fewer), child, service, Reason.SCALED_DOWN, why)
+
+
 def making_room(facts: Facts, service: ServiceKey, counts: Mapping[str, int], owed: int) -> Apply | None:
     """One replica less of a variant that is wanted no more: its successors find no room, and the others are enough.
 
