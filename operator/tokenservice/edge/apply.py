@@ -263,7 +263,7 @@ class Applier:
             case SetServing():
                 return [await self._set_serving(action.pod, action.uid, serving=action.serving)]
             case Place():
-                return [await self.place(action.pod, action.uid, action.node)]
+                return [await self._place(action)]
             case _:
                 raise TypeError(f"{type(action).__name__} is not an action that can be carried out")
 
@@ -309,20 +309,30 @@ class Applier:
         body = {"metadata": {"uid": uid}, "status": {"conditions": [self._serving(serving)]}}
         return _written(await self._writer.patch(pod, body, Patch.STRATEGIC, "status"))
 
+    async def _place(self, action: Place) -> tuple[ObjectKey, str]:
+        """As `place`; who was frozen between the two writes lifts no gate that a successor may want to hold."""
+        await self._nominate(action.pod, action.uid, action.node)
+        if not self._fence.held():
+            raise Conflict("this process leads no more")
+        return await self._lift_gate(action.pod, action.uid)
+
     async def place(self, pod: ObjectKey, uid: str, node: str | None) -> tuple[ObjectKey, str]:
         """Nominates, lets it serve, and only then lifts our gate: a pod without its gate can always become Ready.
 
-        Both are strategic merges, so that the conditions and the gates of others stay as they are. The second expects
-        what the first has written: a process that is frozen between the two lifts no gate that another holds since.
+        Both are strategic merges, so that the conditions and the gates of others stay as they are.
         """
+        await self._nominate(pod, uid, node)
+        return await self._lift_gate(pod, uid)
+
+    async def _nominate(self, pod: ObjectKey, uid: str, node: str | None) -> None:
         status: Json = {"conditions": [self._serving(True)]}
         if node is not None:
             status["nominatedNodeName"] = node
-        body: Json = {"metadata": {"uid": uid}, "status": status}
-        _, revision = _written(await self._writer.patch(pod, body, Patch.STRATEGIC, "status"))
+        await self._writer.patch(pod, {"metadata": {"uid": uid}, "status": status}, Patch.STRATEGIC, "status")
+
+    async def _lift_gate(self, pod: ObjectKey, uid: str) -> tuple[ObjectKey, str]:
         lifted = {"schedulingGates": [{"$patch": "delete", "name": PLACEMENT_GATE}]}
-        body = {"metadata": {"uid": uid, "resourceVersion": revision}, "spec": lifted}
-        return _written(await self._writer.patch(pod, body, Patch.STRATEGIC))
+        return _written(await self._writer.patch(pod, {"metadata": {"uid": uid}, "spec": lifted}, Patch.STRATEGIC))
 
     def _serving(self, serving: bool) -> Json:
         now = datetime.fromtimestamp(self._wall_clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
