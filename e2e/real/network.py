@@ -60,6 +60,8 @@ def remove(*, forwarded: bool = True) -> None:
 def plug_in(number: int, pid: int, others: Iterable[int]) -> None:
     """Connects the network namespace of process `pid` as node `number`, with routes from and to everything."""
     here, there = f"taas{number}", "eth0"
+    with suppress(CommandError):  # the kernel takes a namespace of the run before down in its own time
+        run("ip", "link", "delete", here)
     run("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", str(pid))
     run("ip", "link", "set", here, "master", BRIDGE, "up")
     inside = ("nsenter", f"--target={pid}", "--net", "ip")

@@ -126,7 +126,11 @@ ADAPTED: Json = ROOM | {"adapters": [{"name": ADAPTER, "uri": f"pvc://{CLAIM}/ad
 
 
 def token_service(max_model_len: int | None = None, model: Json | None = None, engine: Json | None = None) -> Json:
-    """The contract, with more of a model or an engine; objectives so wide that a busy test machine keeps them."""
+    """The contract, with more of a model or an engine; objectives so wide that a busy test machine keeps them.
+
+    Where more of a model is asked for, one replica is looked at: questions to it are no demand for a second.
+    """
+    most = MAX_REPLICAS if model is None else 1
     spec = {
         "model": {"uri": URI} | (model or {}),
         "engine": {
@@ -140,7 +144,7 @@ def token_service(max_model_len: int | None = None, model: Json | None = None, e
             "timeToFirstToken": {"percentile": "p95", "target": "10s"},
             "timePerOutputToken": {"percentile": "p95", "target": "1s"},
         },
-        "scaling": {"minReplicas": 1, "maxReplicas": MAX_REPLICAS, "maxRequestSeconds": 60},
+        "scaling": {"minReplicas": 1, "maxReplicas": most, "maxRequestSeconds": 60},
         "placement": {"accelerators": [ACCELERATOR]},
     }
     return _object("TokenService", NAME, spec, namespace=NAMESPACE)
