@@ -22,6 +22,11 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def cause(error: Exception) -> str:
+    """Why something cannot be read or written, without the number and the path that the system adds."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 class TokenServiceError(Exception):
     """Base of all."""
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.build import H100, H100_8B, make_metrics, make_node, make_pod, make_service
+from tests.support.build import H100, H100_8B, VARIANT, make_metrics, make_node, make_pod, make_service
 from tests.support.world import World
 from tokenservice.api.token_fleet import TokenFleetSpec
 from tokenservice.core.capacity import DEFAULT
@@ -270,7 +270,7 @@ def test_a_move_whose_successor_is_refused_is_given_up() -> None:
     refused = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: x"}]}
     child = replace(made.children[key], body=body | {"status": body["status"] | refused})
     facts = Facts(replace(made.snapshot(), children=made.children | {key: child}))
-    marks = departures(facts, {CHAT.key}, {}, {}, made.now).actions
+    marks = departures(facts, {CHAT.key: {VARIANT}}, {}, {}, made.now).actions
     assert [(a.pod.name, a.cost) for a in marks if isinstance(a, SetDeletionCost)] == [(pod.name, 0)]
 
 

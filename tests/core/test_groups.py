@@ -403,7 +403,7 @@ def test_consolidation_takes_pods_of_deployments_only(kind: str, emptied: bool) 
     ]
     live = make_set(2, kind=kind, observedGeneration=1, updatedReplicas=2)
     facts = Facts(make_snapshot(CHAT, pods=tuple(pods), deployments=[live]))
-    found = departures(facts, {CHAT.key}, {CHAT.key: ()}, {}, NOW)
+    found = departures(facts, {CHAT.key: {VARIANT}}, {CHAT.key: ()}, {}, NOW)
     assert bool(found.proposals) is emptied
 
 

@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from tokenservice.core.model import EngineImages, Json
 from tokenservice.core.model import Settings as CoreSettings
-from tokenservice.errors import ConfigurationError
+from tokenservice.errors import ConfigurationError, cause
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -140,9 +140,7 @@ def _read(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(
-            f"{path}: the settings cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise ConfigurationError(f"{path}: the settings cannot be read: {cause(error)}") from error
     if not isinstance(content, dict | None):
         raise ConfigurationError(f"{path}: settings must be a mapping")
     return content or {}

@@ -100,9 +100,9 @@ def table(rows: Sequence[Row], best: dict[str, Foresight]) -> Table:
 
 
 def line(row: Row, static_hours: float) -> tuple[str, ...]:
-    """The cells of a policy; † marks one that did not keep the objectives, § one that is told the future."""
+    """The cells of a policy."""
     return (
-        row.policy + " §" * row.foresight + " †" * (not row.kept),
+        row.marked,
         _with_interval(row, lambda one: one.utilization, "{:.3f}"),
         _with_interval(row, lambda one: one.attainment, "{:.2%}"),
         _with_interval(row, hours, "{:,.1f}"),

@@ -25,6 +25,7 @@ from tokenservice.api.validation import Violation, kind_of, stored, violations
 from tokenservice.catalogue import accelerator_classes, architectures, capacity_profiles
 from tokenservice.core.checks import Input, check_names, older, static_problems
 from tokenservice.core.model import Accelerator, EngineImages, Problem, Profile, Service, ServiceKey
+from tokenservice.errors import cause
 from tokenservice.yaml_lines import composed, constructed, mark_of, twice
 
 Json = dict[str, Any]
@@ -117,7 +118,7 @@ def _read(file: Path) -> str:
         return typer.get_text_stream("stdin").read() if standard else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         where = "standard input" if standard else file
-        raise typer.BadParameter(f"{where}: {getattr(error, 'strerror', None) or error}") from error
+        raise typer.BadParameter(f"{where}: {cause(error)}") from error
 
 
 # --- The file -------------------------------------------------------------------------------------------------------

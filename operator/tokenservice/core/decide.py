@@ -49,7 +49,7 @@ from tokenservice.core.rollout import (
     making_room,
     retired,
     step,
-    taken_back,
+    without_room,
 )
 from tokenservice.core.scaling import utilization_target
 from tokenservice.core.starts import alike
@@ -75,7 +75,8 @@ def decide(snapshot: Snapshot, now: float, memo: Memo | None = None) -> Plan:
     suspects = stragglers(facts, seen)
     slow_since = since(facts, suspects, now)
     slow = lasting(facts, suspects, slow_since, now)
-    leave = departures(facts, acted_on, _settled(facts, seen, acted_on, actions), slow, now, _retiring(facts, acted_on))
+    wanted = {key: grant.counts for key, grant in acted_on.items()}
+    leave = departures(facts, wanted, _settled(facts, seen, acted_on, actions), slow, now)
     actions += leave.actions
     warmed = warm_ups(facts, acted_on)
     actions += [action for one in warmed.values() for action in one.actions]
@@ -327,7 +328,7 @@ def _giving_way(facts: Facts, seen: Outlook, grant: Grant) -> Iterable[Action]:
     key = seen.service.key
     if facts.snapshot.stale_kinds or retired(facts, key, grant.counts, grant.want.replicas):
         return
-    waiting = tuple(taken_back(facts, key, grant.counts))
+    waiting = tuple(without_room(facts, key, grant.counts))
     yield from waiting
     if not waiting and (fewer := making_room(facts, key, grant.counts, seen.owed)) is not None:
         yield fewer
@@ -356,12 +357,3 @@ def _settled(
         and seen.service.key not in busy
         and facts.deployments.get(seen.service.key, {}).keys() <= grant.counts.keys()
     }
-
-
-def _retiring(facts: Facts, grants: Mapping[ServiceKey, Grant]) -> frozenset[tuple[ServiceKey | None, str]]:
-    """Variants that are wanted no more, of pods that are marked by a move: a move of theirs would never end."""
-    return frozenset(
-        (pod.service, pod.variant)
-        for pod in facts.moving
-        if pod.service is not None and pod.service in grants and pod.variant not in grants[pod.service].counts
-    )

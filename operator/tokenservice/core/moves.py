@@ -146,18 +146,17 @@ class Departures:
 
 def departures(
     facts: Facts,
-    acted_on: Container[ServiceKey],
+    wanted: Mapping[ServiceKey, Container[str]],
     settled: Mapping[ServiceKey, Ranked],
     slow: Mapping[ServiceKey, Sequence[Straggler]],
     now: float,
-    retiring: Container[tuple[ServiceKey | None, str]] = frozenset(),
 ) -> Departures:
     """Which pods should leave their node.
 
-    A move of a service that is not `acted_on` (paused, say) stands still, and holds up no other. `settled` holds
-    the services that are as they should be, and the ways in which they may run. A slow replica goes before nodes
-    are emptied: it costs its users something now. Whose move was given up rests as if it had just come, for what was
-    in its way, which the planner did not see, may be there still. Of variants that are `retiring` nothing is replaced.
+    `wanted` are the variants that each service that is acted on is to have: a move of another (paused, say) stands
+    still, and holds up no other. `settled` holds the services that are as they should be, and the ways in which they
+    may run. A slow replica goes before nodes are emptied: it costs its users something now. Whose move was given up
+    rests as if it had just come, for what was in its way, which the planner did not see, may be there still.
     """
     policy = facts.snapshot.fleet.consolidation
     rules = Rules(
@@ -166,8 +165,8 @@ def departures(
         second_look_seconds=SECOND_LOOK_SECONDS,
         max_moves=policy.max_concurrent_moves,
     )
-    under_way = [pod for pod in facts.moving if pod.service in acted_on]
-    cancelled = _cancellations(facts, under_way, retiring)
+    under_way = [pod for pod in facts.moving if pod.service in wanted]
+    cancelled = _cancellations(facts, under_way, wanted)
     resting = {uid: at for uid, at in facts.snapshot.given_up.items() if now - at < rules.cooldown_seconds}
     given_up = resting | {mark.uid: now for mark in cancelled}
     if cancelled or under_way or not policy.enabled or facts.snapshot.stale_kinds:
@@ -245,17 +244,18 @@ def _start(facts: Facts, proposal: Proposal, rules: Rules) -> list[Action]:
 
 
 def _cancellations(
-    facts: Facts, under_way: Sequence[Pod], retiring: Container[tuple[ServiceKey | None, str]]
+    facts: Facts, under_way: Sequence[Pod], wanted: Mapping[ServiceKey, Container[str]]
 ) -> tuple[SetDeletionCost, ...]:
     """A move that cannot lead anywhere is given up: the pod stays where it is."""
     stuck = {(pod.service, pod.variant) for pod in facts.stuck}
-    ends = [(pod, _retired(pod, retiring) or _in_vain(facts, pod, stuck)) for pod in under_way]
+    ends = [(pod, _retired(pod, wanted) or _in_vain(facts, pod, stuck)) for pod in under_way]
     return tuple(mark(pod, 0, Reason.MOVE_CANCELLED, why) for pod, why in ends if why)
 
 
-def _retired(pod: Pod, retiring: Container[tuple[ServiceKey | None, str]]) -> str:
-    """That the pod is not replaced by its like any more; empty where it may be."""
-    return "its variant is no longer used" if (pod.service, pod.variant) in retiring else ""
+def _retired(pod: Pod, wanted: Mapping[ServiceKey, Container[str]]) -> str:
+    """That the pod is not replaced by its like any more, so that its move would never end; empty where it may be."""
+    kept = pod.service is None or pod.variant in wanted[pod.service]
+    return "" if kept else "its variant is no longer used"
 
 
 def _in_vain(facts: Facts, pod: Pod, stuck: Container[tuple[ServiceKey | None, str]]) -> str:

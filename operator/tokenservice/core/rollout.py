@@ -162,27 +162,29 @@ def _shrink(
     bridging = min(surge(deployment), current - wanted)  # who stands in for others is still not wanted for good
     waits = _scale_in_waits(facts, current, deployment)
     if waits is not None and waits.reason is Reason.ROLLING_OUT and _holds_up_rollout(pods, stays, current, deployment):
-        fewer = max(stays, current - 1)
-        message = f"{variant}: {current} -> {fewer} replicas, of those without a node, for which its rollout waits"
-        return Step(replicas=fewer, surge=min(bridging, fewer - wanted), reason=Reason.SCALED_DOWN, message=message)
+        fewer, which = max(stays, current - 1), "of those without a node, for which its rollout waits"
+        return _fewer(variant, wanted, fewer, current, bridging, which)
     if waits is not None:
         return replace(waits, surge=bridging)
     if stays >= current or not _only_free_pods_go(facts, pods, current, stays):
         homeless = sum(pod.node is None for pod in pods) + _refused(deployment, current, pods)
         if homeless:  # a ReplicaSet removes these before any other; they may wait for ever
             fewer = max(stays, current - homeless)
-            message = f"{variant}: {current} -> {fewer} replicas, of those without a node"
-            left = min(bridging, fewer - wanted)
-            return Step(replicas=fewer, surge=left, reason=Reason.SCALED_DOWN, message=message)
+            return _fewer(variant, wanted, fewer, current, bridging, "of those without a node")
         message = "not every replica is ready: scale-in waits"
         return Step(replicas=current, surge=bridging, reason=Reason.HOLDING, message=message)
     going = victims(pods, facts.rooms, current - stays)
+    which = f"{', '.join(pod.name for pod in going) or 'none'} goes"
+    return replace(_fewer(variant, wanted, stays, current, bridging, which), before=tuple(_marks(facts, pods, going)))
+
+
+def _fewer(variant: str, wanted: int, fewer: int, current: int, bridging: int, which: str) -> Step:
+    """A lower count; of the replicas that stand in for others no more are left than it holds beyond those wanted."""
     return Step(
-        replicas=stays,
-        surge=min(bridging, stays - wanted),
-        before=tuple(_marks(facts, pods, going)),
+        replicas=fewer,
+        surge=min(bridging, fewer - wanted),
         reason=Reason.SCALED_DOWN,
-        message=f"{variant}: {current} -> {stays} replicas, {', '.join(pod.name for pod in going) or 'none'} goes",
+        message=f"{variant}: {current} -> {fewer} replicas, {which}",
     )
 
 
@@ -297,7 +299,7 @@ def retired(facts: Facts, service: ServiceKey, counts: Mapping[str, int], asked:
     return tuple(old) if serving >= wanted else tuple(child for child in old if replicas(child) == 0)
 
 
-def taken_back(facts: Facts, service: ServiceKey, counts: Mapping[str, int]) -> Iterable[Apply]:
+def without_room(facts: Facts, service: ServiceKey, counts: Mapping[str, int]) -> Iterable[Apply]:
     """Of variants that are wanted no more, what has found no room: it would draw nodes that nobody needs.
 
     A ReplicaSet removes these before any other. What serves goes once its successors do; without any it all stays.

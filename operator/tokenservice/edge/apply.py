@@ -263,7 +263,7 @@ class Applier:
             case SetServing():
                 return [await self._set_serving(action.pod, action.uid, serving=action.serving)]
             case Place():
-                return [await self._place(action)]
+                return [await self.place(action.pod, action.uid, action.node, self._fence.held)]
             case _:
                 raise TypeError(f"{type(action).__name__} is not an action that can be carried out")
 
@@ -309,28 +309,20 @@ class Applier:
         body = {"metadata": {"uid": uid}, "status": {"conditions": [self._serving(serving)]}}
         return _written(await self._writer.patch(pod, body, Patch.STRATEGIC, "status"))
 
-    async def _place(self, action: Place) -> tuple[ObjectKey, str]:
-        """As `place`; who was frozen between the two writes lifts no gate that a successor may want to hold."""
-        await self._nominate(action.pod, action.uid, action.node)
-        if not self._fence.held():
-            raise Conflict("this process leads no more")
-        return await self._lift_gate(action.pod, action.uid)
-
-    async def place(self, pod: ObjectKey, uid: str, node: str | None) -> tuple[ObjectKey, str]:
+    async def place(
+        self, pod: ObjectKey, uid: str, node: str | None, may: Callable[[], bool] = lambda: True
+    ) -> tuple[ObjectKey, str]:
         """Nominates, lets it serve, and only then lifts our gate: a pod without its gate can always become Ready.
 
-        Both are strategic merges, so that the conditions and the gates of others stay as they are.
+        Both are strategic merges, so that the conditions and the gates of others stay as they are. `may` is asked
+        between the two: who was frozen there lifts no gate that a successor may want to hold.
         """
-        await self._nominate(pod, uid, node)
-        return await self._lift_gate(pod, uid)
-
-    async def _nominate(self, pod: ObjectKey, uid: str, node: str | None) -> None:
         status: Json = {"conditions": [self._serving(True)]}
         if node is not None:
             status["nominatedNodeName"] = node
         await self._writer.patch(pod, {"metadata": {"uid": uid}, "status": status}, Patch.STRATEGIC, "status")
-
-    async def _lift_gate(self, pod: ObjectKey, uid: str) -> tuple[ObjectKey, str]:
+        if not may():
+            raise Conflict("this process leads no more")
         lifted = {"schedulingGates": [{"$patch": "delete", "name": PLACEMENT_GATE}]}
         return _written(await self._writer.patch(pod, {"metadata": {"uid": uid}, "spec": lifted}, Patch.STRATEGIC))
 

@@ -68,6 +68,11 @@ class Row:
         return students_t(count - 1) * stdev(figure(one) for one in self.results) / sqrt(count)
 
     @property
+    def marked(self) -> str:
+        """The policy; † marks one that did not keep the objectives, § one that is told the future."""
+        return self.policy + " §" * self.foresight + " †" * (not self.kept)
+
+    @property
     def kept(self) -> bool:
         """Whether Guaranteed services kept their objectives, in the mean over seeds."""
         return self.mean(lambda one: one.attainment) >= ATTAINMENT

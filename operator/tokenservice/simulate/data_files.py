@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenservice.errors import InputError
+from tokenservice.errors import InputError, cause
 from tokenservice.simulate.traffic import LONGEST_SECONDS, MOST_TOKENS, Floats, Ints
 
 _PLAIN = ("timestamp_s", "input_tokens", "output_tokens")
@@ -241,7 +241,7 @@ class _opened:  # noqa: N801 - reads as the verb that it is
         try:
             self._file = self._path.open(encoding="utf-8-sig", newline="")
         except OSError as error:
-            raise InputError(f"{self._path}: cannot be read: {error.strerror}") from None
+            raise InputError(f"{self._path}: cannot be read: {cause(error)}") from None
         return iter(self._file)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:

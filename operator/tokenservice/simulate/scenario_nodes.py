@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tokenservice.errors import InputError
+from tokenservice.errors import InputError, cause
 from tokenservice.yaml_lines import Path as FieldPath
 from tokenservice.yaml_lines import composed, constructed, twice
 
@@ -60,7 +60,7 @@ def _read(path: Path) -> yaml.MappingNode:
         for node in nodes:
             constructed(node)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{path}: cannot be read: {cause(error)}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1

@@ -207,7 +207,7 @@ _GLANCE = ("scenario", "U", "attained", "hours of static's", "of the best peer's
 def _line(row: Row, at: Outcome) -> tuple[str, ...]:
     static = at.static
     return (
-        _name(row) if row.kept else f"{_name(row)} †",
+        row.marked,
         spread(row, utilization, "{:.3f}"),
         spread(row, attainment, _PERCENT),
         spread(row, hours, "{:,.1f}"),
@@ -227,13 +227,9 @@ def _glance(at: Outcome) -> tuple[str, ...]:
         spread(ours, attainment, _PERCENT),
         "" if static is None else f"{ratio(ours, static, hours):.3f}",
         "" if peer is None else f"{ratio(ours, peer, hours):.3f}",
-        _name(peer) if peer is not None else _no_peer(at),
+        peer.marked if peer is not None else _no_peer(at),
         f"{at_first(ours, hours) / at.oracle_hours:.3f}" if at.oracle else "",
     )
-
-
-def _name(row: Row) -> str:
-    return f"{row.policy} §" if row.foresight else row.policy
 
 
 def _no_peer(at: Outcome) -> str:
@@ -263,7 +259,7 @@ def _compared(at: Outcome) -> Iterator[str]:
     if static is not None:
         against.append(f"{ratio(ours, static, hours):.3f} of static's")
     if peer is not None:
-        against.append(f"{ratio(ours, peer, hours):.3f} of those of the best peer that keeps 99 %, {_name(peer)}")
+        against.append(f"{ratio(ours, peer, hours):.3f} of those of the best peer that keeps 99 %, {peer.marked}")
     if peer is not None and peer.foresight and at.best_blind is not None:
         blind = at.best_blind
         against.append(f"{ratio(ours, blind, hours):.3f} of those of the best {_BLIND} that does, {blind.policy}")
@@ -312,7 +308,7 @@ def _sensitivity(at: Outcome) -> tuple[str, ...]:
         f"{at.cold:g} s",
         *("not run" if ours is None else spread(ours, measure, form) for measure, form in measures),
         of_static,
-        _name(peer) if peer is not None else _no_peer(at),
+        peer.marked if peer is not None else _no_peer(at),
         "" if peer is None else spread(peer, hours, "{:,.1f}"),
     )
 

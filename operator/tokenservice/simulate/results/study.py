@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tokenservice.api.base import REQUIRED, field
-from tokenservice.errors import InputError
+from tokenservice.errors import InputError, cause
 from tokenservice.simulate.run import names
 from tokenservice.simulate.workload_spec import ScenarioModel, one_of, wrong
 
@@ -141,7 +141,7 @@ def read(path: Path, *, quick: bool = False) -> Studies:
     try:
         found = Studies.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{path}: cannot be read: {cause(error)}") from None
     except ValidationError as errors:
         raise InputError("\n".join(_told(path, dict(error)) for error in errors.errors())) from None
     studies = tuple(
