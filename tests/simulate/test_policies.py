@@ -145,31 +145,40 @@ def test_slo_aware_count(level: float, replicas: int, ready: int, wanted: int) -
 def test_slo_aware_signal_is_the_worse_percentile_over_its_target() -> None:
     ttft = ((1.0, 5.0), (2.0, 9.0), (inf, 10.0))  # P90 is 2 s, and 2 s is the target
     tpot = ((0.025, 9.0), (inf, 10.0))  # P90 is 25 ms of 50
-    assert llmd.signal(metrics(ttft_buckets=ttft, tpot_buckets=tpot), TARGETS, 0.9) == 1.0
-    assert llmd.signal(metrics(tpot_buckets=tpot), TARGETS, 0.9) == 0.5
-    assert llmd.signal(metrics(ttft_buckets=((10.0, 1.0), (inf, 1.0))), TARGETS, 0.9) == 2.0
-    assert llmd.signal(metrics(), TARGETS, 0.9) == 0.0
+    assert llmd.signal([metrics(ttft_buckets=ttft, tpot_buckets=tpot)], TARGETS, 0.9) == 1.0
+    assert llmd.signal([metrics(tpot_buckets=tpot)], TARGETS, 0.9) == 0.5
+    assert llmd.signal([metrics(ttft_buckets=((10.0, 1.0), (inf, 1.0)))], TARGETS, 0.9) == 2.0
+    assert llmd.signal([metrics()], TARGETS, 0.9) == 0.0
 
 
 def test_slo_aware_smooths_45_seconds_and_waits_30_to_go_up() -> None:
     policy = llmd.slo_aware(llmd.SloAware())
-    slow = metrics(ttft_buckets=((2.2, 10.0), (inf, 10.0)))  # P90 1.98 s of 2: signal 0.99
+    slow = metrics(ttft_buckets=((1.0, 0.0), (2.2, 10.0), (inf, 10.0)))  # P90 2.08 s of 2: signal 1.04
     counts = [ask(policy, now, make_view(4, metrics=slow)) for now in (0.0, 15.0, 30.0)]
-    assert counts == [4, 4, 8]  # 4 x 0.99 / 0.55 = 7.2, once the count that was found is 30 s old
+    assert counts == [4, 4, 8]  # 4 x 1.04 / 0.55 = 7.6, once the count that was found is 30 s old
     policy = llmd.slo_aware(llmd.SloAware())
-    calm = metrics(ttft_buckets=((1.0, 10.0), (inf, 10.0)))  # 0.45, within the band
+    calm = metrics(ttft_buckets=((1.0, 10.0), (2.2, 10.0), (inf, 10.0)))  # 0.45, within the band
     ask(policy, 0.0, make_view(4, metrics=calm))
-    assert ask(policy, 15.0, make_view(4, metrics=slow)) == 4  # smoothed 0.72 wants 6, the lowest wish of 30 s is 4
-    assert ask(policy, 30.0, make_view(4, metrics=slow)) == 6  # smoothed 0.81 wants 6, and 15 s ago did so too
+    assert ask(policy, 15.0, make_view(4, metrics=slow)) == 4  # 0.45 and 0.98 want 6, the lowest wish of 30 s is 4
+    assert ask(policy, 30.0, make_view(4, metrics=slow)) == 6  # 0.45, 0.98 and 1.01 want 6, as 15 s ago
+
+
+def test_slo_aware_looks_at_a_minute() -> None:
+    policy = llmd.slo_aware(llmd.SloAware())
+    slow = metrics(ttft_buckets=((1.0, 0.0), (4.0, 1.0), (inf, 1.0)))  # one slow request in 15 s
+    calm = metrics(ttft_buckets=((1.0, 10.0), (4.0, 10.0), (inf, 10.0)))  # P90 0.9 s of 2: within the band
+    readings = [calm] * 3 + [slow] + [calm] * 4
+    counts = [ask(policy, 15.0 * at, make_view(4, metrics=it)) for at, it in enumerate(readings)]
+    assert counts == [4] * 8  # of 31 requests in a minute the one is no tenth, though of a scrape it is all
 
 
 def test_slo_aware_goes_down_one_in_two_minutes_after_three() -> None:
     policy, count, counts = llmd.slo_aware(llmd.SloAware()), 8, {}
     busy, idle = metrics(ttft_buckets=((1.0, 10.0), (inf, 10.0))), metrics()
-    for now in range(0, 436, 15):
+    for now in range(0, 481, 15):
         count = counts[now] = ask(policy, float(now), make_view(count, metrics=busy if now == 0 else idle))
-    # The first wish, for 8, leaves the window at 180.
-    assert (counts[165], counts[180], counts[285], counts[300], counts[405], counts[420]) == (8, 7, 7, 6, 6, 5)
+    # The one busy look is in the minute until 45, so the last wish for 8 leaves the window at 225.
+    assert (counts[210], counts[225], counts[330], counts[345], counts[450], counts[465]) == (8, 7, 7, 6, 6, 5)
 
 
 # --- WVA -----------------------------------------------------------------------------------------------------------

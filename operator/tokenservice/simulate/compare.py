@@ -23,7 +23,7 @@ from tokenservice.simulate.scenario import Scenario, load
 from tokenservice.simulate.scenario_spec import ColdStart
 
 STATIC = "static-p99"
-POOLED = "static-pooled"
+STATICS = (STATIC, "static-smallest", "static-pooled")
 ORACLE = "oracle"
 ATTAINMENT = 0.99
 

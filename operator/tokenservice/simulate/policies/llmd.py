@@ -4,16 +4,20 @@ From llm-d/llm-d `guides/workload-autoscaling/README.slo-aware.md` and its manif
 and P90 TPOT over their targets, at most 2, is averaged over 45 s. Above 0.55 the count grows in proportion, discounted
 by the share of replicas that are ready yet; below 0.40 it shrinks in proportion. Up at most the larger of 100 % and 4
 pods a minute after 30 s, down one pod in 120 s after 180 s. As printed, the discount can ask for less than there is in
-the middle of a scale-up, which only the down window hides: here it never does.
+the middle of a scale-up, which only the down window hides: here it never does. The percentiles are those of a minute,
+which is put together from the shorter windows that a scenario's Prometheus is asked for.
 
 No observations count as a signal of zero, as the recording rule says; missing metrics hold the count.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from math import floor
+from statistics import fmean
 
 from tokenservice.core.capacity import Targets
 from tokenservice.core.histogram import Buckets, quantile
@@ -30,6 +34,7 @@ _BEHAVIOUR = Behaviour(
 )
 _MOST = 2.0
 _SMOOTHED_SECONDS = 45.0
+_RATED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +50,13 @@ class SloAware:
             raise ValueError("down must lie between 0 and up: lower down or raise up")
 
 
-def signal(metrics: ServiceMetrics, targets: Targets, fraction: float) -> float:
-    """The worse of the two latencies at that percentile over its target, at most 2; 0 without observations."""
-    ttft = _ratio(metrics.ttft_buckets, fraction, targets.ttft_seconds)
-    return min(_MOST, max(ttft, _ratio(metrics.tpot_buckets, fraction, targets.tpot_seconds)))
+def signal(minute: Collection[ServiceMetrics], targets: Targets, fraction: float) -> float:
+    """The worse of the two latencies at that percentile over its target, at most 2; 0 without observations.
+
+    `minute` holds what was read in the last minute, each of the time since the one before.
+    """
+    ttft = _ratio(_together([it.ttft_buckets for it in minute]), fraction, targets.ttft_seconds)
+    return min(_MOST, max(ttft, _ratio(_together([it.tpot_buckets for it in minute]), fraction, targets.tpot_seconds)))
 
 
 def desired(level: float, replicas: int, ready: int, setting: SloAware) -> int:
@@ -61,6 +69,13 @@ def desired(level: float, replicas: int, ready: int, setting: SloAware) -> int:
     return replicas
 
 
+def _together(windows: Collection[Buckets]) -> Buckets:
+    """Observations per second over all of them, bucket by bucket."""
+    return tuple(
+        (buckets[0][0], fmean(rate for _, rate in buckets)) for buckets in zip(*filter(None, windows), strict=True)
+    )
+
+
 def _ratio(buckets: Buckets, fraction: float, target: float) -> float:
     found = quantile(buckets, fraction) if buckets else 0.0
     return 0.0 if isinstance(found, Missing) else found / target
@@ -69,13 +84,15 @@ def _ratio(buckets: Buckets, fraction: float, target: float) -> float:
 @dataclass(slots=True)
 class _OnLatency:
     setting: SloAware
+    minute: deque[ServiceMetrics] = field(default_factory=lambda: deque(maxlen=round(_RATED_SECONDS / SYNC_SECONDS)))
     levels: Window = field(default_factory=lambda: Window(_SMOOTHED_SECONDS))
     hpa: Hpa = field(default_factory=lambda: Hpa(_BEHAVIOUR))
 
     def wanted(self, seen: ServiceView, at: Moment) -> int | None:
         if isinstance(seen.metrics, Missing):
             return None
-        self.levels.add(at.now, signal(seen.metrics, seen.targets, self.setting.fraction))
+        self.minute.append(seen.metrics)
+        self.levels.add(at.now, signal(self.minute, seen.targets, self.setting.fraction))
         count = desired(self.levels.mean(), seen.replicas, seen.ready, self.setting)
         return self.hpa.decide(at.now, seen, average_value(count, 1.0, seen.replicas))
 

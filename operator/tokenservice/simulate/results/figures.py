@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 
-from tokenservice.simulate.compare import POOLED, STATIC, Row
+from tokenservice.simulate.compare import STATIC, STATICS, Row
 from tokenservice.simulate.oracle import Foresight
 from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import PARTS, Result
@@ -86,7 +86,7 @@ class Outcome:
     @property
     def ranked(self) -> list[Row]:
         """Ours, static ones, then peers: those that keep 99 % by cost, then the others by attainment."""
-        first = [self.rows[name] for name in (OPERATOR, STATIC, POOLED) if name in self.rows]
+        first = [self.rows[name] for name in (OPERATOR, *STATICS) if name in self.rows]
         return first + sorted(self.peers, key=lambda row: (not row.kept, merit(row.results[0])[1]))
 
     @property

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from statistics import mean
 
-from tokenservice.simulate.compare import POOLED, STATIC, best, kept
+from tokenservice.simulate.compare import STATIC, STATICS, best, kept
 from tokenservice.simulate.oracle import Foresight
 from tokenservice.simulate.policies import POLICIES
 from tokenservice.simulate.result import Result
@@ -74,8 +74,8 @@ class Plan:
         yield from self.searches(study, known)
 
     def statics(self, study: Study) -> tuple[str, ...]:
-        """Static fleets; the pooled one where all policies are run."""
-        return (STATIC, POOLED) if study.peers == "all" else (STATIC,)
+        """Static fleets; all of them where all policies are run."""
+        return STATICS if study.peers == "all" else (STATIC,)
 
     def peers(self, study: Study, cold: float | None, known: Known) -> tuple[str, ...]:
         """The peers that are run; none yet where another study has not chosen them."""
