@@ -220,15 +220,18 @@ def targets(folder: Path, outcomes: Mapping[Unit, Result], *asked: dict[str, obj
 
 
 TARGETS: dict[str, tuple[dict[str, object], str]] = {
-    "met": ({"figure": "utilization", "atLeast": 0.6}, "U | ≥ 0.600 | 0.600 | met"),
+    "met": ({"figure": "utilization", "atLeast": 0.6}, "U | ≥ 0.600 | 0.600 | met | 0.800"),
     "missed": (
         {"figure": "utilization", "atLeast": 0.65},
-        "U | ≥ 0.650 | 0.600 | missed by 0.050 | headroom 0.300, loading 0.100",
+        "U | ≥ 0.650 | 0.600 | missed by 0.050 | 0.800 | headroom 0.300, loading 0.100",
     ),
-    "hours of static": ({"figure": "hoursOfStatic", "atMost": 0.5}, "hours of static's | ≤ 0.500 | 0.500 | met"),
+    "hours of static": (
+        {"figure": "hoursOfStatic", "atMost": 0.5},
+        "hours of static's | ≤ 0.500 | 0.500 | met | 0.400",
+    ),
     "hours of the best peer": (
         {"figure": "hoursOfBestPeer", "atMost": 0.75},
-        "hours of the best peer's | ≤ 0.750 | 0.800 | missed by 0.050 | headroom 0.300, loading 0.100",
+        "hours of the best peer's | ≤ 0.750 | 0.800 | missed by 0.050 | 0.640 | headroom 0.300, loading 0.100",
     ),
     "U of the oracle": (
         {"figure": "utilizationOfOracle", "atLeast": 0.74},
@@ -236,7 +239,7 @@ TARGETS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "attained": (
         {"figure": "attainment", "atLeast": 0.995},
-        "attained | ≥ 99.50 % | 99.20 % | missed by 0.30 points | chat: TTFT 99.20 %, TPOT 100.00 %",
+        "attained | ≥ 99.50 % | 99.20 % | missed by 0.30 points |  | chat: TTFT 99.20 %, TPOT 100.00 %",
     ),
 }
 
@@ -259,12 +262,12 @@ def beside(folder: Path, outcomes: dict[Unit, Result], *peers: str) -> tuple[str
 def test_beside_a_best_peer_that_knows_the_future_stands_the_best_that_does_not(tmp_path: Path) -> None:
     seeing = "0.800 of those of the best peer that keeps 99 %, melange (headroom=0.15) §"
     row, hours = beside(tmp_path, sweep("kubeai", (16.0, 0.995)), "melange", "kubeai")
-    assert row == "|  |  | … without foresight |  | 0.625 |  | kubeai |"
+    assert row == "|  |  | … without foresight |  | 0.625 |  |  | kubeai |"
     assert hours == f"0.500 of static's; {seeing}; 0.625 of those of the best without foresight that does, kubeai."
     row, hours = beside(tmp_path, {}, "melange", "kubeai")
-    assert row == "|  |  | … without foresight |  | none keeps 99 % |  |  |"
+    assert row == "|  |  | … without foresight |  | none keeps 99 % |  |  |  |"
     assert hours == f"0.500 of static's; {seeing}."
-    assert beside(tmp_path, {}, "melange")[0] == "|  |  | … without foresight |  | none was run |  |  |"
+    assert beside(tmp_path, {}, "melange")[0] == "|  |  | … without foresight |  | none was run |  |  |  |"
 
 
 def test_a_best_peer_without_foresight_stands_alone(tmp_path: Path) -> None:
@@ -301,7 +304,7 @@ def test_a_bound_may_come_from_another_study(tmp_path: Path) -> None:
         },
     )
     found = CANNED | {replace(OPERATOR, scenario=other): result(utilization=0.69)}
-    assert "| U | ≥ 0.700 | 0.690 | missed by 0.010 | headroom 0.210, loading 0.100 |" in text(one, found)
+    assert "| U | ≥ 0.700 | 0.690 | missed by 0.010 |  | headroom 0.210, loading 0.100 |" in text(one, found)
 
 
 def test_what_was_not_run_is_said_and_not_guessed(tmp_path: Path) -> None:

@@ -132,6 +132,8 @@ class Judged:
     bound: float | None
     reached: float | None
     half_width: float = 0.0
+    foresight: float | None = None
+    """The oracle's figure; None where it was not searched, or the figure says nothing of it."""
 
     @property
     def met(self) -> bool:
@@ -149,6 +151,7 @@ def judged(target: Target, at: Outcome, operator_of: Callable[[str], Row | None]
         bound=_bound(target, operator_of),
         reached=_reached(target.figure, at),
         half_width=_half_width(target.figure, at),
+        foresight=_foresight(target.figure, at),
     )
 
 
@@ -170,6 +173,15 @@ def _reached(figure: Figure, at: Outcome) -> float | None:
         return at_first(at.operator, utilization) / at.oracle_utilization if at.oracle else None
     other = at.static if figure is Figure.OF_STATIC else at.best_peer
     return None if other is None else ratio(at.operator, other, hours)
+
+
+def _foresight(figure: Figure, at: Outcome) -> float | None:
+    if not at.oracle or figure in (Figure.ATTAINMENT, Figure.OF_ORACLE):
+        return None
+    if figure is Figure.UTILIZATION:
+        return at.oracle_utilization
+    other = at.static if figure is Figure.OF_STATIC else at.best_peer
+    return None if other is None else at.oracle_hours / at_first(other, hours)
 
 
 def _half_width(figure: Figure, at: Outcome) -> float:

@@ -108,9 +108,11 @@ class Page:
             return
         yield "## What was asked for"
         yield _told_of(found)
-        head = ("scenario", "cold start", "figure", "asked", "reached", "", "where it goes")
-        yield table(head, [row for one in found for row in (_target(one), *_beside(one))], left=(0, 2, 5, 6))
+        head = ("scenario", "cold start", "figure", "asked", "reached", "", "the oracle's", "where it goes")
+        yield table(head, [row for one in found for row in (_target(one), *_beside(one))], left=(0, 2, 5, 7))
         yield (
+            "The oracle's: the same figure of the oracle, which knows the future and has no start-up time, on seed 0; "
+            "what is asked beyond it no decision was found to reach. "
             "Where it goes: the largest parts of the operator's own waterfall, as shares of accelerator time; for "
             "attainment the service that attains least, and its shares within each objective; for what stands below a "
             f"figure of the best peer's, the peer: the best {_BLIND}, and the operator's hours over its own."
@@ -242,7 +244,7 @@ def _part(part: str) -> Measure:
 
 def _oracle_line(at: Outcome) -> Iterator[tuple[str, ...]]:
     if at.oracle:
-        static = "" if at.static is None else f"{at.oracle_hours / at_first(at.static, hours):.3f}"
+        static = "" if at.static is None else _of_oracle(at, at.static)
         attained = min(one.attainment for one in at.oracle.values())
         shown = (f"{at.oracle_utilization:.3f}", said(attained, _PERCENT), f"{at.oracle_hours:,.1f}", static)
         yield ("oracle (foresight)", *shown, *[""] * (len(_HEAD) - 5))
@@ -320,12 +322,14 @@ def _target(one: Judged) -> tuple[str, ...]:
     scenario = load(one.at.study.scenario, needs_data=False)
     head = (f"{one.at.study.name}{_mark(scenario)}", _cold_start(one.at, scenario), _FIGURES[one.target.figure], asked)
     if one.reached is None or one.bound is None:
-        return (*head, "no peer keeps 99 %" if _without_peer(one) else "not run", "", "")
+        return (*head, "no peer keeps 99 %" if _without_peer(one) else "not run", "", "", "")
     reached = said(one.reached, form) + (f" ± {said(one.half_width, form)}" if one.half_width else "")
+    foresight = "" if one.foresight is None else said(one.foresight, form)
     if one.met:
-        return (*head, reached, "met", "")
+        return (*head, reached, "met", foresight, "")
     gap = abs(one.reached - one.bound)
-    return (*head, reached, f"missed by {f'{gap * 100:.2f} points' if percent else f'{gap:.3f}'}", _where(one))
+    missed = f"missed by {f'{gap * 100:.2f} points' if percent else f'{gap:.3f}'}"
+    return (*head, reached, missed, foresight, _where(one))
 
 
 def _told_of(found: Sequence[Judged]) -> str:
@@ -349,9 +353,14 @@ def _beside(one: Judged) -> Iterator[tuple[str, ...]]:
         return
     name = f"… {_BLIND}"
     if blind is not None:
-        yield "", "", name, "", f"{ratio(ours, blind, hours):.3f}", "", blind.policy
+        yield "", "", name, "", f"{ratio(ours, blind, hours):.3f}", "", _of_oracle(one.at, blind), blind.policy
     else:
-        yield "", "", name, "", "none keeps 99 %" if one.at.blind else "none was run", "", ""
+        yield "", "", name, "", "none keeps 99 %" if one.at.blind else "none was run", "", "", ""
+
+
+def _of_oracle(at: Outcome, row: Row) -> str:
+    """The oracle's hours over those of another on its seed."""
+    return f"{at.oracle_hours / at_first(row, hours):.3f}" if at.oracle else ""
 
 
 def _asked(bound: float, form: str, at_most: bool) -> str:
