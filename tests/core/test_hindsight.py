@@ -30,6 +30,7 @@ from tokenservice.core.hindsight import (
     all_lived,
     begun,
     lived,
+    paid,
     peak,
     rule,
     rules,
@@ -91,7 +92,7 @@ def test_for_steady_demand_nothing_is_held_that_is_not_needed_and_nothing_misses
     record = looked(((second, rate) for second in np.arange(10.0, long_enough, 10.0)), lead)
     hold = best(record)
     assert missed(record, hold) <= ALLOWED
-    assert cost(record, hold) == record.cost.min() or record.missed[record.cost.argmin()] > 0
+    assert of_rule(paid(record), hold) == paid(record).min() or record.missed[paid(record).argmin()] > 0
     assert peak(record, hold) <= rate
 
 
@@ -141,7 +142,30 @@ def test_the_rule_is_the_cheapest_of_those_that_miss_as_little(looks: list[tuple
     if hold is None:
         return
     no_more = record.missed <= of_rule(record.missed, hold)
-    assert cost(record, hold) <= record.cost[no_more].min() * (1 + 1e-9)
+    assert of_rule(paid(record), hold) <= paid(record)[no_more].min() * (1 + 1e-9)
+
+
+def test_demand_that_only_trembles_moves_no_replica() -> None:
+    """What is held over each dip costs less than to let it go and start it anew, though no rule misses too much."""
+    tremble, record = np.random.default_rng(0), begun(LEAD, 0.0, able=250.0)
+    for number in range(1, 721):
+        record = lived(record, tremble.normal(200, 20), CAPACITY, 30.0, 1, 5.0 * number)
+    assert record.missed.max() < ALLOWED * record.arrived
+    followed = of_rule(record.started, at(factor=0.7))
+    assert followed > 100
+    assert of_rule(record.started, best(record)) < 0.2 * followed
+
+
+def test_each_start_is_paid_for_once() -> None:
+    record, rises, before = begun(LEAD, 0.0), 0.0, 10.0
+    for number in range(1, 121):
+        record = lived(record, 95.0 if number % 40 < 20 else 35.0, CAPACITY, TOLERATED, 1, 5.0 * number)
+        now = of_rule(record.wanted, at())
+        rises, before = rises + max(0.0, now - before), now
+    assert rises > 10
+    assert of_rule(record.started, at()) == pytest.approx(rises, rel=0.05)  # what is long past fades
+    assert of_rule(record.started, at(leads=64.0)) < of_rule(record.started, at())
+    assert of_rule(paid(record), at()) == pytest.approx(cost(record, at()) + LEAD * of_rule(record.started, at()))
 
 
 def test_what_was_not_seen_yet_weighs_less_the_longer_the_record_is() -> None:

@@ -92,6 +92,7 @@ def test_a_full_status_fits_the_schema() -> None:
         loading=LOADING,
         forecast="7 requests/s in 60 s",
         capacity_factor=0.93,
+        overrun_share=0.2,
         decision=DecisionReport(
             reason=Reason.SCALED_UP, message="demand", inputs={"demand": "6.2"}, rejected=("l40s: too slow",)
         ),

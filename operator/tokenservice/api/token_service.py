@@ -754,5 +754,12 @@ class TokenServiceStatus(ApiModel):
         unit="ratio",
         default_text="nothing was learned yet",
     )
+    overrun_share: float | None = field(
+        None,
+        "Of the misses that the objectives allow, what demand that came before its replicas took over the last hours; "
+        "the capacity factor spends the rest",
+        unit="ratio",
+        default_text="nothing was learned yet",
+    )
     loading: Loading | None = field(None, "Replicas on their way")
     decision: Decision | None = field(None, "The last decision and the numbers behind it")

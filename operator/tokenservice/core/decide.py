@@ -150,11 +150,15 @@ def _detection_seconds(facts: Facts) -> float:
 
 def _able(facts: Facts, seen: Outlook, want: Want) -> float:
     """What the present replicas are to take, in replicas' worth."""
+    there = worth(seen.service, want.ranked, want.primary, want.current)
+    return there * facts.margin(seen.service.key).factor * _filled(facts, seen)
+
+
+def _filled(facts: Facts, seen: Outlook) -> float:
+    """Share of what its replicas take to which a service fills them."""
     spec = seen.service.spec
     assert spec is not None
-    filled = utilization_target(spec, facts.snapshot.fleet)
-    there = worth(seen.service, want.ranked, want.primary, want.current)
-    return there * facts.margin(seen.service.key).factor * filled
+    return utilization_target(spec, facts.snapshot.fleet)
 
 
 def _look(
@@ -168,7 +172,7 @@ def _look(
         capacity=facts.margin(seen.service.key).factor,
         tolerated_seconds=targets.ttft_seconds,
         fewest=max(1, spec.scaling.min_replicas),
-        filled=utilization_target(spec, facts.snapshot.fleet),
+        filled=_filled(facts, seen),
         told_by=metrics,
     )
 
@@ -182,9 +186,16 @@ def _margins(
     found: dict[ServiceKey, Margin] = {}
     for seen, margin, serving, share in zip(outlooks, margins, ready, met.values(), strict=True):
         if seen.targets is not None:
-            load = seen.load(margin.factor, serving)
             found[seen.service.key] = moved(
-                margin, seen.metrics, seen.targets, now, load=load, queued=seen.queued, enough=full, seen=share
+                margin,
+                seen.metrics,
+                seen.targets,
+                now,
+                load=seen.load(margin.factor, serving),
+                filled=_filled(facts, seen),
+                queued=seen.queued,
+                enough=full,
+                seen=share,
             )
     return found
 

@@ -62,6 +62,10 @@ _SLOPE_SECONDS, _HORIZON_SECONDS, _HIGHEST_GROWTH = 30.0, 60.0, 1.5
 DRAIN_SECONDS = 30.0
 """Least time that a queue may take to go: it adds to demand what would work it off in a lead, or in this."""
 
+_START_LEADS = 1.0
+"""A start costs this beside the time that the replica is wanted for: a node that comes before it and goes after it, the
+requests that it drains, its cold caches. A rule that follows every stir of demand pays that each time."""
+
 _COST_OF_MISSES = 100.0
 """One percent of misses beyond the allowed ones counts like twice the replicas."""
 
@@ -106,12 +110,12 @@ class Hindsight:
     Demand is in one unit throughout, that of the `capacity` that `lived` is given: replicas' worth, so that it
     weighs the same when requests grow longer; `unit` names the variant of these replicas. `recent` are the last
     (time, demand). `peaks[g, w, b]` is the highest demand with growth g in part b of window w; `targets[r, b]` the
-    lowest count that rule r asked for in part b of the last lead. By rule: its queue, what it would have missed,
-    and its replica-seconds. `arrived` and `seconds` are what the record covers, `covered` the seconds as far as
-    they are remembered. `highest` is the highest demand, which fades as the rest does, and `most` the replicas that
-    it takes; a queue may take `tolerated_seconds`; `longest_lull` is the longest time, in seconds, for which demand
-    stayed far below, and the present lull, if there is one, began at `lull_since`. `told_by` is what told the
-    demand last.
+    lowest count that rule r asked for in part b of the last lead. By rule: the count that it wanted last, its queue,
+    what it would have missed, the replicas that it would have started, and its replica-seconds. `arrived` and `seconds`
+    are what the record covers, `covered` the seconds as far as they are remembered. `highest` is the highest demand,
+    which fades as the rest does, and `most` the replicas that it takes; a queue may take `tolerated_seconds`;
+    `longest_lull` is the longest time, in seconds, for which demand stayed far below, and the present lull, if there is
+    one, began at `lull_since`. `told_by` is what told the demand last.
     """
 
     lead_seconds: float
@@ -122,8 +126,10 @@ class Hindsight:
     peaks_since: Floats
     targets: Floats
     targets_since: Floats
+    wanted: Floats
     queues: Floats
     missed: Floats
+    started: Floats
     cost: Floats
     arrived: float = 0.0
     seconds: float = 0.0
@@ -160,8 +166,10 @@ def begun(lead_seconds: float, now: float, able: float = 0.0, unit: str = "") ->
         targets=np.full((rules, _BUCKETS), np.inf, dtype=np.float32),  # whole numbers: exact, in half the memory
         targets_since=np.array([now]),
         lull_since=now,
+        wanted=np.full(rules, np.inf, dtype=np.float32),
         queues=np.zeros(rules),
         missed=np.zeros(rules),
+        started=np.zeros(rules),
         cost=np.zeros(rules),
     )
 
@@ -237,6 +245,8 @@ def _lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
     kept = [exp(-took / _memory_seconds(record)) for took, record in zip(seconds, records, strict=True)]
     came = [look.demand * took for look, took in zip(looks, seconds, strict=True)]
     missed = np.stack([record.missed for record in records]) * _column(kept) + late * _column(came)
+    rises = np.maximum(wanted - np.stack([record.wanted for record in records]), 0.0)
+    started = np.stack([record.started for record in records]) * _column(kept) + rises
     cost = np.stack([record.cost for record in records]) * _column(kept) + wanted * step
     found = []
     for row, (record, look) in enumerate(zip(records, looks, strict=True)):
@@ -253,8 +263,10 @@ def _lived(looks: Sequence[Look], now: float) -> list[Hindsight]:
                 peaks_since=peaks_since[row].copy(),
                 targets=targets[row].copy(),
                 targets_since=targets_since[row].copy(),
+                wanted=wanted[row].astype(np.float32),
                 queues=queues[row].copy(),
                 missed=missed[row].copy(),
+                started=started[row].copy(),
                 cost=cost[row].copy(),
                 arrived=record.arrived * kept[row] + came[row],
                 seconds=record.seconds + seconds[row],
@@ -330,10 +342,15 @@ def rules(records: Sequence[Hindsight], allowed: Sequence[float]) -> list[Hold |
         missed = np.stack([record.missed for record in known]) + _column(once) * short
         came = _column([max(record.arrived + rise, 1e-9) for record, rise in zip(known, once, strict=True)])
         beyond = np.maximum(0.0, missed / came - _column([allowed[number] for number in due]))
-        dear = cost * (1 + _COST_OF_MISSES * beyond)
+        dear = np.stack([paid(record) for record in known]) * (1 + _COST_OF_MISSES * beyond)
         for number, chosen in zip(due, np.argmin(dear, axis=1).tolist(), strict=True):
             found[number] = _HOLDS[chosen]
     return found
+
+
+def paid(record: Hindsight) -> Floats:
+    """Replica-seconds of each rule, with what its starts cost."""
+    return np.asarray(record.cost + record.started * (record.lead_seconds * _START_LEADS))
 
 
 def long_enough_seconds(record: Hindsight) -> float:

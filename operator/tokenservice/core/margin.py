@@ -6,12 +6,17 @@ inference does (Gibbs and Candès, NeurIPS 2021): each moment adds `rate * (allo
 of the traffic. As long as replicas come in time, the long-run share of misses then differs from the allowed one by at
 most `range / (rate * time)`, and no headroom is kept beyond that.
 
+Two spend the allowed misses: this factor, and demand that overruns the pool before replicas have come (`hindsight`
+weighs that). What overruns take of them is measured over hours, and the factor has what they leave.
+
 Engines export TTFT and TPOT apart, so the share of requests within both is known as an interval. A miss counts where
-it is certain, a success where it is certain; what lies between moves nothing.
+it is certain, a success where it is certain; what lies between moves nothing, unless more than all that are allowed may
+have missed.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isfinite, sqrt
 
 from tokenservice.core.capacity import Targets
@@ -32,24 +37,29 @@ of Angelopoulos, Barber and Bates (ICML 2024). It never falls faster: a first lo
 _BLIND_SECONDS = 60.0
 """After demand has overrun the pool, its queue and the windows of rates still tell of that."""
 
-_KEPT = 0.5
-"""Share of the allowed misses that one may spend of the two who spend them: this factor, and the rule in force of
-`hindsight`."""
+_LEAST_KEPT, _MOST_KEPT = 0.5, 0.9
+"""Shares of the allowed misses that are left to the factor whatever overruns take: headroom is no help against steps
+of demand, and one bad hour should not buy it for a day; and a little is kept for what windows of rates tell late."""
 
-_MEMORY_SECONDS = 3600.0
+_MEMORY_SECONDS, _OVERRUN_MEMORY_SECONDS = 3600.0, 4 * 3600.0
 _LONGEST_STEP_SECONDS = 30.0
 
 
 UNTRIED = Margin()
 
-_TRIED, _OVERRUN = 0.7, 1.05
-"""Shares of the allowed load between which attainment says something of the capacity: an idle pool keeps any
-objective, and one that demand has overrun keeps none. The latter is a matter of time (see `hindsight`)."""
+_TRIED, _OVERRUN = 0.9, 1.05
+"""Between this share of what replicas are filled to, and this share of what they take, attainment says something of the
+capacity: a pool with room keeps any objective, and one that demand has overrun keeps none. The latter is a matter of
+time (see `hindsight`)."""
 
 
 def allowed(targets: Targets) -> float:
-    """Share of requests that may miss, as far as it is spent."""
-    return (1 - max(targets.ttft_fraction, targets.tpot_fraction)) * _KEPT
+    """Share of requests that may miss, as far as the rules of `hindsight` may spend it."""
+    return _may_miss(targets) * _LEAST_KEPT
+
+
+def _may_miss(targets: Targets) -> float:
+    return 1 - max(targets.ttft_fraction, targets.tpot_fraction)
 
 
 def usable(margin: Margin) -> float:
@@ -59,15 +69,31 @@ def usable(margin: Margin) -> float:
 
 def remembered(status: Json) -> Margin:
     """What a status says was learned, for a process that has learned nothing itself; UNTRIED where it says nothing."""
-    factor = status.get("capacityFactor")
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or not isfinite(factor):
+    factor = _number(status.get("capacityFactor"))
+    if factor is None:
         return UNTRIED
-    return Margin(min(max(float(factor), LOWEST), HIGHEST), tried_seconds=_LEARNING_SECONDS)
+    overruns = _number(status.get("overrunShare"))
+    return Margin(
+        min(max(factor, LOWEST), HIGHEST),
+        tried_seconds=_LEARNING_SECONDS,
+        overrun_share=UNTRIED.overrun_share if overruns is None else max(0.0, overruns),
+    )
+
+
+def _number(written: object) -> float | None:
+    if not isinstance(written, int | float) or isinstance(written, bool) or not isfinite(written):
+        return None
+    return float(written)
 
 
 def learned(margin: Margin) -> float | None:
     """What a status says of it; None while nothing was learned."""
     return usable(margin) if margin.tried_seconds > 0 else None
+
+
+def overruns(margin: Margin) -> float | None:
+    """What a status says of the share that overruns take, to a tenth; None while nothing was learned."""
+    return round(margin.overrun_share, 1) if margin.tried_seconds > 0 else None
 
 
 def moved(
@@ -77,34 +103,44 @@ def moved(
     now: float,
     *,
     load: float,
+    filled: float = 1.0,
     queued: bool = False,
     enough: bool = False,
     seen: Interval | Missing | None = None,
 ) -> Margin:
     """The margin after one more look. `seen` is what `within` says, for callers who know it already.
 
-    `load` is demand as a share of what the present replicas are held to take; a pool that is not tried proves
-    nothing. `queued` says that a queue stands: after demand has overrun the pool, it tells of that for as long as it
-    does. `enough` says that the fleet is as full as it should be. In both cases the factor does not rise.
+    `load` is demand as a share of what the present replicas are held to take, `filled` the share to which they are to
+    be filled; a pool that is not tried proves nothing. `queued` says that a queue stands: after demand has overrun the
+    pool, it tells of that for as long as it does. `enough` says that the fleet is as full as it should be. In both
+    cases the factor does not rise.
     """
     overrun = load > _OVERRUN or (queued and now < margin.blind_until)
-    if isinstance(metrics, Missing) or margin.at is None or now <= margin.at or overrun:
-        blind = now + _BLIND_SECONDS if overrun else margin.blind_until
-        return Margin(margin.factor, margin.usual, now, blind, margin.tried_seconds)
+    looked = replace(margin, at=now, blind_until=now + _BLIND_SECONDS if overrun else margin.blind_until)
+    if isinstance(metrics, Missing) or margin.at is None or now <= margin.at:
+        return looked
     seconds = min(now - margin.at, _LONGEST_STEP_SECONDS)
-    usual = _usual(margin, metrics.requests_per_second, seconds)
+    if not overrun:
+        looked = replace(looked, usual=_usual(margin, metrics.requests_per_second, seconds))
     if seen is None:
         seen = within(metrics, targets)
-    if isinstance(seen, Missing) or usual <= 0:
-        return Margin(margin.factor, usual, now, margin.blind_until, margin.tried_seconds)
-    weight = min(metrics.requests_per_second / usual, 3.0)
-    step = _PER_SECOND * seconds * weight * _surprise(seen, allowed(targets))
-    if (step > 0 and (enough or load < _TRIED)) or now < margin.blind_until:
-        return Margin(margin.factor, usual, now, margin.blind_until, margin.tried_seconds)
+    if isinstance(seen, Missing) or looked.usual <= 0:
+        return looked
+    weight, may, blind = metrics.requests_per_second / looked.usual, _may_miss(targets), now < looked.blind_until
+    taken = weight * (1 - seen.low) / may if blind else 0.0
+    looked = replace(looked, overrun_share=_mean(margin.overrun_share, taken, seconds / _OVERRUN_MEMORY_SECONDS))
+    step = _PER_SECOND * seconds * min(weight, 3.0) * _surprise(seen, may, _left(margin))
+    if blind or (step > 0 and (enough or load < _TRIED * filled)):
+        return looked
     if step > 0:
         step *= _pace(margin)
     factor = min(max(margin.factor + step, LOWEST), HIGHEST)
-    return Margin(factor, usual, now, margin.blind_until, margin.tried_seconds + seconds)
+    return replace(looked, factor=factor, tried_seconds=margin.tried_seconds + seconds)
+
+
+def _left(margin: Margin) -> float:
+    """Share of the allowed misses that the factor may spend."""
+    return min(max(1 - margin.overrun_share, _LEAST_KEPT), _MOST_KEPT)
 
 
 def _pace(margin: Margin) -> float:
@@ -113,10 +149,11 @@ def _pace(margin: Margin) -> float:
 
 
 def _usual(margin: Margin, rate: float, seconds: float) -> float:
-    if margin.usual <= 0:
-        return rate
-    weight = min(1.0, seconds / _MEMORY_SECONDS)
-    return margin.usual + weight * (rate - margin.usual)
+    return _mean(margin.usual, rate, seconds / _MEMORY_SECONDS) if margin.usual > 0 else rate
+
+
+def _mean(before: float, now: float, weight: float) -> float:
+    return before + min(1.0, weight) * (now - before)
 
 
 def within(metrics: ServiceMetrics, targets: Targets) -> Interval | Missing:
@@ -126,9 +163,11 @@ def within(metrics: ServiceMetrics, targets: Targets) -> Interval | Missing:
     )
 
 
-def _surprise(seen: Interval, may: float) -> float:
-    """How many fewer requests missed than may, negative when more did; 0 where it cannot be told."""
+def _surprise(seen: Interval, may: float, left: float) -> float:
+    """How many fewer requests missed than what is `left` of those that may, negative when more did.
+
+    0 where it cannot be told.
+    """
     fewest, most = 1 - seen.high, 1 - seen.low
-    if fewest > may:
-        return may - fewest
-    return may - most if most < may else 0.0
+    certain = min(may * left - fewest, may - most)
+    return certain if certain < 0 else max(0.0, may * left - most)

@@ -231,6 +231,7 @@ class Margin:
 
     `usual` is the mean rate of requests, per second; `at` is when the factor was last moved; until
     `blind_until` nothing is learned. `tried_seconds` is how long the pool was under a load that teaches.
+    `overrun_share` is what the time after demand had overrun the pool took of the misses that are allowed, over hours.
     """
 
     factor: float = 1.0
@@ -238,6 +239,7 @@ class Margin:
     at: float | None = None
     blind_until: float = 0.0
     tried_seconds: float = 0.0
+    overrun_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from tokenservice.core.conditions import by_type
 from tokenservice.core.deployment import startup_seconds
 from tokenservice.core.facts import Facts, replicas, rolling_out, spans_nodes
 from tokenservice.core.histogram import quantile
-from tokenservice.core.margin import learned
+from tokenservice.core.margin import learned, overruns
 from tokenservice.core.memo import column
 from tokenservice.core.model import (
     Accelerator,
@@ -256,6 +256,7 @@ def _service_report(decided: Decided, seen: Outlook, mine: Sequence[Action], now
         cost_per_million_tokens=_cost(seen, crew),
         workload=seen.workload,
         capacity_factor=learned(facts.margin(service.key)),
+        overrun_share=overruns(facts.margin(service.key)),
         adapters=_adapters(facts, service.key),
         warm_nodes=decided.warm_nodes.get(service.key, ()),
         decision=DecisionReport(reason=seen.scaling.reason, message="") if seen.scaling is not None else None,

@@ -119,6 +119,7 @@ class ServiceReport:
     joules_per_token: Figure = NOT_MEASURED
     workload: Workload = DEFAULT
     capacity_factor: float | None = None
+    overrun_share: float | None = None
     forecast: str | None = None
     decision: DecisionReport | None = None
     adapters: tuple[AdapterReport, ...] = ()
@@ -158,6 +159,7 @@ def service_status(report: ServiceReport, now: float) -> Json:
         "forecast": shortened(report.forecast, 256) if report.forecast else None,
         "workload": workload_status(report.workload),
         "capacityFactor": report.capacity_factor,
+        "overrunShare": report.overrun_share,
         "loading": _loading(report.loading),
         "decision": _decision(report.decision),
     }
