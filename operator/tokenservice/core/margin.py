@@ -42,7 +42,9 @@ _LEAST_KEPT, _MOST_KEPT = 0.5, 0.9
 of demand, and one bad hour should not buy it for a day; and a little is kept for what windows of rates tell late."""
 
 _MEMORY_SECONDS, _OVERRUN_MEMORY_SECONDS = 3600.0, 4 * 3600.0
-_LONGEST_STEP_SECONDS = 30.0
+_LONGEST_STEP_SECONDS, _MOST_WEIGHT = 30.0, 3.0
+"""A moment counts for so long, and for so many times the usual traffic, at most: what nobody had seen before is no
+measure of what is usual."""
 
 
 UNTRIED = Margin()
@@ -126,10 +128,11 @@ def moved(
         seen = within(metrics, targets)
     if isinstance(seen, Missing) or looked.usual <= 0:
         return looked
-    weight, may, blind = metrics.requests_per_second / looked.usual, _may_miss(targets), now < looked.blind_until
+    weight = min(metrics.requests_per_second / looked.usual, _MOST_WEIGHT)
+    may, blind = _may_miss(targets), now < looked.blind_until
     taken = weight * (1 - seen.low) / may if blind else 0.0
     looked = replace(looked, overrun_share=_mean(margin.overrun_share, taken, seconds / _OVERRUN_MEMORY_SECONDS))
-    step = _PER_SECOND * seconds * min(weight, 3.0) * _surprise(seen, may, _left(margin))
+    step = _PER_SECOND * seconds * weight * _surprise(seen, may, _left(margin))
     if blind or (step > 0 and (enough or load < _TRIED * filled)):
         return looked
     if step > 0:
