@@ -16,7 +16,6 @@ have missed.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import isfinite, sqrt
 
 from tokenservice.core.capacity import Targets
@@ -118,27 +117,26 @@ def moved(
     cases the factor does not rise.
     """
     overrun = load > _OVERRUN or (queued and now < margin.blind_until)
-    looked = replace(margin, at=now, blind_until=now + _BLIND_SECONDS if overrun else margin.blind_until)
+    blind_until = now + _BLIND_SECONDS if overrun else margin.blind_until
     if isinstance(metrics, Missing) or margin.at is None or now <= margin.at:
-        return looked
+        return Margin(margin.factor, margin.usual, now, blind_until, margin.tried_seconds, margin.overrun_share)
     seconds = min(now - margin.at, _LONGEST_STEP_SECONDS)
-    if not overrun:
-        looked = replace(looked, usual=_usual(margin, metrics.requests_per_second, seconds))
+    usual = margin.usual if overrun else _usual(margin, metrics.requests_per_second, seconds)
     if seen is None:
         seen = within(metrics, targets)
-    if isinstance(seen, Missing) or looked.usual <= 0:
-        return looked
-    weight = min(metrics.requests_per_second / looked.usual, _MOST_WEIGHT)
-    may, blind = _may_miss(targets), now < looked.blind_until
+    if isinstance(seen, Missing) or usual <= 0:
+        return Margin(margin.factor, usual, now, blind_until, margin.tried_seconds, margin.overrun_share)
+    weight = min(metrics.requests_per_second / usual, _MOST_WEIGHT)
+    may, blind = _may_miss(targets), now < blind_until
     taken = weight * (1 - seen.low) / may if blind else 0.0
-    looked = replace(looked, overrun_share=_mean(margin.overrun_share, taken, seconds / _OVERRUN_MEMORY_SECONDS))
+    share = _mean(margin.overrun_share, taken, seconds / _OVERRUN_MEMORY_SECONDS)
     step = _PER_SECOND * seconds * weight * _surprise(seen, may, _left(margin))
     if blind or (step > 0 and (enough or load < _TRIED * filled)):
-        return looked
+        return Margin(margin.factor, usual, now, blind_until, margin.tried_seconds, share)
     if step > 0:
         step *= _pace(margin)
     factor = min(max(margin.factor + step, LOWEST), HIGHEST)
-    return replace(looked, factor=factor, tried_seconds=margin.tried_seconds + seconds)
+    return Margin(factor, usual, now, blind_until, margin.tried_seconds + seconds, share)
 
 
 def _left(margin: Margin) -> float:

@@ -94,6 +94,10 @@ class Outcome:
         """Of all services."""
         return sum(one.accelerator_hours for one in self.oracle.values())
 
+    def oracle_of(self, row: Row | None) -> float | None:
+        """The oracle's hours over those of another on its seed; None where one of the two was not run."""
+        return self.oracle_hours / at_first(row, hours) if self.oracle and row is not None else None
+
     @property
     def oracle_utilization(self) -> float:
         """As the policies'."""
@@ -171,17 +175,21 @@ def _reached(figure: Figure, at: Outcome) -> float | None:
         return at.operator.mean(attainment)
     if figure is Figure.OF_ORACLE:
         return at_first(at.operator, utilization) / at.oracle_utilization if at.oracle else None
-    other = at.static if figure is Figure.OF_STATIC else at.best_peer
+    other = _other(figure, at)
     return None if other is None else ratio(at.operator, other, hours)
 
 
 def _foresight(figure: Figure, at: Outcome) -> float | None:
-    if not at.oracle or figure in (Figure.ATTAINMENT, Figure.OF_ORACLE):
+    if figure in (Figure.ATTAINMENT, Figure.OF_ORACLE):
         return None
     if figure is Figure.UTILIZATION:
-        return at.oracle_utilization
-    other = at.static if figure is Figure.OF_STATIC else at.best_peer
-    return None if other is None else at.oracle_hours / at_first(other, hours)
+        return at.oracle_utilization if at.oracle else None
+    return at.oracle_of(_other(figure, at))
+
+
+def _other(figure: Figure, at: Outcome) -> Row | None:
+    """Whose hours a figure divides by."""
+    return at.static if figure is Figure.OF_STATIC else at.best_peer
 
 
 def _half_width(figure: Figure, at: Outcome) -> float:

@@ -244,9 +244,13 @@ def _part(part: str) -> Measure:
 
 def _oracle_line(at: Outcome) -> Iterator[tuple[str, ...]]:
     if at.oracle:
-        static = "" if at.static is None else _of_oracle(at, at.static)
         attained = min(one.attainment for one in at.oracle.values())
-        shown = (f"{at.oracle_utilization:.3f}", said(attained, _PERCENT), f"{at.oracle_hours:,.1f}", static)
+        shown = (
+            f"{at.oracle_utilization:.3f}",
+            said(attained, _PERCENT),
+            f"{at.oracle_hours:,.1f}",
+            _ratio(at.oracle_of(at.static)),
+        )
         yield ("oracle (foresight)", *shown, *[""] * (len(_HEAD) - 5))
 
 
@@ -353,14 +357,13 @@ def _beside(one: Judged) -> Iterator[tuple[str, ...]]:
         return
     name = f"… {_BLIND}"
     if blind is not None:
-        yield "", "", name, "", f"{ratio(ours, blind, hours):.3f}", "", _of_oracle(one.at, blind), blind.policy
+        yield "", "", name, "", f"{ratio(ours, blind, hours):.3f}", "", _ratio(one.at.oracle_of(blind)), blind.policy
     else:
         yield "", "", name, "", "none keeps 99 %" if one.at.blind else "none was run", "", "", ""
 
 
-def _of_oracle(at: Outcome, row: Row) -> str:
-    """The oracle's hours over those of another on its seed."""
-    return f"{at.oracle_hours / at_first(row, hours):.3f}" if at.oracle else ""
+def _ratio(found: float | None) -> str:
+    return "" if found is None else f"{found:.3f}"
 
 
 def _asked(bound: float, form: str, at_most: bool) -> str:
